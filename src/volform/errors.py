@@ -1,0 +1,41 @@
+"""The errors and warnings of volform: one class for each thing that a user can put right."""
+
+
+class VolformError(ValueError):
+    """Base class of every error that volform raises on bad input."""
+
+
+class MetricError(VolformError):
+    """A metric returned something that is no metric: wrong shape, not symmetric, not finite."""
+
+
+class SingularMetricError(MetricError):
+    """A metric (or its pull-back) is not positive definite, so it has no volume form."""
+
+
+class ModelError(VolformError):
+    """A NumPyro model that has no density on R^d: discrete, subsampled or empty."""
+
+
+class UnknownSiteError(ModelError):
+    """A metric was attached to a site that the model does not have."""
+
+
+class DataError(VolformError):
+    """Data that no posterior can be conditioned on: NaN, infinite, empty or of unequal length."""
+
+
+class ConvergenceError(VolformError):
+    """No mode was found, so there is no point to expand around."""
+
+
+class SaddleError(ConvergenceError):
+    """The stationary point is not a strict minimum of -log q^G."""
+
+
+class PrecisionWarning(UserWarning):
+    """float32 is too coarse for a Hessian of this conditioning."""
+
+
+class TrustWarning(UserWarning):
+    """A result exists, but one of its gauges says that it cannot be relied on."""

@@ -1,0 +1,9 @@
+"""NumPyro models with metrics: attaching, conditioning, model-wide Fisher metrics, priors."""
+
+from volform.models.attach import Attached as Attached, attach as attach
+from volform.models.binding import Unconstrained as Unconstrained
+from volform.models.information import (
+    JointFisher as JointFisher,
+    LikelihoodFisher as LikelihoodFisher,
+)
+from volform.models.posterior import Posterior as Posterior, condition as condition

@@ -1,0 +1,217 @@
+"""Metrics read off a NumPyro model by tracing it: likelihood Fisher and joint Fisher."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions import biject_to
+
+from volform.errors import MetricError, UnknownSiteError
+from volform.geometry import Metric
+from volform.geometry.dependence import dependence
+from volform.geometry.information import MonteCarlo, Move, Route, Silent, choose_route, tangent_like
+
+Trace = dict[str, Any]
+
+
+class ModelMetric(Metric):
+    """A metric read off a whole model; it has no meaning on a single value."""
+
+    reference: eqx.AbstractVar[Callable | None]
+    key: eqx.AbstractVar[PRNGKeyArray | None]
+    draws: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Whether a sample site of the trace enters the sum."""
+
+    def __call__(self, point: Any) -> lx.AbstractLinearOperator:
+        """Not defined: the metric needs a model."""
+        raise MetricError(
+            f"`{type(self).__name__}` is read off a whole model and has no matrix at a bare "
+            "point; attach it with `vf.attach(model, metric)` and use `vf.condition`."
+        )
+
+    def __repr__(self) -> str:
+        name = getattr(self.reference, "__name__", repr(self.reference))
+        of = "" if self.reference is None else f"reference={name}"
+        return f"{type(self).__name__}({of})"
+
+
+class LikelihoodFisher(ModelMetric):
+    """The Fisher metric of the observed sites, `G = sum_s J_s^T F_s J_s`.
+
+    J_s is the Jacobian of the parameters of the observed site s, as the model computes them from
+    its latent values, and F_s the Fisher information of its family. It is singular where some
+    latent site does not move the likelihood, as the scale of a hierarchical prior; use
+    `JointFisher()` there, or `LikelihoodFisher() + eps * Euclidean()`.
+
+    Args:
+        reference: another spelling of the same model to read the geometry from; its sites must be
+            sites (sampled or deterministic) of the model that the metric is attached to.
+        key: key for families that only Monte Carlo can do.
+        draws: number of Monte Carlo draws.
+
+    Raises:
+        MetricError: at `condition`, when no site is observed or a family needs `key`.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> data = jnp.array([1, 2, 4])
+    >>> posterior = vf.condition(vf.attach(model, vf.LikelihoodFisher()), data)
+    >>> u = posterior.unconstrain({"rate": 2.0})
+    >>> posterior.metric(u).as_matrix().tolist()  # n rate, the Fisher information of log rate
+    [[6.0]]
+    """
+
+    reference: Callable | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
+    draws: int = eqx.field(static=True, default=1024)
+
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Observed sites."""
+        return site["is_observed"]
+
+
+class JointFisher(ModelMetric):
+    """The metric of the joint score over all sites, `G = sum_s D_s^T S_s D_s`.
+
+    D_s is the Jacobian of the pair (value x_s, parameters z_s) of the site s with respect to the
+    latent values, and `S_s = E_{x ~ p(. | z)}[s s^T]` with s = d log p(x | z) / d(x, z); rows of x
+    only where the site is latent. For Normal(loc, scale) in the order (x, loc, scale) S is
+    [[1, -1, 0], [-1, 1, 0], [0, 0, 2]] / scale^2. Positive definite for proper hierarchical
+    models. The x-row is in the value's own coordinate, except for Gamma, Beta, Dirichlet, Uniform
+    and families without a closed form, where it is in log x, logit x, log-ratios or NumPyro's
+    unconstrained coordinates: there the score in x itself need not be square-integrable.
+
+    Args:
+        reference: another spelling of the same model to read the geometry from; then centered and
+            non-centered spellings get one and the same metric.
+        key: key for families that only Monte Carlo can do.
+        draws: number of Monte Carlo draws.
+
+    Raises:
+        MetricError: at `condition`, when a family needs `key`.
+
+    >>> import numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model():
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    ...     numpyro.sample("x", dist.Normal(mu, 0.5))
+    >>> posterior = vf.condition(vf.attach(model, vf.JointFisher()))
+    >>> posterior.metric(posterior.unconstrain({"mu": 0.0, "x": 0.0})).as_matrix().tolist()
+    [[4.25, -4.0], [-4.0, 4.0]]
+    """
+
+    reference: Callable | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
+    draws: int = eqx.field(static=True, default=1024)
+
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Every sample site."""
+        return True
+
+
+class Information(eqx.Module):
+    """A `ModelMetric` bound to a model: a route for every site that enters the sum."""
+
+    routes: dict[str, Route]
+
+    def gram(
+        self, trace_at: Callable[[Array], Trace], u: Float[Array, " d"]
+    ) -> Float[Array, "d d"]:
+        """The sum of the sites' Gram matrices in unconstrained coordinates."""
+
+        def sites(u: Float[Array, " d"]) -> dict[str, Any]:
+            trace = trace_at(u)
+            return {name: site_state(trace[name]) for name in self.routes}
+
+        states = sites(u)
+
+        def tangents(direction: Float[Array, " d"]) -> dict[str, Any]:
+            return tangent_like(*jax.jvp(sites, (u,), (direction,)))
+
+        moved = jax.vmap(tangents)(jnp.eye(u.size, dtype=u.dtype))
+        total = jnp.zeros((u.size, u.size), u.dtype)
+        for name, route in self.routes.items():
+            state, tangent = states[name], moved[name]
+            move = Move(
+                state["x"], tangent["x"], tangent["t"], state["fn"], tangent["fn"], state["weight"]
+            )
+            total += route.gram(move.reduced())
+        return total
+
+
+def site_state(site: dict[str, Any]) -> dict[str, Any]:
+    """What moves at a site: value, unconstrained value, distribution (of the value's batch)."""
+    fn, value = site["fn"], site["value"]
+    weight = jnp.asarray(1.0) if site["scale"] is None else site["scale"]
+    if site["is_observed"]:
+        shape = jnp.shape(value)
+        batch = shape[: len(shape) - len(fn.event_shape)]
+        if len(batch) > len(fn.batch_shape):
+            fn = fn.expand(batch)
+        return {"x": None, "t": None, "fn": fn, "weight": weight}
+    t = biject_to(fn.support).inv(value)
+    return {"x": value, "t": t, "fn": fn, "weight": weight}
+
+
+def bind_information(
+    metric: ModelMetric, trace_at: Callable[[Array], Trace], u: Float[Array, " d"]
+) -> Information:
+    """Choose a route for every site of the trace, once, from what moves with u.
+
+    Raises:
+        MetricError: when no site of the sum carries information, or a family needs a key.
+        UnknownSiteError: when the reference model has a latent site that the model lacks.
+    """
+    names: list[str] = []
+    latent: dict[str, bool] = {}
+    fns: dict[str, Any] = {}
+
+    def sites(u: Float[Array, " d"]) -> dict[str, Any]:
+        trace = trace_at(u)
+        for name, site in trace.items():
+            if site["type"] == "sample" and metric.counts(site):
+                names.append(name)
+                latent[name] = not site["is_observed"]
+                fns[name] = site_state(site)["fn"]
+        return {name: fns[name] for name in names}
+
+    flags = dependence(sites, u)
+    sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
+    routes = {
+        name: choose_route(
+            fns[name], latent=latent[name], moving=flags[name], sampler=sampler, name=name
+        )
+        for name in dict.fromkeys(names)
+    }
+    heard = {name: route for name, route in routes.items() if not isinstance(route, Silent)}
+    if not heard:
+        raise MetricError(
+            f"`{type(metric).__name__}` found no site with Fisher information among "
+            f"{list(routes)}: it needs an observed `numpyro.sample(..., obs=...)` whose "
+            "distribution depends on the parameters (`numpyro.factor` has no family)."
+        )
+    return Information(heard)
+
+
+def reference_values(reference_latents: list[str], named: dict[str, Any]) -> dict[str, Any]:
+    """The values of the reference model's latent sites, taken by name.
+
+    Raises:
+        UnknownSiteError: when one of them is missing.
+    """
+    missing = [name for name in reference_latents if name not in named]
+    if missing:
+        raise UnknownSiteError(
+            f"The `reference` model has latent sites {missing} that the model does not compute; "
+            f"it has {sorted(named)}. Name them with `numpyro.deterministic`."
+        )
+    return {name: named[name] for name in reference_latents}

@@ -1,0 +1,261 @@
+"""A NumPyro model with data and metric: densities and geometry on R^d."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.primitives import Messenger
+
+from volform.errors import ModelError
+from volform.geometry import Euclidean, Metric, logdet
+from volform.geometry.dependence import dependence, moves
+from volform.models.attach import Attached, Sites, attached_metrics
+from volform.models.binding import Binder, Part, assemble, bind
+from volform.models.layout import Inspection, Layout, inspect_model
+from volform.models.program import Program, make_program
+
+
+class Posterior(eqx.Module):
+    """A model, its data and a metric, as functions on unconstrained points u in R^d.
+
+    Built by `condition`. u is flat: the latent sites in the order in which the model samples
+    them, each in NumPyro's `biject_to` coordinates. Densities are unnormalized posteriors, that
+    is, joint densities p(data, parameters).
+
+    Attributes:
+        layout: latent sites and their charts.
+        program: the model with its data.
+        parts: the summands of the metric.
+        observed: names of observed sites.
+        known: names of all values that a metric may be attached to.
+        metric_name: the metric in words, shown with every result.
+    """
+
+    layout: Layout
+    program: Program
+    parts: tuple[Part, ...]
+    observed: tuple[str, ...] = eqx.field(static=True)
+    known: tuple[str, ...] = eqx.field(static=True)
+    metric_name: str = eqx.field(static=True)
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates d."""
+        return self.layout.dim
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the latent sites."""
+        return self.layout.names
+
+    @property
+    def model(self) -> Callable:
+        """The NumPyro model."""
+        return self.program.model
+
+    def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Named values at u, of the latent sites or of any sites, deterministic ones included.
+
+        Args:
+            u: unconstrained point, shape (d,).
+            names: sites; all latent sites by default.
+        """
+        latent = self.layout.constrain(u)
+        if names is None:
+            return latent
+        return named_values(self.layout, self.program, u, names)
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Float[Array, " d"]:
+        """The point u with the given latent values.
+
+        Args:
+            values: value of every latent site, inside its support.
+
+        Raises:
+            UnknownSiteError: when a latent site is missing.
+        """
+        return self.layout.unconstrain(values)
+
+    def log_density(
+        self, u: Float[Array, " d"], base: Literal["volume", "lebesgue"] = "volume"
+    ) -> Float[Array, ""]:
+        """Log joint density at u, with respect to dV_G or to Lebesgue measure in u.
+
+        `log q^G(u) = log p_u(u) - 1/2 log det G_u(u)` with p_u NumPyro's unconstrained density,
+        which holds `log |det dv/du|`. q^G transforms as a function; p_u does not.
+
+        Args:
+            u: unconstrained point, shape (d,).
+            base: "volume" for dV_G, "lebesgue" for du.
+
+        Raises:
+            ValueError: for any other `base`.
+        """
+        if base not in _BASES:
+            raise ValueError(f"`base` should be one of {list(_BASES)}; got {base!r}.")
+        values, log_det = self.layout.constrain_with_log_det(u)
+        lebesgue = self.program.run_with_density(values)[0] + log_det
+        return _BASES[base](self, u, lebesgue)
+
+    def metric(self, u: Float[Array, " d"]) -> lx.AbstractLinearOperator:
+        """The metric in u, `G_u = J_uv^T G_v J_uv`: an operator on flat vectors, shape (d, d).
+
+        Identity, diagonal and block-diagonal metrics stay so.
+        """
+        return assemble(self.parts, self.layout, self.program, self._named, u)
+
+    def log_volume(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+        """`1/2 log det G_u(u)`: the volume element against Lebesgue measure in u."""
+        return 0.5 * logdet(self.metric(u))
+
+    def _named(self, u: Float[Array, " d"], names: tuple[str, ...]) -> dict[str, Any]:
+        return named_values(self.layout, self.program, u, names)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)
+        parts = "\n  ".join(part.label() for part in self.parts)
+        return (
+            f"Posterior of {getattr(self.model, '__name__', self.model)}: {self.dim} parameters "
+            f"({sites}), observed {', '.join(self.observed) or 'nothing'}\n"
+            f"metric {self.metric_name}\n  {parts}"
+        )
+
+
+_BASES: dict[str, Callable] = {
+    "volume": lambda posterior, u, density: density - posterior.log_volume(u),
+    "lebesgue": lambda posterior, u, density: density,
+}
+
+
+def named_values(
+    layout: Layout, program: Program, u: Float[Array, " d"], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Values of `names` at u; the model is traced only when one of them is deterministic."""
+    latent = layout.constrain(u)
+    if all(name in latent for name in names):
+        return {name: latent[name] for name in names}
+    trace = program.run(latent)
+    return {name: trace[name]["value"] for name in names}
+
+
+def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
+    """Condition a NumPyro model on data, with the metrics attached to it.
+
+    Args:
+        model: a NumPyro model, usually from `attach`; without metrics every site has
+            `Euclidean()` in its own value coordinates.
+        *args: the model's arguments.
+        **kwargs: the model's keyword arguments, the data among them.
+
+    Returns:
+        A `Posterior`: densities and metric as functions of an unconstrained point.
+
+    Raises:
+        ModelError: discrete or subsampled latent sites, no latent site, moving support.
+        UnknownSiteError: a metric attached to a site that the model does not have.
+        DataError: observed data that are NaN, infinite, empty or of unequal length.
+        MetricError: a metric that cannot be bound to the model.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    ...     numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
+    >>> posterior = vf.condition(vf.attach(model, vf.LikelihoodFisher()), jnp.array([0.3, -0.5]))
+    >>> posterior
+    Posterior of model: 1 parameters (sigma), observed y
+    metric LikelihoodFisher()
+      LikelihoodFisher() [y: closed form]
+    """
+    by_site, wide = attached_metrics(model)
+    program = make_program(_unwrapped(model), args, kwargs)
+    inspection = inspect_model(program)
+    layout, program = inspection.layout, inspection.program
+    if wide is None:
+        by_site = {**_metrics_inside(inspection), **by_site}
+    known = (*layout.names, *inspection.deterministic)
+    covered = _covered(inspection, by_site)
+    carriers = tuple(covered.get(name, name) for name in layout.names)
+
+    def named(u: Any, names: tuple[str, ...]) -> dict[str, Any]:
+        return named_values(layout, program, u, names)
+
+    binder = Binder(layout, program, named, carriers, known)
+    parts, title = _bind_all(binder, by_site, wide)
+    return Posterior(layout, program, parts, inspection.observed, known, title)
+
+
+def _unwrapped(model: Callable) -> Callable:
+    # Attached only annotates; without it, equal models are equal keys of the compilation cache.
+    while isinstance(model, Attached) and model.fn is not None:
+        model = model.fn
+    return model
+
+
+def _metrics_inside(inspection: Inspection) -> dict[Sites, Metric]:
+    found = {name: site["infer"].get("metric") for name, site in inspection.written.items()}
+    return {name: metric for name, metric in found.items() if metric is not None}
+
+
+def _bind_all(
+    binder: Binder, by_site: dict[Sites, Metric], wide: Metric | None
+) -> tuple[tuple[Part, ...], str]:
+    for sites in by_site:
+        binder.check(sites)
+    named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+    parts = tuple(p for sites, m in by_site.items() for p in bind(m, sites, binder, 1.0))
+    if wide is not None and not by_site:
+        return bind(wide, None, binder, 1.0), repr(wide)
+    default = Euclidean() if wide is None else wide
+    if not isinstance(default, Euclidean):
+        raise ModelError(
+            f"The model-wide metric `{default!r}` and metrics on {list(by_site)} are both "
+            "attached; a model-wide metric already covers every site. Attach one of the two."
+        )
+    rest = tuple(name for name in binder.carriers if name not in named)
+    parts += tuple(p for name in rest for p in bind(default, name, binder, 1.0))
+    labels = [f"{sites}: {metric!r}" for sites, metric in by_site.items()]
+    labels += [f"{default!r} elsewhere"] if labels and rest else [repr(default)] if rest else []
+    return parts, ", ".join(labels)
+
+
+def _covered(inspection: Inspection, by_site: dict[Sites, Metric]) -> dict[str, str]:
+    """Latent sites whose place as carrier of a metric a deterministic site takes.
+
+    That is so for sites that `handlers.reparam` made deterministic, and for deterministic sites
+    with a metric of their own: the metric lives on the value that the model speaks of, not on the
+    auxiliary one. The covered site is one that the value depends on with full column rank: of its
+    size if there is one, the last sampled otherwise.
+    """
+    named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+    rewritten = {n for n, site in inspection.written.items() if not site["is_observed"]}
+    layout, program = inspection.layout, inspection.program
+    covered: dict[str, str] = {}
+    for name in inspection.deterministic:
+        if name not in named and name not in rewritten:
+            continue
+        free = [s for s in layout.sites if s.name not in named and s.name not in covered]
+        for site in sorted(free, key=lambda s: s.start, reverse=True):
+            if _determines(layout, program, site, name):
+                covered[site.name] = name
+                break
+    return covered
+
+
+def _determines(layout: Layout, program: Program, site: Any, name: str) -> bool:
+    """Whether d(value of `name`) / d(coordinates of `site`) is square and has full rank."""
+    origin = jnp.zeros(layout.dim)
+
+    def value(part: Float[Array, " k"]) -> Float[Array, " m"]:
+        u = origin.at[site.segment].set(part)
+        return jnp.ravel(named_values(layout, program, u, (name,))[name])
+
+    part = origin[site.segment]
+    shape = jax.eval_shape(value, part)
+    if shape.size < site.size or not moves(dependence(value, part)):
+        return False
+    return int(np.linalg.matrix_rank(jax.jacfwd(value)(part))) == site.size
