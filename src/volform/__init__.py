@@ -10,8 +10,19 @@ from volform.geometry import (
 from volform.models import (
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,
+    Jeffreys as Jeffreys,
     Posterior as Posterior,
+    VolumeDensity as VolumeDensity,
     Unconstrained as Unconstrained,
     attach as attach,
     condition as condition,
+)
+from volform.inference import (
+    MAP as MAP,
+    Evidence as Evidence,
+    Laplace as Laplace,
+    find_map as find_map,
+    laplace as laplace,
+    nuts as nuts,
+    to_arviz as to_arviz,
 )

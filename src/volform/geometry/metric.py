@@ -222,7 +222,8 @@ def pullback(metric: Metric, f: Callable[[Any], Any], *, elementwise: bool = Fal
 
     Args:
         metric: a metric on the values of `f`.
-        f: a smooth map of pytrees, for example a NumPyro `Transform`; no inverse is needed.
+        f: a smooth map, for example a NumPyro `Transform`; no inverse is needed. Called as
+            `f(value)`, for a group of sites as `f(a, b)`, for named values as `f(a=..., b=...)`.
         elementwise: declares that f acts on each coordinate by itself, so that a diagonal metric
             stays diagonal. Not checked: wrong answers if false. NumPyro transforms tell it
             themselves.
@@ -264,7 +265,7 @@ def pulled_back(
             return lx.DiagonalLinearOperator(
                 jax.tree.map(lambda g, j: g * j**2, operator.diagonal, slope)
             )
-    value, jacobian = jacobian_of(f, point)
+    value, jacobian = jacobian_of(lambda x: spread(f, x), point)
     return Dense(congruence(metric(value), jacobian), point)
 
 

@@ -23,7 +23,7 @@ Point = Any  # a pytree of floating-point arrays: coordinates of a point of the 
 
 def structure_of(point: Point) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and dtypes of `point`, as lineax wants them."""
-    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, point))
+    return jax.eval_shape(lambda p: jax.tree.map(jnp.asarray, p), point)
 
 
 def size_of(point: Point) -> int:
@@ -256,15 +256,14 @@ def logdet(operator: lx.AbstractLinearOperator) -> Float[Array, ""]:
     """log det of a positive-definite operator, NaN where it is not positive definite.
 
     Dense operators go through Cholesky (O(n^3)); identity, diagonal and block-diagonal ones
-    cost what their structure costs. Differentiable; `eigh` is not used, since its derivative
-    is NaN at the repeated eigenvalues that Euclidean metrics have.
+    cost what their structure costs. Differentiable to any order, also at the repeated eigenvalues
+    of Euclidean metrics, where the derivative of `eigh` is NaN.
 
     >>> import jax.numpy as jnp, lineax as lx
     >>> float(logdet(lx.DiagonalLinearOperator(jnp.array([0.5, 0.5]))))
     -1.386...
     """
-    chol = jnp.linalg.cholesky(operator.as_matrix())
-    return 2.0 * jnp.sum(jnp.log(jnp.diagonal(chol)))
+    return _dense_logdet(operator.as_matrix())
 
 
 @logdet.register
@@ -286,6 +285,34 @@ def _(operator: BlockDiagonal) -> Float[Array, ""]:
 @logdet.register
 def _(operator: Segments) -> Float[Array, ""]:
     return jnp.asarray(sum(logdet(block) for block in operator.blocks))
+
+
+# Differentiating Cholesky four times over makes programs that take seconds to compile. With the
+# inverse as its own derivative rule, every higher derivative is a few matrix products.
+@jax.custom_jvp
+def _dense_logdet(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+    chol = jnp.linalg.cholesky(matrix)
+    return 2.0 * jnp.sum(jnp.log(jnp.diagonal(chol)))
+
+
+@_dense_logdet.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    (matrix,), (dmatrix,) = primals, tangents
+    return _dense_logdet(matrix), jnp.sum(_inverse(matrix) * dmatrix)
+
+
+@jax.custom_jvp
+def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    half = solve_triangular(jnp.linalg.cholesky(matrix), eye, lower=True)
+    return half.T @ half
+
+
+@_inverse.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    (matrix,), (dmatrix,) = primals, tangents
+    inverse = _inverse(matrix)
+    return inverse, -inverse @ dmatrix @ inverse
 
 
 @singledispatch

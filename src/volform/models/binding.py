@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +15,7 @@ from volform.errors import MetricError, UnknownSiteError
 from volform.geometry import Euclidean, Metric, Scaled, Sum
 from volform.geometry.metric import congruence, is_elementwise, jacobian_of, pulled_back
 from volform.geometry.structure import added, identity, scaled, segments
-from volform.models.attach import Sites
+from volform.models.attaching import Sites
 from volform.models.information import (
     Information,
     ModelMetric,
@@ -181,11 +181,16 @@ class Binder:
         layout: Layout,
         program: Program,
         named: Callable[..., dict],
-        carriers: tuple[str, ...],
+        carriers: Callable[[], tuple[str, ...]],
         known: tuple[str, ...],
     ):
         self.layout, self.program, self.named = layout, program, named
-        self.carriers, self.known = carriers, known
+        self._carriers, self.known = carriers, known
+
+    @cached_property
+    def carriers(self) -> tuple[str, ...]:
+        """The names that carry the default metric, one for each latent site not covered."""
+        return self._carriers()
 
     def model_part(self, metric: ModelMetric, weight: Any) -> ModelPart:
         """A model-wide metric with its routes chosen and its reference checked."""

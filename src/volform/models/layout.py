@@ -15,7 +15,7 @@ from numpyro.distributions.transforms import Transform
 
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
-from volform.models.attach import observed_innermost
+from volform.models.attaching import observed_innermost
 from volform.models.program import Program
 
 
@@ -249,3 +249,13 @@ def _refuse_moving_support(program: Program, layout: Layout, samples: dict[str, 
             "`numpyro.deterministic`, for example low + (high - low) * Uniform(0, 1)."
         )
 
+
+def named_values(
+    layout: Layout, program: Program, u: Float[Array, " d"], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Values of `names` at u; the model is traced only when one of them is deterministic."""
+    latent = layout.constrain(u)
+    if all(name in latent for name in names):
+        return {name: latent[name] for name in names}
+    trace = program.run(latent)
+    return {name: trace[name]["value"] for name in names}

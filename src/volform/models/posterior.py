@@ -4,19 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import lineax as lx
-import numpy as np
-from jaxtyping import Array, Float
-from numpyro.primitives import Messenger
+from jaxtyping import Float, Array
 
 from volform.errors import ModelError
 from volform.geometry import Euclidean, Metric, logdet
-from volform.geometry.dependence import dependence, moves
-from volform.models.attach import Attached, Sites, attached_metrics
+from volform.models.attaching import Attached, Sites, attached_metrics
 from volform.models.binding import Binder, Part, assemble, bind
-from volform.models.layout import Inspection, Layout, inspect_model
+from volform.models.carriers import find_carriers
+from volform.models.layout import Inspection, Layout, inspect_model, named_values
 from volform.models.program import Program, make_program
 
 
@@ -132,17 +128,6 @@ _BASES: dict[str, Callable] = {
 }
 
 
-def named_values(
-    layout: Layout, program: Program, u: Float[Array, " d"], names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Values of `names` at u; the model is traced only when one of them is deterministic."""
-    latent = layout.constrain(u)
-    if all(name in latent for name in names):
-        return {name: latent[name] for name in names}
-    trace = program.run(latent)
-    return {name: trace[name]["value"] for name in names}
-
-
 def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     """Condition a NumPyro model on data, with the metrics attached to it.
 
@@ -178,8 +163,9 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     if wide is None:
         by_site = {**_metrics_inside(inspection), **by_site}
     known = (*layout.names, *inspection.deterministic)
-    covered = _covered(inspection, by_site)
-    carriers = tuple(covered.get(name, name) for name in layout.names)
+
+    def carriers() -> tuple[str, ...]:
+        return find_carriers(inspection, by_site)
 
     def named(u: Any, names: tuple[str, ...]) -> dict[str, Any]:
         return named_values(layout, program, u, names)
@@ -221,41 +207,3 @@ def _bind_all(
     labels = [f"{sites}: {metric!r}" for sites, metric in by_site.items()]
     labels += [f"{default!r} elsewhere"] if labels and rest else [repr(default)] if rest else []
     return parts, ", ".join(labels)
-
-
-def _covered(inspection: Inspection, by_site: dict[Sites, Metric]) -> dict[str, str]:
-    """Latent sites whose place as carrier of a metric a deterministic site takes.
-
-    That is so for sites that `handlers.reparam` made deterministic, and for deterministic sites
-    with a metric of their own: the metric lives on the value that the model speaks of, not on the
-    auxiliary one. The covered site is one that the value depends on with full column rank: of its
-    size if there is one, the last sampled otherwise.
-    """
-    named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
-    rewritten = {n for n, site in inspection.written.items() if not site["is_observed"]}
-    layout, program = inspection.layout, inspection.program
-    covered: dict[str, str] = {}
-    for name in inspection.deterministic:
-        if name not in named and name not in rewritten:
-            continue
-        free = [s for s in layout.sites if s.name not in named and s.name not in covered]
-        for site in sorted(free, key=lambda s: s.start, reverse=True):
-            if _determines(layout, program, site, name):
-                covered[site.name] = name
-                break
-    return covered
-
-
-def _determines(layout: Layout, program: Program, site: Any, name: str) -> bool:
-    """Whether d(value of `name`) / d(coordinates of `site`) is square and has full rank."""
-    origin = jnp.zeros(layout.dim)
-
-    def value(part: Float[Array, " k"]) -> Float[Array, " m"]:
-        u = origin.at[site.segment].set(part)
-        return jnp.ravel(named_values(layout, program, u, (name,))[name])
-
-    part = origin[site.segment]
-    shape = jax.eval_shape(value, part)
-    if shape.size < site.size or not moves(dependence(value, part)):
-        return False
-    return int(np.linalg.matrix_rank(jax.jacfwd(value)(part))) == site.size

@@ -42,17 +42,18 @@ class Program(eqx.Module):
         is_wrapped = lambda leaf: isinstance(leaf, ById)  # noqa: E731
         return jax.tree.map(lambda x: x.value if is_wrapped(x) else x, data, is_leaf=is_wrapped)
 
-    def run(self, values: dict[str, Any], *, model: Callable | None = None) -> dict[str, Any]:
+    def run(self, values: dict[str, Any]) -> dict[str, Any]:
         """The trace of the model with its latent sites set to `values`."""
-        return self.run_with_density(values, model=model)[1]
+        return self.run_with_density(values)[1]
 
     def run_with_density(
-        self, values: dict[str, Any], *, model: Callable | None = None
+        self, values: dict[str, Any]
     ) -> tuple[Float[Array, ""], dict[str, Any]]:
         """Log joint density with respect to Lebesgue measure on the values, and the trace."""
         args, kwargs = self.arguments()
-        seeded = handlers.seed(self.model if model is None else model, rng_seed=0)
-        return log_density(seeded, args, kwargs, values)
+        fixed = handlers.substitute(self.model, data=values)
+        # The seed is for `numpyro.prng_key` and plates; latent sites are set before it sees them.
+        return log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
 
     def first_trace(self, model: Callable, initial: Callable) -> dict[str, Any]:
         """One concrete trace with latent sites set by `initial(site)`."""

@@ -1,0 +1,75 @@
+"""Precision, strictness and legs of the test suite; also applies to the doctests of the package."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent
+X64 = os.environ.get("VOLFORM_TEST_X64", "1") != "0"
+
+# The same examples every time, so that a failure in CI is a failure at the desk. Look for new
+# ones with HYPOTHESIS_PROFILE=search.
+settings.register_profile(
+    "ci",
+    deadline=None,  # the first example compiles
+    derandomize=True,
+    max_examples=20,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("search", settings.get_profile("ci"), derandomize=False, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_enable_x64", X64)
+    # Compiled code is kept between runs: about a third of the time of a Hessian or a NUTS chain.
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wrong_leg = pytest.mark.skip(reason="belongs to the " + ("float32" if X64 else "x64") + " leg")
+    slow = pytest.mark.skip(reason="takes minutes: run with -m slow")
+    for item in items:
+        if bool(item.get_closest_marker("float32")) == X64:
+            item.add_marker(wrong_leg)
+        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
+            item.add_marker(slow)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest):
+    """Mixing dtypes is an error, except where NumPyro itself does it.
+
+    NumPyro 0.22 mixes integer and float arrays in NUTS (for every model), in LKJCholesky, in
+    Bernoulli(logits=...) and in Geometric. A test that runs those is marked standard_promotion.
+    """
+    if request.node.get_closest_marker("standard_promotion"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"):
+            yield
+
+
+@pytest.fixture(scope="session")
+def key() -> jax.Array:
+    """A fixed random key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference numbers, which is not part of the repository."""
+    beside = [ROOT / "shared" / "reference", ROOT.parent / "shared" / "reference"]
+    named = os.environ.get("VOLFORM_REFERENCE")
+    for folder in [Path(named)] if named else beside:
+        if folder.is_dir():
+            return folder
+    pytest.skip("no folder of reference numbers: set VOLFORM_REFERENCE to its path")

@@ -1,0 +1,183 @@
+"""The Levi-Civita connection of a metric, by automatic differentiation: Hessians and curvature.
+
+All arrays are dense and in `ravel_pytree` order, with n the number of coordinates of the point.
+Functions of a point are called as those in `volform.geometry.tensors` are.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Float
+
+from volform.geometry.metric import Metric, spread
+from volform.geometry.structure import Point, whiten
+from volform.geometry.tensors import gradient, sharp
+
+
+def christoffel(metric: Metric, point: Point) -> Float[Array, "n n n"]:
+    """Christoffel symbols `Gamma^k_ij = 1/2 G^kl (d_i G_jl + d_j G_il - d_l G_ij)`.
+
+    They are no tensor: under a change of coordinates they gain a second-derivative term.
+
+    Args:
+        metric: a metric.
+        point: where to evaluate them.
+
+    Returns:
+        Gamma[k, i, j], symmetric in i and j. Costs O(n^4); not finite where G is singular.
+
+    References:
+        do Carmo (1992), Riemannian Geometry, chapter 2.
+
+    >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
+    >>> gamma = christoffel(vf.Fisher(dist.Normal), (jnp.array(0.0), jnp.array(2.0)))
+    >>> gamma[1].round(12).tolist()
+    [[0.25, 0.0], [0.0, -0.5]]
+    """
+    x, unravel = ravel_pytree(point)
+
+    def matrix(x: Float[Array, " n"]) -> Float[Array, "n n"]:
+        return metric(unravel(x)).as_matrix()
+
+    d = jax.jacfwd(matrix)(x)  # d[i, j, l] = d_l G_ij
+    first_kind = 0.5 * (d + jnp.swapaxes(d, 1, 2) - jnp.moveaxis(d, 2, 0))  # [l, i, j]
+    solved = cho_solve((jnp.linalg.cholesky(matrix(x)), True), first_kind.reshape(x.size, -1))
+    return solved.reshape(first_kind.shape)
+
+
+def covariant_hessian(
+    metric: Metric, function: Callable[..., Float[Array, ""]], point: Point
+) -> Float[Array, "n n"]:
+    """Covariant Hessian `H_ij = d_i d_j L - Gamma^k_ij d_k L`, a tensor at every point.
+
+    At a critical point of L it is the matrix of second derivatives, whatever the metric. The
+    Christoffel symbols are not formed: with v = grad L at `point` held fixed,
+    `Gamma^k_ij d_k L = 1/2 [d_i (G v)_j + d_j (G v)_i - (v . d) G_ij]`.
+
+    Args:
+        metric: a metric.
+        function: L, from a point to a scalar.
+        point: where to evaluate it.
+
+    Returns:
+        H, shape (n, n), symmetric.
+
+    References:
+        do Carmo (1992), Riemannian Geometry, chapter 6; Kristiadi et al. (2023), Eq. (6).
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> g = vf.pullback(vf.Euclidean(), jnp.log)  # flat in log x
+    >>> covariant_hessian(g, lambda x: jnp.log(x) ** 2, jnp.array(3.0)).item()
+    0.222...
+    """
+    x, unravel = ravel_pytree(point)
+    v = gradient(metric, function, point)
+    flat_v, _ = ravel_pytree(v)
+
+    def lowered(x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return ravel_pytree(metric(unravel(x)).mv(v))[0]
+
+    def matrix(x: Float[Array, " n"]) -> Float[Array, "n n"]:
+        return metric(unravel(x)).as_matrix()
+
+    slope = jax.jacfwd(lowered)(x)
+    along = jax.jvp(matrix, (x,), (flat_v,))[1]
+    plain = jax.hessian(lambda x: spread(function, unravel(x)))(x)
+    return plain - 0.5 * (slope + slope.T - along)
+
+
+def relative(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The linear operator `E = G^-1 H` that a bilinear form is, relative to a metric.
+
+    Its determinant, trace and eigenvalues do not depend on the coordinates.
+
+    Args:
+        metric: a metric.
+        point: where H lives.
+        bilinear: symmetric H, shape (n, n).
+
+    Returns:
+        E, shape (n, n); not symmetric as a matrix.
+
+    References:
+        Kristiadi et al. (2023), Eq. (2), with G^-1 for the printed G.
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> relative(vf.Euclidean(0.5), jnp.zeros(2), 8.0 * jnp.eye(2)).tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    _, unravel = ravel_pytree(point)
+
+    def raised(row: Float[Array, " n"]) -> Float[Array, " n"]:
+        return ravel_pytree(sharp(metric, point, unravel(row)))[0]
+
+    return jax.vmap(raised, out_axes=1)(bilinear)
+
+
+def eigenvalues(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, " n"]:
+    """Eigenvalues of `G^-1 H` in ascending order: those of the symmetric pencil (H, G).
+
+    Taken as the eigenvalues of `L^-1 H L^-T` with `G = L L^T`, which is symmetric; independent of
+    the coordinates.
+
+    Args:
+        metric: a metric.
+        point: where H lives.
+        bilinear: symmetric H, shape (n, n).
+
+    Returns:
+        Eigenvalues, shape (n,); not finite where G is not positive definite.
+
+    References:
+        Golub & Van Loan (2013), Matrix Computations, section 8.7; Kristiadi et al. (2023),
+        Eq. (11).
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> h = jnp.diag(jnp.array([4.0, -1.0]))
+    >>> eigenvalues(vf.Euclidean(2.0), jnp.zeros(2), h).tolist()
+    [-4.0, 16.0]
+    """
+    _, unravel = ravel_pytree(point)
+    operator = metric(point)
+    whitened = jax.vmap(lambda row: whiten(operator, unravel(row)))  # A -> A L^-T
+    return jnp.linalg.eigvalsh(whitened(whitened(bilinear).T))
+
+
+def scalar_curvature(metric: Metric, point: Point) -> Float[Array, ""]:
+    """Scalar curvature `R = G^ij R_ij`, twice the Gaussian curvature of a surface.
+
+    The Ricci tensor is `R_ij = d_k Gamma^k_ij - d_j Gamma^k_ik + Gamma^k_kl Gamma^l_ij
+    - Gamma^k_jl Gamma^l_ik`, so that the unit sphere S^n has R = n (n - 1).
+
+    Args:
+        metric: a metric.
+        point: where to evaluate it.
+
+    Returns:
+        A scalar, the same in all coordinates. Costs O(n^5) time and O(n^4) memory.
+
+    References:
+        do Carmo (1992), Riemannian Geometry, chapter 4, unnormalized.
+
+    >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
+    >>> normal = vf.Fisher(dist.Normal)  # hyperbolic plane
+    >>> round(float(scalar_curvature(normal, (jnp.array(0.0), jnp.array(2.0)))), 6)
+    -1.0
+    """
+    x, unravel = ravel_pytree(point)
+
+    def symbols(x: Float[Array, " n"]) -> Float[Array, "n n n"]:
+        return christoffel(metric, unravel(x))
+
+    gamma = symbols(x)
+    d = jax.jacfwd(symbols)(x)  # d[k, i, j, l] = d_l Gamma^k_ij
+    ricci = (
+        jnp.einsum("kijk->ij", d)
+        - jnp.einsum("kikj->ij", d)
+        + jnp.einsum("kkl,lij->ij", gamma, gamma)
+        - jnp.einsum("kjl,lik->ij", gamma, gamma)
+    )
+    return jnp.trace(relative(metric, point, 0.5 * (ricci + ricci.T)))

@@ -1,0 +1,179 @@
+"""What kind of point a search ended in, and why a search could not begin."""
+
+import abc
+from typing import Any, NoReturn
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer.util import compute_log_probs
+
+from volform.errors import ConvergenceError, MetricError, SingularMetricError
+from volform.models import Posterior
+
+_Matrix = Any
+
+
+class Verdict(eqx.Module):
+    """What a point is: a minimum of -log q^G, a saddle, a ridge, or no stationary point."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """One line for the reader."""
+
+
+class Minimum(Verdict):
+    """A strict local minimum of -log q^G."""
+
+    def __str__(self) -> str:
+        return "converged: a strict local maximum of q^G"
+
+
+class Saddle(Verdict):
+    """Stationary, with directions of negative curvature."""
+
+    count: int
+    lowest: float
+    sites: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"not a mode: {self.count} negative eigenvalues of E, the lowest {self.lowest:.3g}, "
+            f"along {', '.join(self.sites)}"
+        )
+
+
+class Flat(Verdict):
+    """Stationary, with directions along which q^G does not change."""
+
+    count: int
+    sites: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"not a strict mode: {self.count} flat directions, along {', '.join(self.sites)}"
+
+
+class Unfinished(Verdict):
+    """Not stationary."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"not converged: {self.reason}"
+
+
+def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) -> Verdict:
+    """The verdict on the end of a search.
+
+    Raises:
+        SingularMetricError: when the metric is singular at that point.
+        ConvergenceError: when nothing there is finite.
+    """
+    at = state.at
+    require_metric(posterior, at.u, np.asarray(at.gram))
+    floor = 1e3 * float(jnp.finfo(at.u.dtype).eps) * max(1.0, abs(float(at.value))) ** 0.5
+    stationary = float(at.gradient_norm) < tolerance or float(at.decrement) < floor
+    curvature = curvature_verdict(posterior, at)
+    if isinstance(curvature, Saddle) and stationary:
+        return curvature
+    if isinstance(curvature, Flat) and float(at.gradient_norm) < max(tolerance, 1e-5):
+        return curvature
+    if stationary:
+        return curvature
+    if int(state.steps) >= max_steps:
+        rise = "log q^G is still rising; it may be unbounded, or `max_steps` too small"
+        return Unfinished(f"{max_steps} Newton steps taken, {rise}")
+    return Unfinished(
+        f"no step improves log q^G, though its gradient norm is {float(at.gradient_norm):.2g}; "
+        "the density may have a kink or an edge there"
+    )
+
+
+def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
+    """Minimum, saddle or flat, from the inertia of the Hessian scaled to unit diagonal.
+
+    The scaling makes the threshold for "flat" independent of the units of the parameters.
+    """
+    hessian = np.asarray(at.hessian, dtype=float)
+    scale = np.sqrt(np.abs(np.diag(hessian)))
+    scale[scale == 0] = 1.0
+    eigenvalues, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
+    flat = 1e4 * len(scale) * float(jnp.finfo(at.u.dtype).eps)
+    negative = eigenvalues < -flat
+    if negative.any():
+        sites = involved_sites(posterior, vectors[:, negative])
+        return Saddle(int(negative.sum()), float(at.eigenvalues[0]), sites)
+    level = np.abs(eigenvalues) <= flat
+    if level.any():
+        return Flat(int(level.sum()), involved_sites(posterior, vectors[:, level]))
+    return Minimum()
+
+
+def involved_sites(posterior: Posterior, vectors: _Matrix) -> tuple[str, ...]:
+    """Sites that hold more than a tenth of some column's square."""
+    squares = np.asarray(vectors) ** 2
+    shares = {
+        site.name: (squares[site.segment].sum(0) / squares.sum(0)).max()
+        for site in posterior.layout.sites
+    }
+    return tuple(name for name, share in shares.items() if share > 0.1)
+
+
+def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
+    """Check that the metric at u is one.
+
+    Raises:
+        MetricError: not finite or not symmetric.
+        SingularMetricError: not positive definite; names sites and rank.
+    """
+    if not np.all(np.isfinite(gram)):
+        bad = ~np.isfinite(gram).all(0)
+        sites = [s.name for s in posterior.layout.sites if bad[s.segment].any()]
+        raise MetricError(
+            f"The metric `{posterior.metric_name}` is NaN or infinite in the rows of "
+            f"`{'`, `'.join(sites)}` at {_at(posterior, u)}. Check it there."
+        )
+    scale = np.sqrt(np.abs(np.diag(gram)))
+    scale[scale == 0] = 1.0
+    scaled = gram / np.outer(scale, scale)
+    if not np.allclose(scaled, scaled.T, atol=1e-6 if u.dtype == jnp.float32 else 1e-10):
+        raise MetricError(
+            f"The metric `{posterior.metric_name}` is not symmetric at {_at(posterior, u)}; a "
+            "metric is a symmetric bilinear form. Return (m + m.T) / 2 if you mean its symmetric "
+            "part."
+        )
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    null = eigenvalues <= 10 * len(scale) * float(jnp.finfo(u.dtype).eps)
+    if null.any():
+        sites = "`, `".join(involved_sites(posterior, vectors[:, null]))
+        rank = len(scale) - int(null.sum())
+        raise SingularMetricError(
+            f"The metric `{posterior.metric_name}` is singular: rank {rank} of {len(scale)} at "
+            f"{_at(posterior, u)}. It does not measure some directions of `{sites}`: they have "
+            "more coordinates than the values that carry the metric, or the likelihood does not "
+            "depend on them. Use a chart (as many coordinates as values), `JointFisher()`, or add "
+            "a multiple of `Euclidean()`: sums of metrics are metrics."
+        )
+
+
+def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
+    """Raise the error that says why log q^G is not finite at any start."""
+    for u in points:
+        gram = np.asarray(posterior.metric(u).as_matrix())
+        values = posterior.values(u)
+        args, kwargs = posterior.program.arguments()
+        log_probs, _ = compute_log_probs(posterior.model, args, kwargs, values)
+        bad = {name: float(p) for name, p in log_probs.items() if not np.isfinite(p)}
+        if not bad:
+            require_metric(posterior, u, gram)
+    raise ConvergenceError(
+        f"`log q^G` is NaN or infinite at every one of {len(points)} starts; at the last, the "
+        f"sites with such log densities are {bad}. Check the data and the scales of the model, or "
+        "pass `initial=` values where its density is positive."
+    )
+
+
+def _at(posterior: Posterior, u: Any) -> str:
+    values = posterior.values(u)
+    shown = {k: np.asarray(v).round(4).tolist() if np.size(v) < 5 else "..." for k, v in values.items()}
+    return f"the point {shown}"

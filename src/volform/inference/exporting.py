@@ -1,0 +1,94 @@
+"""Results as ArviZ objects."""
+
+from typing import Any
+
+import arviz
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpyro.infer import log_likelihood
+
+from volform.inference.laplace import Laplace
+
+
+def to_arviz(approx: Laplace, *, key: PRNGKeyArray | None = None, draws: int = 1000) -> Any:
+    """Draws from a Laplace approximation as an ArviZ object.
+
+    Args:
+        approx: from `laplace`.
+        key: key of the draws; `jax.random.key(0)` by default.
+        draws: number of draws, in one chain.
+
+    Returns:
+        An `InferenceData` on arviz 0.x, an xarray `DataTree` on arviz 1.x, with the groups
+        posterior (deterministic sites included), log_likelihood and observed_data. The attributes
+        of the posterior hold the evidence, the metric and the number of draws replaced because
+        they fell outside the support.
+
+    Raises:
+        ConvergenceError: when hardly any draw lies inside the support.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
+    >>> vf.to_arviz(approx, draws=200)["posterior"]["mu"].shape
+    (1, 200)
+    """
+    posterior = approx.posterior
+    samples = approx.sample(jax.random.key(0) if key is None else key, draws)
+    args, kwargs = posterior.program.arguments()
+    named = jax.vmap(lambda u: posterior.values(u, posterior.known))(samples.u)
+    trace = posterior.program.run(posterior.values(approx.mode.at.u))
+    likelihoods = log_likelihood(posterior.model, samples.values, *args, **kwargs)
+    observed = {
+        name: np.asarray(trace[name]["value"])
+        for name in posterior.observed
+        if np.size(trace[name]["value"])
+    }
+    groups = {
+        "posterior": {name: np.asarray(value)[None] for name, value in named.items()},
+        "log_likelihood": {
+            name: np.asarray(value)[None] for name, value in likelihoods.items() if name in observed
+        },
+        "observed_data": observed,
+    }
+    attributes = _attributes(approx, samples.outside)
+    dims = {name: _plates(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]}
+    dims |= {name: _plates(trace[name], value.ndim) for name, value in observed.items()}
+    dims = {name: plates for name, plates in dims.items() if plates}
+    return _built({name: group for name, group in groups.items() if group}, attributes, dims)
+
+
+def _attributes(approx: Laplace, outside: int) -> dict[str, Any]:
+    evidence = approx.evidence
+    second = evidence.log_z_second_order
+    attributes = {
+        "inference_library": "volform",
+        "approximation": "invariant Laplace",
+        "metric": evidence.metric,
+        "log_z": float(evidence.log_z),
+        "draws_replaced_outside_support": outside,
+        "note": evidence.note,
+    }
+    if evidence.correction is not None and second is not None:
+        attributes |= {"correction": float(evidence.correction), "log_z_second_order": float(second)}
+    return attributes
+
+
+def _plates(site: dict[str, Any], ndim: int) -> list[str] | None:
+    """Names of the plates along the leading dimensions of a site's value."""
+    frames = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
+    event = len(site["fn"].event_shape) if "fn" in site else 0
+    batch = ndim - event
+    names = [frames.get(axis - batch) for axis in range(batch)]
+    if not names or None in names:
+        return None
+    return [str(name) for name in names]
+
+
+def _built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
+    return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)

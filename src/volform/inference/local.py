@@ -1,0 +1,75 @@
+"""The local expansion of -log q^G: gradient, Hessian, metric, spectrum of E = G^-1 H."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from volform.models import Posterior
+
+
+class Expansion(eqx.Module):
+    """l = -log q^G at u to second order, in units of the metric.
+
+    With G = L L^T and L^-1 H L^-T = V diag(eigenvalues) V^T, the columns of `frame` = L^-T V are
+    tangent vectors that are orthonormal in the metric and diagonalize E = G^-1 H.
+
+    Attributes:
+        u: the point, shape (d,).
+        value: -log q^G(u).
+        gradient: dl in the frame, shape (d,); its Euclidean norm is the metric's norm of dl.
+        hessian: second partial derivatives of l in u, shape (d, d).
+        gram: the metric in u, shape (d, d).
+        eigenvalues: eigenvalues of E in ascending order, shape (d,).
+        frame: orthonormal eigenvectors of E as columns, in u, shape (d, d).
+    """
+
+    u: Float[Array, " d"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " d"]
+    hessian: Float[Array, "d d"]
+    gram: Float[Array, "d d"]
+    eigenvalues: Float[Array, " d"]
+    frame: Float[Array, "d d"]
+
+    @property
+    def gradient_norm(self) -> Float[Array, ""]:
+        """Norm of dl in the metric, sqrt(dl^T G^-1 dl)."""
+        return jnp.linalg.norm(self.gradient)
+
+    @property
+    def decrement(self) -> Float[Array, ""]:
+        """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
+        return jnp.linalg.norm(self.gradient / jnp.sqrt(jnp.abs(self.eigenvalues)))
+
+
+def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
+    """l(u) = -log q^G(u)."""
+    return -posterior.log_density(u)
+
+
+def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[Any, Any, Any]:
+    """Value, gradient and Hessian, by forward over reverse, `batch` columns at a time."""
+    (value, gradient), push = jax.linearize(jax.value_and_grad(function), u)
+
+    def column(direction: Float[Array, " d"]) -> Float[Array, " d"]:
+        return push(direction)[1]
+
+    eye = jnp.eye(u.size, dtype=u.dtype)
+    columns = jax.vmap(column)(eye) if u.size <= batch else jax.lax.map(column, eye, batch_size=batch)
+    return value, gradient, 0.5 * (columns + columns.T)
+
+
+def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
+    """Expand -log q^G to second order at u. Not differentiable: it holds an eigenbasis."""
+    value, gradient, hessian = hessian_of(lambda u: objective(u, posterior), u)
+    gram = posterior.metric(u).as_matrix()
+    lower = jnp.linalg.cholesky(gram)
+    half = solve_triangular(lower, hessian, lower=True)
+    relative = solve_triangular(lower, half.T, lower=True)
+    eigenvalues, vectors = jnp.linalg.eigh(0.5 * (relative + relative.T))
+    frame = solve_triangular(lower.T, vectors, lower=False)
+    return Expansion(u, value, frame.T @ gradient, hessian, gram, eigenvalues, frame)

@@ -1,0 +1,211 @@
+"""The invariant maximum a posteriori: the mode of q^G."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.errors import PrecisionWarning
+from volform.inference import diagnosis
+from volform.inference.local import Expansion, objective
+from volform.inference.progress import waiting
+from volform.inference.search import Trajectory, descend, refine, starting_points
+from volform.models import Posterior
+
+
+class Mode(eqx.Module):
+    """One of several modes that the starts ended in.
+
+    Attributes:
+        u: the mode in unconstrained coordinates, shape (d,).
+        log_density: log q^G there.
+        starts: how many starts ended here.
+    """
+
+    u: Float[Array, " d"]
+    log_density: float
+    starts: int
+
+
+class MAP(eqx.Module):
+    """The invariant maximum a posteriori; built by `find_map`.
+
+    Attributes:
+        posterior: the posterior that was maximized.
+        at: expansion of -log q^G at the mode: gradient, Hessian, metric, spectrum of E = G^-1 H.
+        verdict: what kind of point it is, with the reason.
+        modes: the distinct modes that the starts ended in, the best first.
+        steps: steps of BFGS (all starts together) and of Newton.
+        tolerance: gradient norm asked for.
+    """
+
+    posterior: Posterior
+    at: Expansion
+    verdict: diagnosis.Verdict
+    modes: tuple[Mode, ...]
+    steps: tuple[int, int]
+    tolerance: float
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the latent sites at the mode, by name."""
+        return self.posterior.values(self.at.u)
+
+    @property
+    def log_density(self) -> float:
+        """log q^G at the mode: log joint density with respect to dV_G."""
+        return -float(self.at.value)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of d log q^G in the metric; invariant."""
+        return float(self.at.gradient_norm)
+
+    @property
+    def eigenvalues(self) -> Float[Array, " d"]:
+        """Eigenvalues of E = G^-1 H in ascending order; invariant."""
+        return self.at.eigenvalues
+
+    @property
+    def converged(self) -> bool:
+        """Whether this is a strict local maximum of q^G, to tolerance."""
+        return isinstance(self.verdict, diagnosis.Minimum)
+
+    def __repr__(self) -> str:
+        rows = [f"MAP under {self.posterior.metric_name}"]
+        rows += [f"  {name:<12} {_short(value)}" for name, value in self.values.items()]
+        rows += [
+            f"  log q^G      {self.log_density:.6f}",
+            f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
+            f"  E = G^-1 H   smallest eigenvalue {float(self.eigenvalues[0]):.4g}, "
+            f"largest {float(self.eigenvalues[-1]):.4g}",
+            f"  {self.verdict}",
+        ]
+        if len(self.modes) > 1:
+            rows.append(f"  {len(self.modes)} distinct modes, log q^G less the best's (starts):")
+            best = self.modes[0].log_density
+            rows += [f"    {mode.log_density - best:+.3f} ({mode.starts})" for mode in self.modes]
+        return "\n".join(rows)
+
+
+def find_map(
+    posterior: Posterior,
+    *,
+    key: PRNGKeyArray,
+    starts: int = 4,
+    initial: dict[str, Any] | None = None,
+    tolerance: float | None = None,
+    max_steps: int = 200,
+    progress: bool = True,
+) -> MAP:
+    """Find the mode of q^G = p / sqrt(det G), the invariant maximum a posteriori.
+
+    BFGS (optimistix) from several starts at once, then Newton's method with the exact Hessian of
+    -log q^G in a trust region of the metric. The mode is one and the same point of the parameter
+    manifold however the model is parametrized. Compiled once for each model and shape of data.
+
+    Args:
+        posterior: from `condition`.
+        key: key of the random starts.
+        starts: number of starts: the origin of u, uniform on (-2, 2)^d, and prior draws.
+        initial: values of the latent sites to start from as well.
+        tolerance: gradient norm in the metric's norm; 1e-8 in float64, 1e-3 in float32.
+        max_steps: bound on the steps of each method.
+        progress: whether to show a spinner when it takes long.
+
+    Returns:
+        A `MAP`. Where no strict maximum was reached it says so (`converged`, `verdict`), and
+        `laplace` refuses it.
+
+    Raises:
+        ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
+        SingularMetricError: when the metric is not positive definite; names sites and rank.
+        UnknownSiteError: when `initial` lacks a latent site.
+
+    References:
+        Kristiadi, Dangel & Hennig (2023), section 3.3.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model():
+    ...     numpyro.sample("x", dist.Gamma(3.0, 1.0))
+    >>> fit = vf.find_map(vf.condition(model), key=jax.random.key(0))
+    >>> round(float(fit.values["x"]), 4)  # in any chart; the mode of log x would be 3
+    2.0
+    """
+    with waiting("find_map", progress) as phase:
+        points = starting_points(posterior, key, starts)
+        if initial is not None:
+            points = jnp.concatenate([posterior.unconstrain(initial)[None], points])
+        tolerance = default_tolerance(points.dtype) if tolerance is None else tolerance
+        phase(f"BFGS from {len(points)} starts in {posterior.dim} dimensions")
+        ends, counts = descend(posterior, points, max_steps)
+        values = np.asarray(_objectives(posterior, ends))
+        if not np.any(np.isfinite(values)):
+            diagnosis.explain_no_start(posterior, points)
+        phase("Newton")
+        ends = ends[np.isfinite(values)]
+        if posterior.dim > 64:  # a dense Hessian for each start would cost too much
+            ends = ends[np.nanargmin(values[np.isfinite(values)])][None]
+        found = refine_all(posterior, ends, tolerance, max_steps)
+    best = jax.tree.map(lambda leaf: leaf[np.nanargmin(found.at.value)], found)
+    verdict = diagnosis.judge(posterior, best, tolerance, max_steps)
+    warn_of_precision(best.at)
+    steps = int(counts.sum()), int(found.steps.sum())
+    return MAP(posterior, best.at, verdict, _distinct(found, best), steps, tolerance)
+
+
+def default_tolerance(dtype: Any) -> float:
+    """Gradient norm that a mode is found to: what the precision allows."""
+    return 1e-8 if dtype == jnp.float64 else 1e-3
+
+
+def warn_of_precision(at: Expansion) -> None:
+    """One warning where float32 cannot hold the Hessian's conditioning."""
+    spread = float(jnp.max(jnp.abs(at.eigenvalues)) / jnp.min(jnp.abs(at.eigenvalues)))
+    if at.u.dtype != jnp.float64 and not spread * float(jnp.finfo(at.u.dtype).eps) < 1e-4:
+        warnings.warn(
+            f"The eigenvalues of E spread over a factor {spread:.1e}, too much for "
+            f"`{at.u.dtype}`: mode, Hessian and evidence are accurate to a few digits at best. "
+            'Use float64: `jax.config.update("jax_enable_x64", True)` before any array is made.',
+            PrecisionWarning,
+            stacklevel=3,
+        )
+
+
+@eqx.filter_jit
+def refine_all(
+    posterior: Posterior, ends: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> Trajectory:
+    """Newton's method from several points at once."""
+    return jax.vmap(lambda u: refine(posterior, u, tolerance, max_steps))(ends)
+
+
+@eqx.filter_jit
+def _objectives(posterior: Posterior, points: Float[Array, "n d"]) -> Float[Array, " n"]:
+    return jax.vmap(lambda u: objective(u, posterior))(points)
+
+
+def _distinct(found: Trajectory, best: Trajectory) -> tuple[Mode, ...]:
+    """Group the ends that lie within 1e-3 posterior standard deviations of each other."""
+    order = np.argsort(np.asarray(found.at.value))
+    modes: list[Mode] = []
+    for index in order:
+        at = jax.tree.map(lambda leaf, i=index: leaf[i], found.at)
+        if not (np.isfinite(at.value) and at.eigenvalues[0] > 0 and at.decrement < 1e-3):
+            continue
+        for position, mode in enumerate(modes):
+            gap = mode.u - at.u
+            if float(gap @ at.hessian @ gap) < 1e-6:
+                modes[position] = Mode(mode.u, mode.log_density, mode.starts + 1)
+                break
+        else:
+            modes.append(Mode(at.u, -float(at.value), 1))
+    return tuple(modes) or (Mode(best.at.u, -float(best.at.value), 1),)
+
+
+def _short(value: Any) -> str:
+    return np.array2string(np.asarray(value), precision=4, threshold=12, edgeitems=3)
