@@ -26,3 +26,4 @@ from volform.inference import (
     nuts as nuts,
     to_arviz as to_arviz,
 )
+from volform import plotting as plot

@@ -1,11 +1,8 @@
-import time
-
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from hypothesis import given
 from numpy.testing import assert_allclose
 
 import volform as vf
@@ -24,172 +21,157 @@ from volform.geometry.tensors import (
     sharp,
 )
 
-from .diffeomorphisms import (
-    COVECTOR,
-    CURVED,
-    HESSIAN,
-    PHI,
-    POINT,
-    VECTOR,
-    Setting,
-    anywhere,
-    random_diffeomorphism,
-)
-
-RULES = {
-    "vector": (pushforward, Setting.vector),
-    "covector": (push_covector, Setting.vector),
-    "bilinear form": (push_bilinear, Setting.matrix),
-    "operator": (push_operator, Setting.matrix),
-}
-rules = pytest.mark.parametrize(("push", "drawn"), RULES.values(), ids=RULES)
-
-
-def close(actual, desired, rtol=1e-10):
-    """Equal to `rtol` of the largest entry."""
-    assert_allclose(actual, desired, rtol=rtol, atol=rtol * np.abs(desired).max())
-
+from .laws import COVECTOR, CURVED, HESSIAN, PHI, POINT, VECTOR, close, law
 
 # --- Laws that every rule obeys
 
 
-@rules
-@given(setting=anywhere())
-def test_composition(push, drawn, setting):
-    thing, f, x = drawn(setting), setting.f, setting.point
-    g = random_diffeomorphism(setting.rng, setting.d)
-    twice = push(g.forward, f.forward(x), push(f.forward, x, thing))
-    close(push(f.then(g).forward, x, thing), twice)
+def carried(f, s, vectors, matrices):
+    """Each kind of object, carried by f from s.x."""
+    return {
+        "vector": pushforward(f, s, vectors[0]),
+        "covector": push_covector(f, s, vectors[1]),
+        "bilinear form": push_bilinear(f, s, matrices[0]),
+        "operator": push_operator(f, s, matrices[1]),
+    }
 
 
-@rules
-@given(setting=anywhere())
-def test_inverse(push, drawn, setting):
-    thing, f, x = drawn(setting), setting.f, setting.point
-    close(push(f.inverse, f.forward(x), push(f.forward, x, thing)), thing)
+def again(f, x, things):
+    """Each of the objects, carried on by f from x."""
+    vectors = things["vector"], things["covector"]
+    return carried(f, x, vectors, (things["bilinear form"], things["operator"]))
 
 
-@rules
-@given(setting=anywhere())
-def test_linearity(push, drawn, setting):
-    f, x, a, b = setting.f.forward, setting.point, drawn(setting), drawn(setting)
-    close(push(f, x, 2.0 * a - b), 2.0 * push(f, x, a) - push(f, x, b))
+@law()
+def test_composition(s):
+    """Along g o f is along f, then along g."""
+    once = carried(lambda x: s.g(s.f(x)), s.x, s.vectors, s.matrices)
+    return again(s.g, s.y, carried(s.f, s.x, s.vectors, s.matrices)), once
+
+
+@law()
+def test_inverse(s):
+    """Along f, then along f^-1, is no change."""
+    back = again(s.f.inv, s.y, carried(s.f, s.x, s.vectors, s.matrices))
+    return back, carried(lambda x: x, s.x, s.vectors, s.matrices)
 
 
 # --- Each rule against its definition
 
 
-@given(setting=anywhere())
-def test_rules_are_those_of_the_dense_jacobian(setting):
-    x, f, v, b = setting.point, setting.f.forward, setting.vector(), setting.matrix()
-    j = jax.jacobian(f)(x)
-    close(pushforward(f, x, v), j @ v)
-    close(pull_covector(f, x, v), j.T @ v)
-    close(push_covector(f, x, v), np.linalg.inv(j).T @ v)
-    close(push_bilinear(f, x, b), np.linalg.inv(j).T @ b @ np.linalg.inv(j))
-    close(push_operator(f, x, b), j @ b @ np.linalg.inv(j))
+@law()
+def test_rules_are_those_of_the_dense_jacobian(s):
+    j, v, w, b, e = jax.jacobian(s.f)(s.x), *s.vectors[:2], *s.matrices
+    j_inv = jnp.linalg.inv(j)
+    expected = {
+        "vector": j @ v,
+        "covector": j_inv.T @ w,
+        "bilinear form": j_inv.T @ b @ j_inv,
+        "operator": j @ e @ j_inv,
+    }
+    actual = carried(s.f, s.x, s.vectors, s.matrices)
+    return (actual, pull_covector(s.f, s.x, w)), (expected, j.T @ w)
 
 
-@given(setting=anywhere())
-def test_differentials_are_covectors(setting):
-    f, x, y = setting.f, setting.point, setting.f.forward(setting.point)
-    in_theta = jax.grad(setting.function)(x)
-    in_psi = jax.grad(lambda y: setting.function(f.inverse(y)))(y)
-    close(push_covector(f.forward, x, in_theta), in_psi)
-    close(pull_covector(f.forward, x, in_psi), in_theta)
+@law()
+def test_differentials_are_covectors(s):
+    in_theta, in_psi = jax.grad(s.function)(s.x), jax.grad(s.carried_function)(s.y)
+    pushed, pulled = push_covector(s.f, s.x, in_theta), pull_covector(s.f, s.x, in_psi)
+    return (pushed, pulled), (in_psi, in_theta)
 
 
-@given(setting=anywhere())
-def test_metrics_are_bilinear_forms(setting):
-    f, x = setting.f, setting.point
-    carried = vf.pullback(setting.metric, f.inverse)(f.forward(x)).as_matrix()
-    close(carried, push_bilinear(f.forward, x, setting.metric(x).as_matrix()))
+@law()
+def test_metrics_are_bilinear_forms(s):
+    return s.carried_metric(s.y).as_matrix(), push_bilinear(s.f, s.x, s.metric(s.x).as_matrix())
 
 
-@given(setting=anywhere())
-def test_velocities_of_curves_are_vectors(setting):
-    x, v, f = setting.point, setting.vector(), setting.f.forward
-    velocity = jax.jacobian(lambda t: f(x + t * v + t**2 * x))(0.0)
-    close(pushforward(f, x, v), velocity)
+@law()
+def test_velocities_of_curves_are_vectors(s):
+    v = s.vectors[0]
+    return pushforward(s.f, s.x, v), jax.jacobian(lambda t: s.f(s.x + t * v + t**2 * s.x))(0.0)
 
 
 # --- Pairings, the musical maps, gradients
 
 
-@given(setting=anywhere())
-def test_pairing_and_inner_product_are_invariant(setting):
-    x, f, g = setting.point, setting.f.forward, setting.metric
-    v, u, w = setting.vector(), setting.vector(), setting.vector()
-    carried = vf.pullback(g, setting.f.inverse)
-    jv, ju = pushforward(f, x, v), pushforward(f, x, u)
-    size = norm(g, x, u) * norm(g, x, v)
-    assert_allclose(push_covector(f, x, w) @ jv, w @ v, atol=1e-10 * jnp.abs(w * v).max())
-    assert_allclose(inner(carried, f(x), ju, jv), inner(g, x, u, v), atol=1e-10 * size)
-    assert_allclose(norm(carried, f(x), jv), norm(g, x, v), rtol=1e-10)
+@law()
+def test_pairing_is_invariant(s):
+    v, w = s.vectors[:2]
+    paired = push_covector(s.f, s.x, w) @ pushforward(s.f, s.x, v)
+    return paired, w @ v, jnp.abs(v) @ jnp.abs(w)
 
 
-@given(setting=anywhere())
-def test_flat_and_sharp_are_inverse(setting):
-    x, g, v = setting.point, setting.metric, setting.vector()
-    close(sharp(g, x, flat(g, x, v)), v)
-    close(flat(g, x, sharp(g, x, v)), v)
-    close(inner(g, x, sharp(g, x, v), sharp(g, x, v)), v @ sharp(g, x, v))
+@law()
+def test_inner_product_is_invariant(s):
+    u, v = s.vectors[:2]
+    ju, jv = pushforward(s.f, s.x, u), pushforward(s.f, s.x, v)
+    size = norm(s.metric, s.x, u) * norm(s.metric, s.x, v)
+    return inner(s.carried_metric, s.y, ju, jv), inner(s.metric, s.x, u, v), size
 
 
-@given(setting=anywhere())
-def test_gradient_is_a_vector(setting):
-    x, f, g = setting.point, setting.f, setting.metric
-    carried = vf.pullback(g, f.inverse)
-    in_psi = gradient(carried, lambda y: setting.function(f.inverse(y)), f.forward(x))
-    close(in_psi, pushforward(f.forward, x, gradient(g, setting.function, x)), rtol=1e-9)
+@law()
+def test_norm_is_invariant(s):
+    v = s.vectors[0]
+    return norm(s.carried_metric, s.y, pushforward(s.f, s.x, v)), norm(s.metric, s.x, v)
 
 
-@given(setting=anywhere())
-def test_naive_gradient_has_the_induced_metric(setting):
+@law()
+def test_flat_and_sharp_are_inverse(s):
+    v = s.vectors[0]
+    up, down = sharp(s.metric, s.x, v), flat(s.metric, s.x, v)
+    squared = inner(s.metric, s.x, up, up)
+    expected = (v, v, v @ up)
+    return (sharp(s.metric, s.x, down), flat(s.metric, s.x, up), squared), expected
+
+
+@law()
+def test_gradient_is_a_vector(s):
+    in_theta = gradient(s.metric, s.function, s.x)
+    in_psi = gradient(s.carried_metric, s.carried_function, s.y)
+    return in_psi, pushforward(s.f, s.x, in_theta)
+
+
+@law()
+def test_naive_gradient_has_the_induced_metric(s):
     """Plain gradient descent in psi is gradient descent in theta under J^T J."""
-    x, f = setting.point, setting.f
-    naive = jax.grad(lambda y: setting.function(f.inverse(y)))(f.forward(x))
-    induced = vf.pullback(vf.Euclidean(), f.forward)
-    close(
-        pushforward(f.inverse, f.forward(x), naive),
-        gradient(induced, setting.function, x),
-        rtol=1e-9,
-    )
+    naive = jax.grad(s.carried_function)(s.y)
+    induced = vf.pullback(vf.Euclidean(), s.f)
+    return pushforward(s.f.inv, s.y, naive), gradient(induced, s.function, s.x)
 
 
 # --- The worked figures
 
 
 def test_function_figure():
-    assert_allclose(PHI.inverse(PHI.forward(POINT)), POINT, rtol=1e-14)
+    assert_allclose(PHI.inv(PHI(POINT)), POINT, rtol=1e-14)
 
 
 def test_pairing_figure():
-    v, w = pushforward(PHI.forward, POINT, VECTOR), push_covector(PHI.forward, POINT, COVECTOR)
+    v, w = pushforward(PHI, POINT, VECTOR), push_covector(PHI, POINT, COVECTOR)
     assert_allclose([COVECTOR @ VECTOR, w @ v], 0.73, rtol=1e-14)
     # With J^T for J^-T, as printed in Example 3(b), it would be:
-    j = jax.jacobian(PHI.forward)(POINT)
+    j = jax.jacobian(PHI)(POINT)
     assert_allclose((j.T @ COVECTOR) @ v, 0.4164, atol=5e-5)
 
 
 def test_inner_product_figure():
-    carried, psi = vf.pullback(CURVED, PHI.inverse), PHI.forward(POINT)
-    v = pushforward(PHI.forward, POINT, VECTOR)
+    metric, psi = vf.pullback(CURVED, PHI.inv), PHI(POINT)
+    v = pushforward(PHI, POINT, VECTOR)
     assert_allclose(inner(CURVED, POINT, VECTOR, VECTOR), 1.97253579, atol=5e-9)
-    assert_allclose(inner(carried, psi, v, v), 1.97253579, atol=5e-9)
+    assert_allclose(inner(metric, psi, v, v), 1.97253579, atol=5e-9)
     # With G at psi for G at phi^-1(psi), as printed in rule (d), it would be:
     assert_allclose(inner(CURVED, psi, VECTOR, VECTOR), 1.89424, atol=5e-6)
 
 
 def test_determinant_figures():
     """det H changes, det(G^-1 H) does not."""
-    h, g = push_bilinear(PHI.forward, POINT, HESSIAN), CURVED(POINT).as_matrix()
+    h, g = push_bilinear(PHI, POINT, HESSIAN), CURVED(POINT).as_matrix()
     e = np.linalg.solve(g, HESSIAN)
-    carried = push_operator(PHI.forward, POINT, e)
+    e_psi = push_operator(PHI, POINT, e)
     assert_allclose(np.linalg.det(HESSIAN), 4.34, rtol=1e-14)
     assert_allclose(np.linalg.det(h), 2.2177, atol=5e-5)
-    assert_allclose([np.linalg.det(e), np.linalg.det(carried)], 1.05719193, atol=5e-9)
-    assert_allclose([np.trace(e), np.trace(carried)], 2.12248654, atol=5e-9)
+    assert_allclose([np.linalg.det(e), np.linalg.det(e_psi)], 1.05719193, atol=5e-9)
+    assert_allclose([np.trace(e), np.trace(e_psi)], 2.12248654, atol=5e-9)
     # With G for G^-1, as printed in Eq. (2), it would be:
     assert_allclose(np.linalg.det(g @ HESSIAN), 17.8, atol=0.05)
 
@@ -198,8 +180,8 @@ def test_determinant_figures():
 def test_appendix_a_figures(d):
     """L = |theta|^2 and psi = 3 theta: det H = 2^d, (2/9)^d in psi, and det E = 2^d in both."""
     x, h = jnp.zeros(d), 2.0 * jnp.eye(d)
-    carried = push_bilinear(lambda t: 3.0 * t, x, h)
-    assert_allclose(np.linalg.det(carried), (2 / 9) ** d, rtol=1e-12)
+    h_psi = push_bilinear(lambda t: 3.0 * t, x, h)
+    assert_allclose(np.linalg.det(h_psi), (2 / 9) ** d, rtol=1e-12)
     e = push_operator(lambda t: 3.0 * t, x, h)
     assert_allclose(np.linalg.det(e), 2.0**d, rtol=1e-12)
 
@@ -267,20 +249,18 @@ def test_sharp_on_segments():
     close(sharp(Constant(operator), w, w), np.linalg.solve(operator.as_matrix(), w))
 
 
-def test_diagonal_metrics_cost_linear_time():
-    n = 1_000_000
+def test_diagonal_metrics_cost_linear_memory():
+    n = 1_000_000  # a matrix would take 8 TB
     point = {"a": jnp.ones(n), "b": jnp.ones(())}
     metric = vf.geometry.Product({"a": vf.Euclidean(2.0), "b": vf.Euclidean()})
-    start = time.perf_counter()
     slope = gradient(metric, lambda a, b: a @ a + b, point)
     assert float(slope["a"][-1]) == 8.0
-    assert time.perf_counter() - start < 2.0
 
 
 def test_under_jit_vmap_and_grad():
     points = POINT + np.linspace(0, 1, 4)[:, None]
-    pushed = jax.jit(jax.vmap(lambda x: push_bilinear(PHI.forward, x, HESSIAN)))(points)
-    close(pushed[2], push_bilinear(PHI.forward, points[2], HESSIAN))
+    pushed = jax.jit(jax.vmap(lambda x: push_bilinear(PHI, x, HESSIAN)))(points)
+    close(pushed[2], push_bilinear(PHI, points[2], HESSIAN))
     raised = jax.jit(jax.vmap(lambda x: sharp(CURVED, x, COVECTOR)))(points)
     close(raised[3], np.linalg.solve(CURVED(points[3]).as_matrix(), COVECTOR))
     slope = jax.jacobian(lambda x: sharp(CURVED, x, COVECTOR))(POINT)

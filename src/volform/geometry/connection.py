@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
 from volform.geometry.metric import Metric, spread
@@ -42,8 +42,7 @@ def christoffel(metric: Metric, point: Point) -> Float[Array, "n n n"]:
     def matrix(x: Float[Array, " n"]) -> Float[Array, "n n"]:
         return metric(unravel(x)).as_matrix()
 
-    d = jax.jacfwd(matrix)(x)  # d[i, j, l] = d_l G_ij
-    first_kind = 0.5 * (d + jnp.swapaxes(d, 1, 2) - jnp.moveaxis(d, 2, 0))  # [l, i, j]
+    first_kind = _first_kind(jax.jacfwd(matrix)(x))
     solved = cho_solve((jnp.linalg.cholesky(matrix(x)), True), first_kind.reshape(x.size, -1))
     return solved.reshape(first_kind.shape)
 
@@ -149,18 +148,23 @@ def eigenvalues(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> 
 def scalar_curvature(metric: Metric, point: Point) -> Float[Array, ""]:
     """Scalar curvature `R = G^ij R_ij`, twice the Gaussian curvature of a surface.
 
-    The Ricci tensor is `R_ij = d_k Gamma^k_ij - d_j Gamma^k_ik + Gamma^k_kl Gamma^l_ij
-    - Gamma^k_jl Gamma^l_ik`, so that the unit sphere S^n has R = n (n - 1).
+    Taken in the frame in which G is the identity at `point`, where with `G_ij,k = d_k G_ij` and
+    `Gamma_kij = 1/2 (G_jk,i + G_ik,j - G_ij,k)`
+
+        R = G_ij,ij - G_ii,jj + Gamma_kij Gamma_kij - Gamma_kii Gamma_kjj,
+
+    so that the unit sphere S^n has R = n (n - 1).
 
     Args:
         metric: a metric.
         point: where to evaluate it.
 
     Returns:
-        A scalar, the same in all coordinates. Costs O(n^5) time and O(n^4) memory.
+        A scalar, the same in all coordinates; not finite where G is not positive definite. Costs
+        O(n^5) time and O(n^4) memory.
 
     References:
-        do Carmo (1992), Riemannian Geometry, chapter 4, unnormalized.
+        do Carmo (1992), Riemannian Geometry, chapter 4 (there divided by n (n - 1)).
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
     >>> normal = vf.Fisher(dist.Normal)  # hyperbolic plane
@@ -168,16 +172,22 @@ def scalar_curvature(metric: Metric, point: Point) -> Float[Array, ""]:
     -1.0
     """
     x, unravel = ravel_pytree(point)
+    chol = jnp.linalg.cholesky(metric(point).as_matrix())
+    frame = solve_triangular(chol, jnp.eye(x.size, dtype=x.dtype), lower=True).T
 
-    def symbols(x: Float[Array, " n"]) -> Float[Array, "n n n"]:
-        return christoffel(metric, unravel(x))
+    def matrix(s: Float[Array, " n"]) -> Float[Array, "n n"]:
+        return frame.T @ metric(unravel(x + frame @ s)).as_matrix() @ frame
 
-    gamma = symbols(x)
-    d = jax.jacfwd(symbols)(x)  # d[k, i, j, l] = d_l Gamma^k_ij
-    ricci = (
-        jnp.einsum("kijk->ij", d)
-        - jnp.einsum("kikj->ij", d)
-        + jnp.einsum("kkl,lij->ij", gamma, gamma)
-        - jnp.einsum("kjl,lik->ij", gamma, gamma)
-    )
-    return jnp.trace(relative(metric, point, 0.5 * (ricci + ricci.T)))
+    origin = jnp.zeros_like(x)
+    second = jax.jacfwd(jax.jacfwd(matrix))(origin)  # [i, j, k, l] = G_ij,kl
+    gamma = _first_kind(jax.jacfwd(matrix)(origin))
+    linear = jnp.einsum("ijij", second) - jnp.einsum("iijj", second)
+    square = jnp.sum(gamma**2) - jnp.sum(jnp.trace(gamma, axis1=1, axis2=2) ** 2)
+    # The compiler takes 0 * inf for 0 where the derivatives of a singular metric vanish.
+    return jnp.where(jnp.isfinite(frame).all(), linear + square, jnp.nan)
+
+
+def _first_kind(slope: Float[Array, "n n n"]) -> Float[Array, "n n n"]:
+    """Gamma_kij from slope[i, j, k] = d_k G_ij."""
+    lowered = jnp.swapaxes(slope, 1, 2)  # [i, k, j] = d_k G_ij
+    return 0.5 * (slope + lowered - jnp.moveaxis(slope, 2, 0))

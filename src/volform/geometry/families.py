@@ -329,9 +329,7 @@ def _low_rank_multivariate_normal(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
             factor @ jnp.swapaxes(factor, -1, -2) + diagonal[..., None] * eye
         )
 
-    primal, tangent = jax.jvp(
-        tril, (fn.cov_factor, fn.cov_diag), (dfn.cov_factor, dfn.cov_diag)
-    )
+    primal, tangent = jax.jvp(tril, (fn.cov_factor, fn.cov_diag), (dfn.cov_factor, dfn.cov_diag))
     return _gaussian(primal, tangent, _or_zero(dx) - dfn.loc)
 
 

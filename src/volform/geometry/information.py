@@ -296,7 +296,7 @@ def _draws(fn: Any, key: PRNGKeyArray, count: int) -> tuple[Any, Any]:
         x = core.component_distribution.sample(key, (count,))  # (count, *batch, k, *event)
         axis = core.mixture_dim - len(core.event_shape)
         x = jnp.moveaxis(x, axis, 1)
-        probs = jnp.moveaxis(core.mixing_distribution.probs, -1, 0)
+        probs = jnp.moveaxis(jnp.asarray(core.mixing_distribution.probs), -1, 0)
         weights = jnp.broadcast_to(probs / count, (count, *probs.shape))
         return _merge(x), _merge(weights)
     return fn.sample(key, (count,)), jnp.full((count,) + (1,) * len(fn.batch_shape), 1.0 / count)

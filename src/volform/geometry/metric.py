@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -51,7 +52,7 @@ class Metric(eqx.Module):
     def __mul__(self, factor: Any) -> "Metric":
         if isinstance(factor, Metric):
             return NotImplemented
-        if not isinstance(factor, jax.core.Tracer) and not factor > 0:
+        if not isinstance(factor, Tracer) and not factor > 0:
             raise MetricError(f"A metric can be multiplied by `factor` > 0 only; got {factor}.")
         return Scaled(self, factor)
 

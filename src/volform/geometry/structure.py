@@ -238,7 +238,7 @@ def _diagonal_tree(operator: Any) -> PyTree:
 
 
 def segments(blocks: list[Any]) -> Any:
-    """Blocks on consecutive segments of a flat vector, in the simplest structure that holds them."""
+    """Blocks on consecutive segments of a flat vector, in the simplest structure for them."""
     if all(isinstance(block, lx.IdentityLinearOperator) for block in blocks):
         return identity(jnp.zeros(sum(b.in_size() for b in blocks), _dtype_of(blocks)))
     if all(_is_diagonal(block) for block in blocks):
@@ -334,9 +334,9 @@ def _(operator: lx.DiagonalLinearOperator, covector: PyTree) -> Float[Array, " n
 
 @whiten.register
 def _(operator: BlockDiagonal, covector: PyTree) -> Float[Array, " n"]:
-    keys = sorted(operator.blocks) if isinstance(operator.blocks, dict) else None
-    entries = range(len(operator.blocks)) if keys is None else keys
-    return jnp.concatenate([whiten(operator.blocks[k], covector[k]) for k in entries])
+    entries: Any = operator.blocks
+    keys = sorted(entries) if isinstance(entries, dict) else range(len(entries))
+    return jnp.concatenate([whiten(entries[key], covector[key]) for key in keys])
 
 
 @whiten.register

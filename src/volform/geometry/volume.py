@@ -1,6 +1,5 @@
 """Volume forms, and densities with respect to them."""
 
-
 from jaxtyping import Array, Float
 
 from volform.geometry.metric import Metric

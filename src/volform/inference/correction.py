@@ -34,7 +34,7 @@ def correction(posterior: Posterior, at: Expansion, batch: int = 16) -> Float[Ar
     """
     whitener = at.frame / jnp.sqrt(at.eigenvalues)
 
-    def l(z: Float[Array, " d"]) -> Float[Array, ""]:
+    def loss(z: Float[Array, " d"]) -> Float[Array, ""]:
         return objective(at.u + whitener @ z, posterior)
 
     def b(z: Float[Array, " d"]) -> Float[Array, ""]:
@@ -44,11 +44,11 @@ def correction(posterior: Posterior, at: Expansion, batch: int = 16) -> Float[Ar
     eye = jnp.eye(at.u.size, dtype=at.u.dtype)
 
     def laplacian(z: Float[Array, " d"]) -> Float[Array, ""]:
-        return jnp.sum(jax.vmap(lambda a: _second(l, z, a))(eye))
+        return jnp.sum(jax.vmap(lambda a: _second(loss, z, a))(eye))
 
     def along(direction: Float[Array, " d"]) -> tuple[Array, Array, Array]:
         traced, curved = _first_and_second(laplacian, origin, direction)
-        third = jax.jvp(jax.hessian(l), (origin,), (direction,))[1]
+        third = jax.jvp(jax.hessian(loss), (origin,), (direction,))[1]
         return traced, curved, jnp.sum(third**2)
 
     t, q, t_squared = jax.lax.map(along, eye, batch_size=min(batch, at.u.size))

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions.transforms import IdentityTransform
 from numpyro.infer.util import compute_log_probs
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
@@ -80,13 +81,30 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
         return curvature
     if stationary:
         return curvature
+    edge = _at_the_edge(posterior, at.u)
+    if edge:
+        where = ", ".join(f"{name} = {value}" for name, value in edge.items())
+        return Unfinished(
+            f"log q^G rises toward the edge of the support, {where}: under this metric it has no "
+            "mode inside"
+        )
     if int(state.steps) >= max_steps:
         rise = "log q^G is still rising; it may be unbounded, or `max_steps` too small"
         return Unfinished(f"{max_steps} Newton steps taken, {rise}")
     return Unfinished(
         f"no step improves log q^G, though its gradient norm is {float(at.gradient_norm):.2g}; "
-        "the density may have a kink or an edge there"
+        "the density may have a kink there"
     )
+
+
+def _at_the_edge(posterior: Posterior, u: Any) -> dict[str, str]:
+    """Constrained sites with unconstrained coordinates beyond 12: e^-12 of the edge."""
+    values = posterior.values(u)
+    return {
+        site.name: np.array2string(np.asarray(values[site.name]), precision=3, threshold=6)
+        for site in posterior.layout.sites
+        if not isinstance(site.chart, IdentityTransform) and np.abs(u[site.segment]).max() > 12.0
+    }
 
 
 def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
@@ -158,6 +176,7 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
 
 def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
     """Raise the error that says why log q^G is not finite at any start."""
+    bad: dict[str, float] = {}
     for u in points:
         gram = np.asarray(posterior.metric(u).as_matrix())
         values = posterior.values(u)
@@ -175,5 +194,7 @@ def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
 
 def _at(posterior: Posterior, u: Any) -> str:
     values = posterior.values(u)
-    shown = {k: np.asarray(v).round(4).tolist() if np.size(v) < 5 else "..." for k, v in values.items()}
+    shown = {
+        k: np.asarray(v).round(4).tolist() if np.size(v) < 5 else "..." for k, v in values.items()
+    }
     return f"the point {shown}"

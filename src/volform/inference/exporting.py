@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import arviz
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import log_likelihood
 
-from volform.inference.laplace import Laplace
+from volform.inference.approximation import Laplace
 
 
 def to_arviz(approx: Laplace, *, key: PRNGKeyArray | None = None, draws: int = 1000) -> Any:
@@ -55,7 +54,9 @@ def to_arviz(approx: Laplace, *, key: PRNGKeyArray | None = None, draws: int = 1
         "observed_data": observed,
     }
     attributes = _attributes(approx, samples.outside)
-    dims = {name: _plates(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]}
+    dims = {
+        name: _plates(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]
+    }
     dims |= {name: _plates(trace[name], value.ndim) for name, value in observed.items()}
     dims = {name: plates for name, plates in dims.items() if plates}
     return _built({name: group for name, group in groups.items() if group}, attributes, dims)
@@ -73,7 +74,10 @@ def _attributes(approx: Laplace, outside: int) -> dict[str, Any]:
         "note": evidence.note,
     }
     if evidence.correction is not None and second is not None:
-        attributes |= {"correction": float(evidence.correction), "log_z_second_order": float(second)}
+        attributes |= {
+            "correction": float(evidence.correction),
+            "log_z_second_order": float(second),
+        }
     return attributes
 
 
@@ -89,6 +93,9 @@ def _plates(site: dict[str, Any], ndim: int) -> list[str] | None:
 
 
 def _built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
+    # Here, not above: arviz imports pyplot, and takes two thirds of the time of an import.
+    import arviz  # noqa: PLC0415
+
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
     return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)

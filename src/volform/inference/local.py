@@ -41,6 +41,11 @@ class Expansion(eqx.Module):
         return jnp.linalg.norm(self.gradient)
 
     @property
+    def newton_length(self) -> Float[Array, ""]:
+        """Length of the step |E|^-1 grad l in the metric's norm."""
+        return jnp.linalg.norm(self.gradient / jnp.abs(self.eigenvalues))
+
+    @property
     def decrement(self) -> Float[Array, ""]:
         """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
         return jnp.linalg.norm(self.gradient / jnp.sqrt(jnp.abs(self.eigenvalues)))
@@ -59,7 +64,9 @@ def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[A
         return push(direction)[1]
 
     eye = jnp.eye(u.size, dtype=u.dtype)
-    columns = jax.vmap(column)(eye) if u.size <= batch else jax.lax.map(column, eye, batch_size=batch)
+    columns = (
+        jax.vmap(column)(eye) if u.size <= batch else jax.lax.map(column, eye, batch_size=batch)
+    )
     return value, gradient, 0.5 * (columns + columns.T)
 
 

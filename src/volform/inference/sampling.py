@@ -14,6 +14,7 @@ from volform.geometry import Euclidean
 from volform.inference.local import Expansion
 from volform.models import Posterior
 from volform.models.binding import LocalPart, Unconstrained
+from volform.models.layout import Site
 
 
 class Chart(eqx.Module):
@@ -58,14 +59,10 @@ class FlatChart(Chart):
         for site in posterior.layout.sites:
             step = steps[:, site.segment].reshape(-1, *site.coordinates)
             if site.name not in self.in_values:
-                parts.append((mode[site.segment] + steps[:, site.segment]))
+                parts.append(mode[site.segment] + steps[:, site.segment])
                 continue
-            center = site.part(mode)
-            push = jax.vmap(lambda v, c=center, s=site: jax.jvp(s.chart, (c,), (v,))[1])
-            value = site.chart(center) + push(step)
-            allowed = site.chart.codomain(value).reshape(len(steps), -1).all(1)
-            safe = jnp.where(_like(allowed, value), value, site.chart(center))
-            parts.append(site.chart.inv(safe).reshape(len(steps), -1))
+            part, allowed = _in_values(site, site.part(mode), step)
+            parts.append(part.reshape(len(steps), -1))
             inside &= allowed
         u = jnp.concatenate(parts, 1)
         return u, inside & jnp.all(jnp.isfinite(u), 1)
@@ -142,5 +139,11 @@ def _proposals(
     return chart.spread(posterior, at.u, noise / jnp.sqrt(at.eigenvalues) @ at.frame.T)
 
 
-def _like(mask: Bool[Array, " n"], value: Array) -> Array:
-    return mask.reshape(-1, *(1,) * (value.ndim - 1))
+def _in_values(site: Site, center: Array, steps: Array) -> tuple[Array, Bool[Array, " n"]]:
+    """Coordinates of v* + dv for tangents dv = J du, and which of them lie in the support."""
+    value, push = jax.linearize(site.chart, center)
+    moved = value + jax.vmap(push)(steps)
+    allowed = jnp.asarray(site.chart.codomain(moved)).reshape(len(steps), -1).all(1)
+    # Outside the support the inverse is undefined; such draws are dropped by the caller.
+    safe = jnp.where(allowed.reshape(-1, *(1,) * (moved.ndim - 1)), moved, value)
+    return jnp.asarray(site.chart.inv(safe)), allowed

@@ -61,8 +61,8 @@ def descend(
     posterior: Posterior, starts: Float[Array, "n d"], max_steps: int
 ) -> tuple[Float[Array, "n d"], Int[Array, " n"]]:
     """Optimistix's BFGS on -log q^G from every start at once (L-BFGS above 1000 parameters)."""
-    coarse = {"rtol": 1e-4, "atol": 1e-4}
-    solver = optx.BFGS(**coarse) if posterior.dim <= 1000 else optx.LBFGS(**coarse)
+    method = optx.BFGS if posterior.dim <= 1000 else optx.LBFGS
+    solver = method(rtol=1e-4, atol=1e-4)
 
     def run(start: Float[Array, " d"]) -> tuple[Float[Array, " d"], Int[Array, ""]]:
         found = optx.minimise(
@@ -81,9 +81,9 @@ def refine(
     """Newton's method with the exact Hessian of -log q^G, in a trust region of the metric.
 
     Goes on below `tolerance` while steps still improve: log det H needs the mode to more digits
-    than l does. Each step minimizes the quadratic model within a ball of the metric's norm, exactly, in the
-    eigenbasis of E = G^-1 H (More & Sorensen 1983). Directions of negative curvature are followed
-    down, so that a saddle is left.
+    than l does. Each step minimizes the quadratic model exactly within a ball of the
+    metric's norm, in the eigenbasis of E = G^-1 H (More & Sorensen 1983). Directions of negative
+    curvature are followed down, so that a saddle is left.
     """
 
     def unfinished(state: Trajectory) -> Any:
@@ -106,14 +106,18 @@ def refine(
         length = jnp.linalg.norm(move)
         wider = jnp.where(actual > 0.75 * predicted, 2.0 * length, 0.0)
         radius = jnp.where(accept, jnp.maximum(state.radius, wider), 0.25 * length)
-        radius = jnp.where(first, state.radius, radius)
+        # The first radius is the length of the Newton step itself, whatever the metric's units.
+        radius = jnp.where(first, 1.01 * trial.newton_length, radius)
         best = jax.tree.map(lambda new, old: jnp.where(accept | first, new, old), trial, at)
-        stalled = ~first & ~accept & (blind | (radius < 1e-14))
+        slow = blind & ~(trial.gradient_norm < 0.1 * at.gradient_norm)
+        stalled = ~first & (slow | (radius < 1e-12 * at.newton_length))
         return Trajectory(best, _trust_region_step(best, radius), radius, state.steps + 1, stalled)
 
     shapes = eqx.filter_eval_shape(expand, posterior, u)
     nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    nowhere = eqx.tree_at(lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf)))
+    nowhere = eqx.tree_at(
+        lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
+    )
     initial = Trajectory(
         nowhere, jnp.zeros_like(u), jnp.ones((), u.dtype), jnp.array(0), jnp.array(False)
     )
@@ -132,7 +136,7 @@ def _trust_region_step(at: Expansion, radius: Float[Array, ""]) -> Float[Array, 
     def length(shift: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.linalg.norm(g / (eigenvalues + shift))
 
-    low = jnp.maximum(0.0, -lowest) + tiny * (lowest <= 0.0)
+    low = jnp.maximum(0.0, -lowest) + jnp.where(lowest <= 0.0, tiny, 0.0)
     high = jnp.maximum(low, jnp.linalg.norm(g) / radius - lowest) + tiny
 
     def halve(_: Any, bounds: tuple) -> tuple:

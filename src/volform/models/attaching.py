@@ -1,9 +1,10 @@
 """Attaching metrics to the sites of a NumPyro model, as an effect handler."""
 
-import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpyro
 from numpyro.primitives import Messenger
 
 from volform.errors import MetricError
@@ -76,26 +77,32 @@ def attach(model: Callable, metrics: "Mapping[Sites, Metric] | Metric") -> Attac
 
 
 class Observer(Messenger):
-    """Records sample sites as the model wrote them, before any handler around it changed them."""
+    """Notes what the model wrote as `numpyro.sample`, whatever handlers made of it.
 
-    def __init__(self, fn: Callable, seen: dict[str, Any]):
-        self.seen = seen
+    `handlers.reparam`, around the model or inside it, turns the message of a sample site into
+    that of a deterministic one and drops its settings, before a handler further out sees it. What
+    the model wrote is then found only in the call of `numpyro.sample` itself.
+
+    Attributes:
+        rewritten: names of sample sites that arrived as deterministic ones.
+        metrics: what `infer={"metric": ...}` said, by site.
+    """
+
+    def __init__(self, fn: Callable):
+        self.rewritten: list[str] = []
+        self.metrics: dict[str, Any] = {}
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
-        """Keeps what `handlers.reparam` would delete."""
-        if msg["type"] == "sample":
-            kept = {key: msg[key] for key in ("fn", "infer", "is_observed")}
-            self.seen[msg["name"]] = kept
-
-
-def observed_innermost(model: Callable, seen: dict[str, Any]) -> Callable:
-    """`model` with an `Observer` around the innermost function of its chain of handlers."""
-    if isinstance(model, Messenger) and model.fn is not None:
-        outer = copy.copy(model)
-        outer.fn = observed_innermost(model.fn, seen)
-        return outer
-    return Observer(model, seen)
+        """Notes the site."""
+        caller = inspect.currentframe().f_back.f_back  # type: ignore[union-attr]
+        if caller is None or caller.f_code is not numpyro.sample.__code__:
+            return
+        infer = msg.get("infer", caller.f_locals["infer"]) or {}
+        if msg["type"] == "deterministic":
+            self.rewritten.append(msg["name"])
+        if infer.get("metric") is not None:
+            self.metrics[msg["name"]] = infer["metric"]
 
 
 def attached_metrics(model: Callable) -> tuple[dict[Sites, Metric], Metric | None]:

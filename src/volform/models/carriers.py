@@ -1,6 +1,6 @@
 """Which named values carry the default metrics of a model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ from volform.geometry import Metric
 from volform.models.attaching import Sites
 from volform.models.layout import Inspection, Site, named_values
 
+_DENSE = 256  # above this many coordinates a chart that acts elementwise is told by probing
+
 
 def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple[str, ...]:
     """The names that carry a metric: latent sites, less those that a deterministic site covers.
@@ -19,52 +21,107 @@ def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple
     A metric lives on the value that the model speaks of, not on an auxiliary one that it is
     computed from. So a deterministic site takes the place of latent ones
 
-    - if `handlers.reparam` made it from a sample site, and the auxiliary site is a chart of it;
+    - if `handlers.reparam` made it from a sample site, and the auxiliary site is a chart of it,
+      or of it and others together (NeuTra);
     - if it has a metric of its own: then of the smallest set of latent sites without metrics that
       determine it. If they have more coordinates than it has (WeightNorm with a free scale), the
       metric is singular, and will be reported so.
     """
-    named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
-    rewritten = {n for n, site in inspection.written.items() if not site["is_observed"]}
-    replaced: dict[str, str] = {}
-    for name in inspection.deterministic:
-        if name in named or name in rewritten:
-            free = [s for s in inspection.layout.sites if s.name not in named | set(replaced)]
-            covered = _cover(inspection, name, free, may_be_singular=name in named)
-            replaced.update(dict.fromkeys(covered, name))
-    names = (replaced.get(name, name) for name in inspection.layout.names)
+    attached = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+    pending = [n for n in inspection.deterministic if n in {*attached, *inspection.rewritten}]
+    if not pending:
+        return inspection.layout.names
+    ranks = Ranks(inspection, pending)
+    free = [site for site in inspection.layout.sites if site.name not in attached]
+    replaced: dict[str, tuple[str, ...]] = {}
+
+    def replace(sites: list[Site], names: list[str]) -> None:
+        replaced.update({site.name: tuple(names) for site in sites})
+        for site in sites:
+            free.remove(site)
+        for name in names:
+            pending.remove(name)
+
+    for name in list(pending):
+        if (chart := ranks.chart(name, free)) is not None:
+            replace([chart], [name])
+    for site in list(free):
+        if names := ranks.charted_by(site, pending):
+            replace([site], names)
+    for name in [name for name in pending if name in attached]:
+        replace(ranks.determining(name, free), [name])
+    names = (n for own in inspection.layout.names for n in replaced.get(own, (own,)))
     return tuple(dict.fromkeys(names))
 
 
-def _cover(
-    inspection: Inspection, name: str, free: list[Site], *, may_be_singular: bool
-) -> Iterable[str]:
-    """Names of the latent sites that determine the value of `name`, given all others."""
-    layout, program = inspection.layout, inspection.program
-    # A generic point: zero is special (WeightNorm's direction is undefined there).
-    u = jnp.asarray(np.random.default_rng(0).uniform(-1.0, 1.0, layout.dim), jnp.result_type(float))
+class Ranks:
+    """Ranks of the Jacobians of deterministic values in the coordinates of latent sites."""
 
-    def value(u: Float[Array, " d"]) -> Float[Array, " m"]:
-        return jnp.ravel(named_values(layout, program, u, (name,))[name])
+    def __init__(self, inspection: Inspection, names: list[str]):
+        self._layout, self._program = inspection.layout, inspection.program
+        # A generic point: zero is special (WeightNorm's direction is undefined there).
+        generic = np.random.default_rng(0).uniform(-1.0, 1.0, inspection.layout.dim)
+        self._u = jnp.asarray(generic, jnp.result_type(float))
+        self._jacobians: dict[str, Any] = {}
+        if self._u.size <= _DENSE:
+            self._jacobians = jax.jit(jax.jacfwd(self._values(*names)))(self._u)
 
-    jacobian = np.asarray(jax.jit(jax.jacfwd(value))(u))
-    full = _rank(jacobian)
-    ranks = {site.name: _rank(jacobian[:, site.segment]) for site in free}
-    charts = [s for s in free if ranks[s.name] == full > 0]
-    charts.sort(key=lambda s: (s.size == full, s.start))
-    if charts and charts[-1].size == full:
-        return [charts[-1].name]
-    if not may_be_singular:
-        return []
-    chosen: list[Site] = []
-    for site in sorted(free, key=lambda s: s.start, reverse=True):
-        columns = [jacobian[:, s.segment] for s in chosen]
-        before = _rank(np.hstack(columns)) if columns else 0
-        if before == full:
-            break
-        if _rank(np.hstack([*columns, jacobian[:, site.segment]])) > before:
-            chosen.append(site)
-    return [site.name for site in chosen]
+    def _values(self, *names: str) -> Callable[[Array], dict[str, Array]]:
+        def values(u: Float[Array, " d"]) -> dict[str, Array]:
+            found = named_values(self._layout, self._program, u, names)
+            return {name: jnp.ravel(value) for name, value in found.items()}
+
+        return values
+
+    def block(self, name: str, site: Site) -> Float[np.ndarray, "m k"]:
+        """The Jacobian of `name` in the coordinates of `site`, at a generic point."""
+        if name not in self._jacobians:
+            self._jacobians |= jax.jit(jax.jacrev(self._values(name)))(self._u)
+        return np.asarray(self._jacobians[name])[:, site.segment]
+
+    def of(self, name: str, *sites: Site) -> int:
+        """Rank of the Jacobian of `name` in the coordinates of `sites` together."""
+        return _rank(np.hstack([self.block(name, site) for site in sites])) if sites else 0
+
+    def chart(self, name: str, free: list[Site]) -> Site | None:
+        """The last site that moves `name` in all its directions, by as many coordinates."""
+        for site in reversed(free):
+            if site.size > _DENSE and self.is_elementwise(name, site):
+                return site
+        full = max((self.of(name, site) for site in free), default=0)
+        charts = [site for site in free if site.size == self.of(name, site) == full > 0]
+        return charts[-1] if charts else None
+
+    def is_elementwise(self, name: str, site: Site) -> bool:
+        """Whether each entry of `name` moves with one coordinate of `site`, the same in order."""
+        probe = self._u[site.segment][::-1]
+
+        def push(direction: Float[Array, " k"]) -> Array:
+            tangent = jnp.zeros_like(self._u).at[site.segment].set(direction)
+            return jax.jvp(self._values(name), (self._u,), (tangent,))[1][name]
+
+        slope, image = jax.jit(jax.vmap(push))(jnp.stack([jnp.ones_like(probe), probe]))
+        if slope.shape != probe.shape:
+            return False
+        return bool(jnp.all(slope != 0.0) & jnp.allclose(slope * probe, image))
+
+    def charted_by(self, site: Site, names: list[str]) -> list[str]:
+        """The `names` that `site` moves, if it is a chart of all of them together."""
+        moved = [name for name in names if self.of(name, site) > 0]
+        together = _rank(np.vstack([self.block(name, site) for name in moved])) if moved else 0
+        each = sum(self.of(name, site) for name in moved)
+        return moved if together == each == site.size else []
+
+    def determining(self, name: str, free: list[Site]) -> list[Site]:
+        """The fewest sites, the last ones first, that move `name` in all its directions."""
+        full = self.of(name, *free)
+        chosen: list[Site] = []
+        for site in reversed(free):
+            if self.of(name, *chosen) == full:
+                break
+            if self.of(name, *chosen, site) > self.of(name, *chosen):
+                chosen.append(site)
+        return chosen
 
 
 def _rank(matrix: Any) -> int:

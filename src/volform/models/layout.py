@@ -15,8 +15,8 @@ from numpyro.distributions.transforms import Transform
 
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
-from volform.models.attaching import observed_innermost
-from volform.models.program import Program
+from volform.models.attaching import Observer
+from volform.models.program import Program, with_constant_data
 
 
 class Site(eqx.Module):
@@ -121,14 +121,16 @@ class Inspection:
         program: the model with its data, as it will be traced from now on.
         observed: names of observed sites.
         deterministic: names of deterministic sites, those made by `handlers.reparam` included.
-        written: the sample sites as the model wrote them, before `handlers.reparam`.
+        rewritten: those of them that the model wrote as sample sites.
+        metrics: the metrics that the model itself holds, `infer={"metric": ...}`.
     """
 
     layout: Layout
     program: Program
     observed: tuple[str, ...]
     deterministic: tuple[str, ...]
-    written: dict[str, Any]
+    rewritten: tuple[str, ...]
+    metrics: dict[str, Any]
 
 
 def inspect_model(program: Program) -> Inspection:
@@ -138,8 +140,8 @@ def inspect_model(program: Program) -> Inspection:
         ModelError: discrete or subsampled latent sites, none at all, or a moving support.
         DataError: observed values that are NaN, infinite, empty or of the wrong length.
     """
-    written: dict[str, Any] = {}
-    trace = program.first_trace(observed_innermost(program.model, written), _origin)
+    observer = Observer(program.model)
+    trace = program.first_trace(observer, _origin)
     _refuse_subsampling(trace)
     samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
     latent = {name: site for name, site in samples.items() if not site["is_observed"]}
@@ -156,7 +158,8 @@ def inspect_model(program: Program) -> Inspection:
     _refuse_moving_support(program, layout, samples)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
     observed = tuple(name for name in samples if name not in latent)
-    return Inspection(layout, program, observed, deterministic, written)
+    rewritten = tuple(observer.rewritten)
+    return Inspection(layout, program, observed, deterministic, rewritten, observer.metrics)
 
 
 def _origin(site: dict[str, Any]) -> Any:

@@ -160,9 +160,10 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     program = make_program(_unwrapped(model), args, kwargs)
     inspection = inspect_model(program)
     layout, program = inspection.layout, inspection.program
-    if wide is None:
-        by_site = {**_metrics_inside(inspection), **by_site}
     known = (*layout.names, *inspection.deterministic)
+    if wide is None:
+        inside = {name: m for name, m in inspection.metrics.items() if name in known}
+        by_site = {**inside, **by_site}
 
     def carriers() -> tuple[str, ...]:
         return find_carriers(inspection, by_site)
@@ -180,11 +181,6 @@ def _unwrapped(model: Callable) -> Callable:
     while isinstance(model, Attached) and model.fn is not None:
         model = model.fn
     return model
-
-
-def _metrics_inside(inspection: Inspection) -> dict[Sites, Metric]:
-    found = {name: site["infer"].get("metric") for name, site in inspection.written.items()}
-    return {name: metric for name, metric in found.items() if metric is not None}
 
 
 def _bind_all(

@@ -1,5 +1,7 @@
 """A NumPyro model with its data: traced at given values, as a pure function of arrays."""
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from volform.errors import DataError, ModelError
+from volform.errors import DataError, VolformError
 
 
 class ById:
@@ -52,48 +54,78 @@ class Program(eqx.Module):
         """Log joint density with respect to Lebesgue measure on the values, and the trace."""
         args, kwargs = self.arguments()
         fixed = handlers.substitute(self.model, data=values)
-        # The seed is for `numpyro.prng_key` and plates; latent sites are set before it sees them.
-        return log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
+        with self._staging():
+            # The seed is for `numpyro.prng_key`; latent sites are set before it sees them.
+            return log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
+
+    def trace(self, model: Callable) -> dict[str, Any]:
+        """The trace of `model`, this one with handlers around it, on the same arguments."""
+        args, kwargs = self.arguments()
+        with self._staging():
+            return handlers.trace(model).get_trace(*args, **kwargs)
+
+    def _staging(self) -> Any:
+        # Constants stay concrete under `jit`, through every operation among themselves.
+        is_constant = isinstance(self.data, ById)
+        return jax.ensure_compile_time_eval() if is_constant else contextlib.nullcontext()
 
     def first_trace(self, model: Callable, initial: Callable) -> dict[str, Any]:
-        """One concrete trace with latent sites set by `initial(site)`."""
-        args, kwargs = self.arguments()
+        """One concrete trace with latent sites set by `initial(site)`.
+
+        Raises:
+            DataError: when the model cannot be run on its data.
+        """
         seeded = handlers.seed(handlers.substitute(model, substitute_fn=initial), rng_seed=0)
         try:
-            return handlers.trace(seeded).get_trace(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ModelError | DataError):
-                raise
-            shapes = jax.tree.map(np.shape, (args, kwargs))
+            return self.trace(seeded)
+        except VolformError:
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise DataError(
-                f"`model` could not be run on its data, of shapes {shapes}: {error}. Check that "
-                "every argument is there and that lengths agree."
+                f"`{name_of(self.model)}` could not be run on its data, {self.data_in_words()}: "
+                f"{type(error).__name__}: {error}. Check that every argument is there and that "
+                "lengths agree."
             ) from error
+
+    def data_in_words(self) -> str:
+        """The arguments by name with their shapes, for error messages."""
+        args, kwargs = self.arguments()
+        try:
+            bound = inspect.signature(self.model).bind_partial(*args, **kwargs).arguments
+        except (TypeError, ValueError):
+            bound = {"args": args, "kwargs": kwargs}
+        if not bound:
+            return "which is empty"
+        shapes = {name: jax.tree.map(_shape, value) for name, value in bound.items()}
+        return "of shapes " + ", ".join(f"`{name}`: {shape}" for name, shape in shapes.items())
+
+
+def _shape(leaf: Any) -> Any:
+    return np.shape(leaf) if hasattr(leaf, "shape") else type(leaf).__name__
+
+
+def name_of(model: Callable) -> str:
+    """The name of the model's function, under whatever handlers."""
+    return getattr(model, "__name__", None) or repr(model)
 
 
 def make_program(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Program:
-    """The model with its data, arrays turned into JAX arrays.
-
-    Raises:
-        DataError: when an argument holds an array of floating-point NaN.
-    """
+    """The model with its data, arrays turned into JAX arrays."""
     return Program(model, jax.tree.map(_leaf, (args, kwargs)))
 
 
 def with_constant_data(program: Program) -> Program:
     """The same program with its arrays as compile-time constants."""
-    return Program(program.model, ById(jax.tree.map(_constant, program.arguments())))
+    return Program(program.model, ById(program.arguments()))
 
 
 def _leaf(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray | jax.Array | np.generic):
+    if isinstance(leaf, jax.Array):
+        return leaf
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufc":
         return jnp.asarray(leaf)
     try:
         hash(leaf)
     except TypeError:
         return ById(leaf)
     return leaf
-
-
-def _constant(leaf: Any) -> Any:
-    return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf

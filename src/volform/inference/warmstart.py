@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS, init_to_value
 
-from volform.inference.laplace import Laplace
+from volform.inference.approximation import Laplace
 
 
 def nuts(approx: Laplace, **options: Any) -> NUTS:

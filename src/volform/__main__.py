@@ -1,0 +1,8 @@
+"""`python -m volform` is the command line."""
+
+import sys
+
+from volform.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

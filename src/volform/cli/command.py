@@ -1,0 +1,220 @@
+"""The commands and their options."""
+
+import argparse
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from rich.console import Console
+
+from volform.cli.loading import check_arguments, load_data, load_function
+from volform.cli.report import print_tables, write_files
+from volform.errors import MetricError, VolformError
+from volform.geometry import Euclidean, Metric
+from volform.inference import find_map, laplace
+from volform.models import JointFisher, LikelihoodFisher, Unconstrained, attach, condition
+
+METRICS: dict[str, Callable[..., Metric]] = {
+    "joint-fisher": JointFisher,
+    "likelihood-fisher": LikelihoodFisher,
+    "euclidean": Euclidean,
+    "unconstrained": Unconstrained,
+}
+WITH_REFERENCE = ("joint-fisher", "likelihood-fisher")
+
+EXAMPLE = """\
+example:
+  model.py holds a NumPyro model:
+
+    import numpyro, numpyro.distributions as dist
+
+    def eight_schools(sigma, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
+        with numpyro.plate("school", len(sigma)):
+            theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+  data.json holds its arguments:
+
+    {"y": [28, 8, -3, 7, -1, 1, 18, 12], "sigma": [15, 10, 16, 11, 9, 11, 10, 18]}
+
+  $ volform evidence model.py:eight_schools --data data.json --metric joint-fisher --out results
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"volform: {message} (see `{self.prog} --help`)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    top = _Parser(prog="volform", description="Bayesian inference with invariant densities.")
+    top.add_argument("--version", action="version", version=f"volform {_version()}")
+    commands = top.add_subparsers(title="commands", metavar="command", required=True)
+    evidence = commands.add_parser(
+        "evidence",
+        help="mode and evidence of a NumPyro model, the same in every parametrization",
+        description="Find the invariant MAP of a NumPyro model and its invariant Laplace "
+        "evidence, in float64.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evidence.set_defaults(run=run_evidence)
+    add = evidence.add_argument
+    add("model", metavar="model.py:function", help="a NumPyro model: a file and a function in it")
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="the function's arguments by name: a JSON object (.json), or columns with a header "
+        "(.csv); whole numbers stay integers",
+    )
+    add(
+        "--metric",
+        metavar="NAME",
+        help=f"{', '.join(METRICS)}; by default the metrics that the model has attached itself, "
+        "and euclidean on sites without",
+    )
+    add(
+        "--reference",
+        metavar="other.py:function",
+        help="with a Fisher metric: another spelling of the model to read the geometry from",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write evidence.json, posterior.nc and PNG pictures to this folder",
+    )
+    add("--seed", type=int, default=0, help="seed of starts and draws (default: 0)")
+    add("--starts", type=_positive, default=4, help="starts of the search (default: 4)")
+    add(
+        "--no-second-order",
+        dest="second_order",
+        action="store_false",
+        help="leave out the second-order correction, the larger part of the time",
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Bad input of any kind is one line on stderr and exit code 2.
+
+    Args:
+        argv: the arguments, those of the process by default.
+    """
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as left:  # argparse leaves so, after --help too
+        return int(left.code or 0)
+    # Log-determinants and fourth derivatives need float64, and this is the program's own process.
+    jax.config.update("jax_enable_x64", True)
+    console = Console()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"volform(\.|$)")
+        try:
+            options.run(options, console)
+        except (VolformError, OSError) as error:
+            return _fail(_one_line(error))
+        except Exception as error:
+            place = _place_in(error, options)
+            if place is None:
+                raise
+            return _fail(f"{place}: {type(error).__name__}: {_one_line(error)}")
+    for warning in caught:
+        console.print(f"warning: {warning.message}", style="yellow")
+    return 0
+
+
+def run_evidence(options: argparse.Namespace, console: Console) -> None:
+    """`volform evidence`: fit, print, write."""
+    model = load_function(options.model)
+    metric = _metric(options)
+    data = {} if options.data is None else load_data(options.data)
+    source = "`--data` (not given)" if options.data is None else f"`{options.data}`"
+    check_arguments(model, data, source)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    posterior = condition(model if metric is None else attach(model, metric), **data)
+    search, draws = jax.random.split(jax.random.key(options.seed))
+    fit = find_map(posterior, key=search, starts=options.starts)
+    approx = laplace(fit, second_order=options.second_order)
+    console.print(repr(posterior).splitlines()[0], markup=False, highlight=False)
+    print_tables(console, approx)
+    if options.out is not None:
+        description = {
+            "volform": _version(),
+            "model": options.model,
+            "data": None if options.data is None else str(options.data),
+            "seed": options.seed,
+            "starts": options.starts,
+        }
+        for path in write_files(options.out, approx, draws, description):
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _metric(options: argparse.Namespace) -> Metric | None:
+    """The metric that was asked for; None for those of the model."""
+    name, reference = options.metric, options.reference
+    if name is not None and name not in METRICS:
+        raise MetricError(f"`--metric {name}` is not known; it should be one of {_listed(METRICS)}.")
+    if reference is None:
+        return None if name is None else METRICS[name]()
+    if name not in WITH_REFERENCE:
+        raise MetricError(
+            f"`--reference` needs a metric that is read off a model: `--metric` should be one of "
+            f"{_listed(WITH_REFERENCE)}."
+        )
+    return METRICS[name](reference=load_function(reference))
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is too small: one start at least is needed")
+    return number
+
+
+def _fail(line: str) -> int:
+    print(f"volform: {line}", file=sys.stderr)
+    return 2
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _place_in(error: BaseException, options: argparse.Namespace) -> str | None:
+    """Where the model's own file was running when the error came; None if it was not."""
+    files = {str(Path(r.rpartition(":")[0]).resolve()) for r in (options.model, options.reference) if r}
+    place, frame = None, error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if code.co_filename in files:
+            place = f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
+        frame = frame.tb_next
+    return place
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("volform")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,122 @@
+"""The results of `volform evidence`: tables on the terminal, files in a folder."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from rich.console import Console
+from rich.table import Table
+
+from volform.inference import Laplace, to_arviz
+from volform.plotting import density, spectrum
+
+
+def print_tables(console: Console, approx: Laplace) -> None:
+    """The tables of the mode and of the evidence."""
+    console.print(_mode_table(approx))
+    console.print(_evidence_table(approx))
+
+
+def _mode_table(approx: Laplace) -> Table:
+    fit = approx.mode
+    table = Table("site", "value", title="Mode of q^G", title_justify="left")
+    for name, value in fit.values.items():
+        table.add_row(name, _array(value))
+    table.add_section()
+    table.add_row("log q^G", f"{fit.log_density:.6f}")
+    table.add_row("gradient norm", f"{fit.gradient_norm:.1e}")
+    table.add_row("eigenvalues of E", _array(fit.eigenvalues))
+    if len(fit.modes) > 1:
+        below = [f"{mode.log_density - fit.log_density:+.3f}" for mode in fit.modes[1:]]
+        table.add_row("other modes, log q^G", ", ".join(below))
+    return table
+
+
+def _evidence_table(approx: Laplace) -> Table:
+    evidence = approx.evidence
+    second = evidence.log_z_second_order
+    rows = {
+        "log Z, first order": f"{float(evidence.log_z):.6f}",
+        "log Z, second order": "not computed" if second is None else f"{float(second):.6f}",
+        "correction c": "not computed"
+        if evidence.correction is None
+        else f"{float(evidence.correction):+.6f}",
+        "metric": evidence.metric,
+        "parameters d": str(evidence.dim),
+    }
+    if evidence.note:
+        rows["note"] = evidence.note
+    table = Table(title="Evidence", title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def write_files(
+    folder: Path, approx: Laplace, key: PRNGKeyArray, description: dict[str, Any]
+) -> list[Path]:
+    """Write evidence.json, posterior.nc and the pictures; returns their paths."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    written = [folder / "evidence.json", folder / "posterior.nc"]
+    text = json.dumps({**description, **numbers(approx)}, indent=2, allow_nan=False)
+    written[0].write_text(text + "\n", encoding="utf-8")
+    to_arviz(approx, key=key).to_netcdf(str(written[1]))
+    sites = approx.posterior.layout.sites
+    pictures = {
+        f"density-{_file_name(site.name)}.png": density(approx, site.name)
+        for site in sites
+        if not site.shape
+    }
+    pictures["spectrum.png"] = spectrum(approx).figure
+    for name, figure in pictures.items():
+        figure.savefig(folder / name, dpi=150)
+        plt.close(figure)
+    return written + [folder / name for name in pictures]
+
+
+def numbers(approx: Laplace) -> dict[str, Any]:
+    """Every number of the result as plain Python values, None for what is NaN or not computed."""
+    fit, evidence = approx.mode, approx.evidence
+    return {
+        "metric": evidence.metric,
+        "parameters": evidence.dim,
+        "evidence": {
+            "log_z": _plain(evidence.log_z),
+            "log_z_second_order": _plain(evidence.log_z_second_order),
+            "correction": _plain(evidence.correction),
+            "note": evidence.note,
+        },
+        "mode": {
+            "values": {name: _plain(value) for name, value in fit.values.items()},
+            "log_q": _plain(fit.log_density),
+            "gradient_norm": _plain(fit.gradient_norm),
+            "eigenvalues": _plain(fit.eigenvalues),
+            "verdict": str(fit.verdict),
+            "modes": [
+                {"log_q": _plain(mode.log_density), "starts": mode.starts} for mode in fit.modes
+            ],
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    def finite(number: Any) -> Any:
+        return number if math.isfinite(number) else None
+
+    return None if value is None else jax.tree.map(finite, np.asarray(value).tolist())
+
+
+def _array(value: Any) -> str:
+    return np.array2string(
+        np.asarray(value), precision=4, threshold=24, edgeitems=4, max_line_width=60
+    )
+
+
+def _file_name(site: str) -> str:
+    return re.sub(r"[^\w.-]", "_", site)

@@ -1,0 +1,8 @@
+"""Pictures, one function each; public as `volform.plot`. matplotlib is imported when one is drawn.
+
+No function changes matplotlib's global settings. Each draws on the axes that it is given, or makes
+a figure of its own, and leaves showing and saving to the caller.
+"""
+
+from volform.plotting.density import density as density
+from volform.plotting.spectrum import spectrum as spectrum

@@ -1,0 +1,49 @@
+"""What the pictures share: colors that color-blind readers can tell apart, plain axes, the mode."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from volform.inference import MAP, Laplace, find_map
+from volform.models import Posterior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's blue and vermilion differ in lightness too, so they survive a gray print.
+BLUE, VERMILION, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#999999"
+
+Target = MAP | Laplace | Posterior
+
+
+def mode_of(target: Target) -> MAP:
+    """The MAP that a result holds; that of a bare posterior is found, from `jax.random.key(0)`."""
+    match target:
+        case MAP():
+            return target
+        case Laplace():
+            return target.mode
+    return find_map(target, key=jax.random.key(0))
+
+
+def new_axes(count: int, width: float, height: float) -> "list[Axes]":
+    """Axes side by side in a new figure, `width` and `height` inches each."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(
+        1, count, figsize=(width * count, height), layout="constrained", squeeze=False
+    )
+    return list(axes[0])
+
+
+def plain(ax: "Axes") -> None:
+    """Only the two spines that carry a scale, and all in one ink."""
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(INK)
+    ax.tick_params(colors=INK, labelsize=9)
+
+
+def number(value: Any) -> str:
+    """A value to three significant digits, as a reader would write it."""
+    return f"{float(value):#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")

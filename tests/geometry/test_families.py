@@ -1,0 +1,401 @@
+"""Score covariances of every family in closed form, against quadrature and summation."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from scipy import integrate
+
+import volform as vf
+from volform.geometry import families, logdet
+from volform.geometry.dependence import dependence
+from volform.geometry.information import ClosedForm, Move, choose_route, tangent_like
+
+from .expectations import (
+    identity,
+    line,
+    moments,
+    negative_binomial_dispersion,
+    score_covariances,
+    summed_covariances,
+)
+
+# NumPyro mixes integers and floats in Bernoulli, Geometric and others.
+pytestmark = pytest.mark.standard_promotion
+
+
+def joint_gram(family: Callable[..., Any], z: Any, u: Any, value_of: Callable[[Any], Any]) -> Any:
+    """E[s s^T] in the coordinates (u, z) as the package has it, for a latent x = value_of(u)."""
+    at = jnp.append(jnp.ravel(u), z)
+    size = jnp.size(u)
+
+    def site(at: Any) -> Any:
+        return value_of(at[:size].reshape(jnp.shape(u))), family(*at[size:])
+
+    def tangent(direction: Any) -> Any:
+        (_, fn), (dx, dfn) = jax.jvp(site, (at,), (direction,))
+        return dx, tangent_like(fn, dfn)
+
+    (x, fn), (dx, dfn) = site(at), jax.vmap(tangent)(jnp.eye(at.size))
+    route = choose_route(fn, latent=True, moving=dependence(lambda at: site(at)[1], at))
+    assert isinstance(route, ClosedForm)
+    return route.gram(Move(x, dx, None, fn, dfn).reduced())
+
+
+def fisher_gram(family: Callable[..., Any], z: Any) -> Any:
+    return vf.Fisher(lambda z: family(*z))(z).as_matrix()
+
+
+def agree(actual: Any, desired: Any, rtol: float = 1e-9) -> None:
+    """Equal to `rtol` of the standard deviations of the two scores concerned."""
+    scale = np.sqrt(np.diag(desired))
+    scale = np.where(scale > 0, scale, 1.0)
+    assert_allclose(actual / np.outer(scale, scale), desired / np.outer(scale, scale), atol=rtol)
+
+
+def with_derivatives(gram: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """z -> the Gram matrix, its reverse-mode derivatives, and those of finite differences."""
+
+    def computed(z: Any) -> Any:
+        steps = 1e-5 * jnp.maximum(jnp.abs(z), 1e-3)
+        change = jax.vmap(lambda h: gram(z + h) - gram(z - h))(jnp.diag(steps))
+        return gram(z), jax.jacrev(gram)(z) * steps, 0.5 * jnp.moveaxis(change, 0, -1)
+
+    return computed
+
+
+def check(computed: Any, expected: list[np.ndarray]) -> None:
+    """Each point's Gram matrix is the expected one, and its derivatives are right."""
+    for gram, slope, change, desired in zip(*map(np.asarray, computed), expected, strict=True):
+        agree(gram, desired)
+        assert_allclose(slope, change, atol=1e-8 * np.abs(gram).max())
+
+
+# --- Continuous families
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, its parameters, and how its value is laid on the real line for quadrature.
+
+    Attributes:
+        family: called as family(*z).
+        frame: center and width of u, called as frame(*z).
+        points: values of z.
+        value_of: the value x as a function of u.
+        in_value: whether the x-row is the score in x, else that in u.
+        log_density: log p(x | z), where NumPyro's loses digits.
+    """
+
+    family: Callable[..., Any]
+    frame: Callable[..., tuple[float, float]]
+    points: list[tuple[float, ...]]
+    value_of: Callable[[Any], Any] = identity
+    in_value: bool = True
+
+
+def loc_scale(loc, scale):
+    return loc, scale
+
+
+def log_scale(scale):
+    return np.log(scale), 1.0
+
+
+def log_gamma(a, b=0.5):
+    return np.log(a / b), np.sqrt(1 / a + 1 / a**2)
+
+
+COMMON = [(0.3, 0.7), (-100.0, 1e-3), (5.0, 1e4)]
+SCALES = [(0.7,), (1e4,), (1e-3,)]
+SHAPES = [(0.05, 1.0), (1.0, 0.3), (20.0, 4.0), (999.0, 1.0), (1001.0, 1.0), (1e6, 10.0)]
+
+CONTINUOUS = {
+    "Normal": Case(dist.Normal, loc_scale, COMMON),
+    "Cauchy": Case(dist.Cauchy, loc_scale, COMMON),
+    "Laplace": Case(dist.Laplace, loc_scale, COMMON),
+    "Logistic": Case(dist.Logistic, loc_scale, COMMON),
+    "Gumbel": Case(dist.Gumbel, loc_scale, COMMON),
+    "StudentT": Case(
+        dist.StudentT,
+        lambda df, loc, scale: (loc, scale),
+        [(0.5, 0.3, 0.7), (30.0, -2.0, 0.01), (99.0, 1.0, 2.0), (101.0, 1.0, 2.0), (1e4, 1.0, 2.0)],
+    ),
+    "HalfNormal": Case(dist.HalfNormal, log_scale, SCALES, jnp.exp),
+    "HalfCauchy": Case(dist.HalfCauchy, log_scale, SCALES, jnp.exp),
+    "Exponential": Case(dist.Exponential, lambda rate: (-np.log(rate), 1.0), SCALES, jnp.exp),
+    "LogNormal": Case(
+        dist.LogNormal, loc_scale, [(0.3, 0.7), (0.0, 2.0), (-2.0, 1e-2), (3.0, 1e-4)], jnp.exp
+    ),
+    "Gamma": Case(dist.Gamma, log_gamma, SHAPES, jnp.exp, in_value=False),
+    "Chi2": Case(
+        dist.Chi2, lambda df: log_gamma(df / 2), [(0.5,), (7.0,)], jnp.exp, in_value=False
+    ),
+    "InverseGamma": Case(
+        dist.InverseGamma,
+        lambda a, b: log_gamma(a, a * a / b),
+        [(0.2, 1.0), (20.0, 4.0)],
+        jnp.exp,
+        in_value=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_continuous_family(case):
+    points = np.array(case.points)
+    frames = [case.frame(*z) for z in points]
+    expected = score_covariances(
+        lambda x, *z: case.family(*z).log_prob(x),
+        points,
+        [line(*frame) for frame in frames],
+        case.value_of,
+        case.in_value,
+    )
+
+    def gram(z: Any, u: Any) -> Any:
+        row = 1.0 / jax.grad(case.value_of)(u) if case.in_value else 1.0
+        rows = jnp.ones(1 + z.size).at[0].set(row)
+        return joint_gram(case.family, z, u, case.value_of) * jnp.outer(rows, rows)
+
+    def latent(z: Any, u: Any) -> Any:
+        return with_derivatives(lambda z: gram(z, u))(z)
+
+    u = np.array([center + 0.3 * width for center, width in frames])
+    check(jax.jit(jax.vmap(latent))(points, u), expected)
+    observed = jax.jit(jax.vmap(lambda z: fisher_gram(case.family, z)))(points)
+    for actual, desired in zip(observed, expected, strict=True):
+        agree(actual, desired[1:, 1:])
+
+
+# --- Families of several coordinates
+
+
+def hermite(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a standard normal vector: exact for polynomials up to degree 9."""
+    t, w = np.polynomial.hermite_e.hermegauss(5)
+    nodes = np.array(list(itertools.product(t, repeat=dimensions)))
+    weights = np.prod(list(itertools.product(w, repeat=dimensions)), -1)
+    return nodes, weights / weights.sum()
+
+
+def triangle(entries: Any, d: int) -> Any:
+    return jnp.zeros((d, d)).at[np.tril_indices(d)].set(jnp.stack(entries))
+
+
+def normal_by_scale(*z):
+    return dist.MultivariateNormal(jnp.stack(z[:3]), scale_tril=triangle(z[3:], 3))
+
+
+def normal_by_covariance(*z):
+    root = triangle(z[2:], 2)
+    return dist.MultivariateNormal(jnp.stack(z[:2]), covariance_matrix=root @ root.T)
+
+
+def normal_by_precision(*z):
+    root = triangle(z[2:], 2)
+    return dist.MultivariateNormal(jnp.stack(z[:2]), precision_matrix=root @ root.T)
+
+
+def normal_of_low_rank(*z):
+    factor, diagonal = jnp.stack(z[3:6])[:, None], jnp.stack(z[6:9])
+    return dist.LowRankMultivariateNormal(jnp.stack(z[:3]), factor, diagonal)
+
+
+@pytest.mark.parametrize(
+    ("family", "z"),
+    [
+        (normal_by_scale, (0.1, -2.0, 30.0, 1.5, 0.4, 0.6, -7.0, 0.2, 25.0)),
+        (normal_by_covariance, (0.1, -2.0, 1.5, 0.4, 0.6)),
+        (normal_by_precision, (0.1, -2.0, 1.5, 0.4, 0.6)),
+        (normal_of_low_rank, (0.1, -2.0, 3.0, 1.0, -0.5, 2.0, 0.3, 1.0, 0.1)),
+    ],
+    ids=["scale_tril", "covariance_matrix", "precision_matrix", "low rank"],
+)
+def test_multivariate_normal(family, z):
+    z = jnp.asarray(z)
+    fn = family(*z)
+    d = fn.event_shape[0]
+    nodes, weights = hermite(d)
+    values = fn.mean + nodes @ np.linalg.cholesky(fn.covariance_matrix).T
+
+    def score(x):
+        first, rest = jax.grad(lambda x, z: family(*z).log_prob(x), argnums=(0, 1))(x, z)
+        return jnp.concatenate([first, rest])
+
+    scores = np.asarray(jax.jit(jax.vmap(score))(values))
+    expected = scores.T @ (weights[:, None] * scores)
+    gram = jax.jit(with_derivatives(lambda z: joint_gram(family, z, values[0], identity)))
+    check([leaf[None] for leaf in gram(z)], [expected])
+    agree(fisher_gram(family, z), expected[d:, d:])
+
+
+def log_ratios_of(simplex: Any) -> Any:
+    return jnp.log(simplex[:-1] / simplex[-1])
+
+
+def simplex_of(ratios: Any) -> Any:
+    return jax.nn.softmax(jnp.append(ratios, 0.0))
+
+
+def dirichlet(*alpha):
+    return dist.Dirichlet(jnp.stack(alpha))
+
+
+@pytest.mark.parametrize("alpha", [(1.0, 1.0, 1.0), (2.0, 3.0, 0.5), (0.3, 5.0, 40.0)])
+def test_dirichlet(alpha):
+    """In log-ratios and concentrations, over stick-breaking coordinates."""
+    a, b, c = alpha
+    t = np.linspace(-3.3, 3.3, 120)
+    logits, weight = np.pi * np.sinh(t), (t[1] - t[0]) * np.pi * np.cosh(t)
+    first, second = np.meshgrid(np.log(a / (b + c)) + logits, np.log(b / c) + logits)
+    # x = (s1, (1 - s1) s2, (1 - s1)(1 - s2)), so that the log-ratios are:
+    ratios = np.stack([np.logaddexp(first, second + first), second], -1).reshape(-1, 2)
+    area = np.outer(weight, weight).ravel()  # d ratios = d first d second
+
+    def log_density(ratios, alpha):
+        x = simplex_of(ratios)
+        return dirichlet(*alpha).log_prob(x) + jnp.sum(jnp.log(x))
+
+    def at(ratios):
+        first, rest = jax.grad(log_density, argnums=(0, 1))(ratios, jnp.asarray(alpha))
+        return log_density(ratios, alpha), jnp.concatenate([first, rest])
+
+    log_p, scores = jax.jit(jax.vmap(at))(ratios)
+    expected = moments(np.array(log_p), np.array(scores), area)
+    gram = with_derivatives(lambda z: joint_gram(dirichlet, z, ratios[7000], simplex_of))
+    check([leaf[None] for leaf in jax.jit(gram)(jnp.asarray(alpha))], [expected])
+    agree(fisher_gram(dirichlet, jnp.asarray(alpha)), expected[2:, 2:])
+
+
+@pytest.mark.parametrize(
+    "family", [dist.Beta, lambda a, b: dist.BetaProportion(a / (a + b), a + b)]
+)
+def test_beta_is_the_dirichlet_of_two(family):
+    """With the same log-ratio, logit x; NumPyro's own density loses digits where x is near 1."""
+    for z in [(0.05, 0.3), (1.0, 1.0), (2.0, 300.0)]:
+        z = jnp.asarray(z)
+        expected = joint_gram(dirichlet, z, jnp.array([0.3]), simplex_of)
+        gram = with_derivatives(lambda z: joint_gram(family, z, 0.3, jax.nn.sigmoid))
+        check([leaf[None] for leaf in jax.jit(gram)(z)], [expected])
+
+
+def test_uniform():
+    """logit x is standard logistic; the bounds carry no information, since the support moves."""
+    (expected,) = score_covariances(
+        lambda x: dist.Uniform(-2.0, 5.0).log_prob(x),
+        np.zeros((1, 0)),
+        [line(0.0, 1.0)],
+        lambda u: -2.0 + 7.0 * jax.nn.sigmoid(u),
+        in_value=False,
+    )
+
+    def value_of(u):
+        return -2.0 + 7.0 * jax.nn.sigmoid(u)
+
+    gram = joint_gram(dist.Uniform, jnp.array([-2.0, 5.0]), 0.4, value_of)
+    assert_allclose(gram, np.pad(expected, ((0, 2), (0, 2))), rtol=1e-9)
+    assert_allclose(expected, 1.0 / 3.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("a", [0.05, 1.0, 999.0, 1001.0, 1e4, 1e6])
+def test_volume_of_the_gamma_family(a):
+    """det F = a (psi'(a) - 1/a) / b^2, where the difference loses all its digits for large a."""
+    excess, _ = integrate.quad(
+        lambda t: t / a**2 * np.exp(-t) * (1 / -np.expm1(-t / a) - a / t) if t > 0 else 0.5 / a**2,
+        0.0,
+        60.0,
+        epsabs=0.0,
+        epsrel=1e-12,
+        limit=200,
+    )
+    operator = vf.Fisher(dist.Gamma)((jnp.asarray(a), jnp.asarray(1.0)))
+    assert_allclose(logdet(operator), np.log(a * excess), atol=1e-8)
+
+
+# --- Discrete families
+
+
+def categorical_probs(p, q):
+    return dist.CategoricalProbs(jnp.stack([p, q, 1.0 - p - q]))
+
+
+def categorical_logits(*logits):
+    return dist.CategoricalLogits(jnp.stack(logits))
+
+
+def multinomial_probs(p, q):
+    return dist.MultinomialProbs(jnp.stack([p, q, 1.0 - p - q]), 3)
+
+
+def multinomial_logits(*logits):
+    return dist.MultinomialLogits(jnp.stack(logits), 3)
+
+
+def ordered(predictor, first, gap):
+    return dist.OrderedLogistic(predictor, jnp.stack([first, first + gap]))
+
+
+def negative_binomial_probs(probs, total):
+    return dist.NegativeBinomialProbs(total, probs)
+
+
+def negative_binomial_logits(logits, total):
+    return dist.NegativeBinomialLogits(total, logits)
+
+
+BITS, TENS, LONG = np.arange(2.0), np.arange(11.0), np.arange(3000.0)
+THREE = np.arange(3)
+TRIPLES = np.array([k for k in itertools.product(range(4), repeat=3) if sum(k) == 3])
+
+DISCRETE = {
+    "BernoulliProbs": (dist.BernoulliProbs, [(0.3,), (1e-6,), (0.999,)], BITS),
+    "BernoulliLogits": (dist.BernoulliLogits, [(0.3,), (-8.0,), (20.0,)], BITS),
+    "BinomialProbs": (lambda p: dist.BinomialProbs(p, 10), [(0.3,), (1e-4,), (0.999,)], TENS),
+    "BinomialLogits": (lambda t: dist.BinomialLogits(t, 10), [(0.3,), (-8.0,), (9.0,)], TENS),
+    "CategoricalProbs": (categorical_probs, [(0.2, 0.5), (1e-6, 0.1)], THREE),
+    "CategoricalLogits": (categorical_logits, [(0.2, 0.5, -1.0), (5.0, -9.0, 300.0)], THREE),
+    "OrderedLogistic": (ordered, [(0.3, -1.0, 2.0), (-3.0, 0.0, 0.1)], THREE),
+    "MultinomialProbs": (multinomial_probs, [(0.2, 0.5), (1e-3, 0.1)], TRIPLES),
+    "MultinomialLogits": (multinomial_logits, [(0.2, 0.5, -1.0), (5.0, -1.0, 2.0)], TRIPLES),
+    "Poisson": (dist.Poisson, [(0.01,), (3.0,), (1e3,)], LONG),
+    "GeometricProbs": (dist.GeometricProbs, [(0.02,), (0.5,), (0.99,)], LONG),
+    "GeometricLogits": (dist.GeometricLogits, [(-3.5,), (0.5,), (6.0,)], LONG),
+    "GammaPoisson": (dist.GammaPoisson, [(2.0, 0.5), (0.3, 0.1), (40.0, 2.0)], LONG),
+    "NegativeBinomial2": (dist.NegativeBinomial2, [(3.0, 0.05), (3.0, 2.0), (30.0, 100.0)], LONG),
+    "NegativeBinomialProbs": (negative_binomial_probs, [(0.3, 2.0), (0.9, 0.5)], LONG),
+    "NegativeBinomialLogits": (negative_binomial_logits, [(-1.0, 2.0), (2.0, 0.5)], LONG),
+}
+
+
+@pytest.mark.parametrize(("family", "points", "support"), DISCRETE.values(), ids=DISCRETE)
+def test_discrete_family(family, points, support):
+    points = np.array(points)
+    expected = summed_covariances(lambda k, *z: family(*z).log_prob(k), points, support)
+    gram = with_derivatives(lambda z: fisher_gram(family, z))
+    check(jax.jit(jax.vmap(gram))(points), expected)
+
+
+def test_negative_binomial_at_the_extremes():
+    corners = np.array(list(itertools.product([0.1, 1.0, 30.0, 1e3], [0.05, 1.0, 80.0, 1e4])))
+    gram = with_derivatives(lambda z: fisher_gram(dist.NegativeBinomial2, z))
+    grams, slopes, _ = jax.jit(jax.vmap(gram))(corners)
+    assert np.isfinite(slopes).all()
+    for (mean, concentration), actual in zip(corners, grams, strict=True):
+        own = 1.0 / (mean + mean**2 / concentration)
+        dispersion = negative_binomial_dispersion(concentration, mean)
+        agree(actual, np.diag([own, dispersion]), rtol=1e-8)
+
+
+def test_every_closed_form_is_tested():
+    tested = {*CONTINUOUS, *DISCRETE, "Dirichlet", "Beta", "Uniform"}
+    tested |= {"MultivariateNormal", "LowRankMultivariateNormal"}
+    registered = {family.__name__ for family in families.coframe.registry if family is not object}
+    assert registered <= tested
