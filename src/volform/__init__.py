@@ -1,6 +1,6 @@
 """volform: Bayesian inference with invariant densities, on NumPyro models."""
 
-from volform import geometry as geometry
+from volform import geometry as geometry, plotting as _plotting
 from volform.geometry import (
     Euclidean as Euclidean,
     Fisher as Fisher,
@@ -26,4 +26,5 @@ from volform.inference import (
     nuts as nuts,
     to_arviz as to_arviz,
 )
-from volform import plotting as plot
+
+plot = _plotting

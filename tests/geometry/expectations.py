@@ -92,7 +92,7 @@ def summed_covariances(
 def negative_binomial_dispersion(concentration: float, mean: float) -> float:
     """E[(d log p / d concentration)^2] at fixed mean, by summation without digammas."""
     c, m = np.longdouble(concentration), np.longdouble(mean)
-    tail = 45.0 / -np.log1p(-c / (m + c)) + 10.0 * np.sqrt(m) + m
+    tail = m + 20.0 * np.sqrt(m + m**2 / c) - 45.0 / np.log1p(-c / (m + c))
     k = np.arange(int(tail) + 20).astype(np.longdouble)
     rising = np.concatenate([[0.0], np.cumsum(np.log1p((c - 1) / (k[:-1] + 1)))])
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / (c + k[:-1]))])

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.tree_util import Partial
 from numpyro.distributions import constraints
 
 import volform as vf
@@ -90,17 +89,28 @@ def in_psi_to_positive_theta(problem: Problem) -> None:
     numpyro.factor("density", problem.log_density(log_theta) + log_det)
 
 
-def _diagonal(waves: Any, theta: Any) -> Any:
-    return jnp.exp(0.5 * jnp.sin(waves @ theta))
+class Diagonal(eqx.Module):
+    size: Any
+    waves: Any
+
+    def __call__(self, theta: Any) -> Any:
+        return self.size * jnp.exp(0.5 * jnp.sin(self.waves @ theta))
 
 
-def _curved(waves: Any, theta: Any) -> Any:
-    v = jnp.sin(waves @ theta)
-    return jnp.eye(theta.size) + jnp.outer(v, v)
+class Curved(eqx.Module):
+    size: Any
+    waves: Any
+
+    def __call__(self, theta: Any) -> Any:
+        v = jnp.sin(self.waves @ theta)
+        return self.size * (jnp.eye(theta.size) + jnp.outer(v, v))
 
 
-def _family(x: Any, theta: Any) -> Any:
-    return dist.Normal(x @ theta, jnp.exp(0.3 * jnp.tanh(x[0] @ theta)))
+class Family(eqx.Module):
+    x: Any
+
+    def __call__(self, theta: Any) -> dist.Distribution:
+        return dist.Normal(self.x @ theta, jnp.exp(0.3 * jnp.tanh(self.x[0] @ theta)))
 
 
 def random_problem(d: int, seed: int) -> Problem:
@@ -126,16 +136,16 @@ def random_problem(d: int, seed: int) -> Problem:
 
 
 def random_metric(d: int, seed: int) -> vf.Metric:
-    """Euclidean + diagonal field + dense field + Fisher, each with a weight from 1e-3 to 1."""
+    """Euclidean + diagonal field + dense curved field + Fisher, in random proportions."""
     rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(-2.0, 1.0, 3)
     waves = [jnp.asarray(rng.normal(size=(d, d)) * 0.5 / np.sqrt(d)) for _ in range(2)]
     x = jnp.asarray(rng.normal(size=(TERMS, d)) / np.sqrt(d))
-    weights = [jnp.asarray(w) for w in 10.0 ** rng.uniform(-3.0, 0.0, 4)]
     return (
-        weights[0] * vf.Euclidean(scale=jnp.asarray(rng.uniform(0.5, 2.0, d)))
-        + weights[1] * DiagonalField(Partial(_diagonal, waves[0]))
-        + weights[2] * MatrixField(Partial(_curved, waves[1]))
-        + weights[3] * vf.Fisher(Partial(_family, x))
+        0.1 * vf.Euclidean()
+        + DiagonalField(Diagonal(jnp.asarray(sizes[0]), waves[0]))
+        + MatrixField(Curved(jnp.asarray(sizes[1]), waves[1]))
+        + 0.5 * vf.Fisher(Family(jnp.asarray(sizes[2]) * x))
     )
 
 

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", module=r"volform(\.|$)")
+        warnings.simplefilter("always", UserWarning)
         try:
             options.run(options, console)
         except (VolformError, OSError) as error:
@@ -132,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if place is None:
                 raise
             return _fail(f"{place}: {type(error).__name__}: {_one_line(error)}")
-    for warning in caught:
-        console.print(f"warning: {warning.message}", style="yellow")
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        console.print(f"warning: {message}", style="yellow", markup=False)
     return 0
 
 
@@ -168,7 +168,9 @@ def _metric(options: argparse.Namespace) -> Metric | None:
     """The metric that was asked for; None for those of the model."""
     name, reference = options.metric, options.reference
     if name is not None and name not in METRICS:
-        raise MetricError(f"`--metric {name}` is not known; it should be one of {_listed(METRICS)}.")
+        raise MetricError(
+            f"`--metric {name}` is not known; it should be one of {_listed(METRICS)}."
+        )
     if reference is None:
         return None if name is None else METRICS[name]()
     if name not in WITH_REFERENCE:
@@ -203,7 +205,9 @@ def _one_line(error: BaseException) -> str:
 
 def _place_in(error: BaseException, options: argparse.Namespace) -> str | None:
     """Where the model's own file was running when the error came; None if it was not."""
-    files = {str(Path(r.rpartition(":")[0]).resolve()) for r in (options.model, options.reference) if r}
+    files = {
+        str(Path(r.rpartition(":")[0]).resolve()) for r in (options.model, options.reference) if r
+    }
     place, frame = None, error.__traceback__
     while frame is not None:
         code = frame.tb_frame.f_code

@@ -41,8 +41,8 @@ def load_function(reference: str) -> Callable:
         if isinstance(value, Messenger) or getattr(value, "__module__", None) == module.__name__
     ]
     near = difflib.get_close_matches(name, own, n=3)
-    hint = f"did you mean {_listed(near, 'or')}?" if near else f"it defines {_listed(own)}."
-    raise ModelError(f"`{path}` holds no function `{name}`; {hint}")
+    hint = f"Did you mean {_listed(near, 'or')}?" if near else f"It defines {_listed(own)}."
+    raise ModelError(f"`{path}` does not hold a function with the name `{name}`. {hint}")
 
 
 def _load_module(path: Path) -> Any:
@@ -106,7 +106,7 @@ def _read_json(path: Path, text: str) -> Data:
     if not isinstance(content, dict):
         raise DataError(
             f"`{path}` should hold a JSON object, one entry for each argument of the function, "
-            f"such as {{\"y\": [1.5, 2.0]}}; got a {type(content).__name__}."
+            f'such as {{"y": [1.5, 2.0]}}; got a {type(content).__name__}.'
         )
     return {name: _json_value(path, name, value) for name, value in content.items()}
 
@@ -145,9 +145,7 @@ def _read_csv(path: Path, text: str) -> Data:
                 f"`{path}`: row {number} has {len(row)} cells; the header has {len(header)} names."
             )
     columns = zip(*rows[1:], strict=True)
-    return {
-        name: _column(path, name, cells) for name, cells in zip(header, columns, strict=True)
-    }
+    return {name: _column(path, name, cells) for name, cells in zip(header, columns, strict=True)}
 
 
 def _column(path: Path, name: str, cells: tuple[str, ...]) -> np.ndarray:
@@ -185,17 +183,18 @@ def check_arguments(function: Callable, data: Data, source: str) -> None:
     takes = [p.name for p in parameters if p.kind in by_name]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     needs = [p.name for p in parameters if p.kind in by_name and p.default is p.empty]
+    called = getattr(inner, "__name__", inner)
     missing = [name for name in needs if name not in data]
     unknown = [name for name in data if name not in takes and not takes_any]
-    if missing or unknown:
-        faults = [
-            f"{source} {fault} {_listed(names)}"
-            for fault, names in (("lacks", missing), ("has the unknown", unknown))
-            if names
-        ]
+    if missing:
         raise DataError(
-            f"`{getattr(inner, '__name__', inner)}` takes the arguments {_listed(takes)}, but "
-            f"{' and '.join(faults)}."
+            f"{source} lacks {_listed(missing)}, which `{called}` needs; it takes the arguments "
+            f"{_listed(takes)}."
+        )
+    if unknown:
+        raise DataError(
+            f"{source} holds {_listed(unknown)}, which `{called}` does not take; it takes the "
+            f"arguments {_listed(takes)}."
         )
 
 

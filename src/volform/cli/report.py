@@ -14,6 +14,7 @@ from rich.table import Table
 
 from volform.inference import Laplace, to_arviz
 from volform.plotting import density, spectrum
+from volform.plotting.canvas import figure_of
 
 
 def print_tables(console: Console, approx: Laplace) -> None:
@@ -73,7 +74,7 @@ def write_files(
         for site in sites
         if not site.shape
     }
-    pictures["spectrum.png"] = spectrum(approx).figure
+    pictures["spectrum.png"] = figure_of(spectrum(approx))
     for name, figure in pictures.items():
         figure.savefig(folder / name, dpi=150)
         plt.close(figure)

@@ -12,9 +12,17 @@ def dependence(f: Callable[..., Any], *args: Any) -> Any:
 
     Conservative: loops and branches are taken to mix all their inputs into all their outputs.
     """
-    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
-    return jax.tree.unflatten(jax.tree.structure(shapes), flags)
+    treedefs = []
+
+    def leaves(*args: Any) -> list[Any]:
+        # Only leaves leave the trace: NumPyro keeps the counts of a Multinomial in the treedef,
+        # and an array there cannot be compared, which tracing would do.
+        found, treedef = jax.tree.flatten(f(*args))
+        treedefs.append(treedef)
+        return found
+
+    jaxpr = jax.make_jaxpr(leaves)(*args).jaxpr
+    return jax.tree.unflatten(treedefs[-1], _reached(jaxpr, [True] * len(jaxpr.invars)))
 
 
 def moves(flags: Any) -> bool:

@@ -304,16 +304,28 @@ _LOG_S, _DS = _double_exponential_nodes()
 def _negative_binomial_dispersion(c: Array, mean: Array) -> Array:
     """Fisher information of the concentration c at fixed mean, by 121-point quadrature.
 
-    I = psi'(c) - E[psi'(c + x)] - q / c with q = mean / (mean + c), where the first two terms are
-    int_0^inf t / (1 - e^-t) e^(-c t) [1 - E(e^(-t x))] dt, taken in s = e^(-c t).
+    I = psi'(c) - E[psi'(c + x)] - q / c with q = mean / (mean + c). With u = 1 - e^-t, r = mean / c
+    and M = E(e^(-t x)) = (1 + r u)^-c this is the integral, taken in s = e^(-c t), of
+
+        e^(-c t) [(t / u - 1) (1 - M) - M r u / (1 + r u)],
+
+    whose terms are c times smaller than those of I and so cancel less.
     """
     c, mean = c[..., None], mean[..., None]
-    q = mean / (mean + c)
     log_s, ds = _LOG_S.astype(c.dtype), _DS.astype(c.dtype)
-    fall = -jnp.expm1(log_s / c)  # 1 - e^-t
-    missing = -jnp.expm1(-c * jnp.log1p(q / (1.0 - q) * fall))  # 1 - E(e^(-t x))
-    integral = jnp.sum(ds * (-log_s / c) / fall * missing, -1) / c[..., 0]
-    return integral - (q / c)[..., 0]
+    t, r = -log_s / c, mean / c
+    u = -jnp.expm1(-t)
+    log_m = -c * jnp.log1p(r * u)
+    terms = -_stretch(t) * jnp.expm1(log_m) - jnp.exp(log_m) * r * u / (1.0 + r * u)
+    return jnp.sum(ds * terms, -1) / c[..., 0]
+
+
+def _stretch(t: Array) -> Array:
+    # t / (1 - e^-t) - 1, by its expansion where the difference would cancel.
+    near, far = jnp.minimum(t, 0.25), jnp.maximum(t, 0.25)
+    w = near**2
+    series = w * (1 / 12 - w * (1 / 720 - w * (1 / 30240 - w * (1 / 1209600 - w / 47900160))))
+    return jnp.where(t < 0.25, 0.5 * near + series, -far / jnp.expm1(-far) - 1.0)
 
 
 @register(dist.MultivariateNormal)

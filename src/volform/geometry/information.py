@@ -195,7 +195,7 @@ def _closed(fn: Any, moving: Any) -> bool:
 
 def _has_divergence(fn: dist.Distribution) -> bool:
     try:
-        jax.eval_shape(dist.kl_divergence, fn, fn)
+        jax.eval_shape(lambda p, q: dist.kl_divergence(p, q), fn, fn)
     except NotImplementedError:
         return False
     return True

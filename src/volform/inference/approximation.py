@@ -14,7 +14,7 @@ from volform.errors import ConvergenceError, SaddleError
 from volform.inference.correction import correction
 from volform.inference.diagnosis import Flat, Minimum, Saddle
 from volform.inference.evidence import Evidence
-from volform.inference.local import Expansion
+from volform.inference.local import Expansion, volume_error
 from volform.inference.mode import MAP, find_map
 from volform.inference.progress import waiting
 from volform.inference.sampling import Chart, Samples, draw, sampling_chart
@@ -73,6 +73,9 @@ class Laplace(eqx.Module):
                 f"no second-order correction: {dim} parameters, it is computed up to "
                 f"{SECOND_ORDER_LIMIT}"
             )
+        error = volume_error(posterior, at.u)
+        if error is not None:
+            notes.append(f"log volume by Monte Carlo, standard error {float(error):.2g}")
         note = "; ".join(note for note in notes if note)
         return Evidence(log_evidence(at), c, name, dim, note)
 

@@ -81,7 +81,7 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
         return curvature
     if stationary:
         return curvature
-    edge = _at_the_edge(posterior, at.u)
+    edge = at_the_edge(posterior, at.u)
     if edge:
         where = ", ".join(f"{name} = {value}" for name, value in edge.items())
         return Unfinished(
@@ -97,7 +97,7 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
     )
 
 
-def _at_the_edge(posterior: Posterior, u: Any) -> dict[str, str]:
+def at_the_edge(posterior: Posterior, u: Any) -> dict[str, str]:
     """Constrained sites with unconstrained coordinates beyond 12: e^-12 of the edge."""
     values = posterior.values(u)
     return {
@@ -113,10 +113,8 @@ def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
     The scaling makes the threshold for "flat" independent of the units of the parameters.
     """
     hessian = np.asarray(at.hessian, dtype=float)
-    scale = np.sqrt(np.abs(np.diag(hessian)))
-    scale[scale == 0] = 1.0
-    eigenvalues, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
-    flat = 1e4 * len(scale) * float(jnp.finfo(at.u.dtype).eps)
+    eigenvalues, vectors = np.linalg.eigh(_unit_diagonal(hessian))
+    flat = 1e4 * len(hessian) * float(jnp.finfo(at.u.dtype).eps)
     negative = eigenvalues < -flat
     if negative.any():
         sites = involved_sites(posterior, vectors[:, negative])
@@ -151,9 +149,7 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
             f"The metric `{posterior.metric_name}` is NaN or infinite in the rows of "
             f"`{'`, `'.join(sites)}` at {_at(posterior, u)}. Check it there."
         )
-    scale = np.sqrt(np.abs(np.diag(gram)))
-    scale[scale == 0] = 1.0
-    scaled = gram / np.outer(scale, scale)
+    scaled = _unit_diagonal(gram)
     if not np.allclose(scaled, scaled.T, atol=1e-6 if u.dtype == jnp.float32 else 1e-10):
         raise MetricError(
             f"The metric `{posterior.metric_name}` is not symmetric at {_at(posterior, u)}; a "
@@ -161,17 +157,35 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
             "part."
         )
     eigenvalues, vectors = np.linalg.eigh(scaled)
-    null = eigenvalues <= 10 * len(scale) * float(jnp.finfo(u.dtype).eps)
+    null = eigenvalues <= _singular_below(gram, u.dtype)
     if null.any():
         sites = "`, `".join(involved_sites(posterior, vectors[:, null]))
-        rank = len(scale) - int(null.sum())
+        rank = len(gram) - int(null.sum())
         raise SingularMetricError(
-            f"The metric `{posterior.metric_name}` is singular: rank {rank} of {len(scale)} at "
+            f"The metric `{posterior.metric_name}` is singular: rank {rank} of {len(gram)} at "
             f"{_at(posterior, u)}. It does not measure some directions of `{sites}`: they have "
             "more coordinates than the values that carry the metric, or the likelihood does not "
             "depend on them. Use a chart (as many coordinates as values), `JointFisher()`, or add "
             "a multiple of `Euclidean()`: sums of metrics are metrics."
         )
+
+
+def is_regular(gram: _Matrix, dtype: Any) -> bool:
+    """Whether a symmetric matrix is positive definite to the precision of `dtype`."""
+    if not np.all(np.isfinite(gram)):
+        return False
+    return bool(np.linalg.eigvalsh(_unit_diagonal(gram))[0] > _singular_below(gram, dtype))
+
+
+def _unit_diagonal(matrix: _Matrix) -> _Matrix:
+    """The matrix in units in which its diagonal is one, so that thresholds have no units."""
+    scale = np.sqrt(np.abs(np.diag(matrix)))
+    scale[scale == 0] = 1.0
+    return matrix / np.outer(scale, scale)
+
+
+def _singular_below(matrix: _Matrix, dtype: Any) -> float:
+    return 10 * len(matrix) * float(jnp.finfo(dtype).eps)
 
 
 def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from volform.geometry.information import MonteCarlo
 from volform.models import Posterior
 
 
@@ -80,3 +81,28 @@ def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
     eigenvalues, vectors = jnp.linalg.eigh(0.5 * (relative + relative.T))
     frame = solve_triangular(lower.T, vectors, lower=False)
     return Expansion(u, value, frame.T @ gradient, hessian, gram, eigenvalues, frame)
+
+
+@eqx.filter_jit
+def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> Any:
+    """Standard error of log sqrt(det G) at u from Monte Carlo in the metric; None without any.
+
+    The spread over fresh keys of the Monte Carlo routes, each with the metric's number of draws.
+    """
+    leaves, treedef = jax.tree.flatten(posterior, is_leaf=_is_sampled)
+    sampled = [index for index, leaf in enumerate(leaves) if _is_sampled(leaf)]
+    if not sampled:
+        return None
+
+    def log_volume(fold: Array) -> Float[Array, ""]:
+        fresh = list(leaves)
+        for index in sampled:
+            route = leaves[index]
+            fresh[index] = MonteCarlo(jax.random.fold_in(route.key, fold), route.draws)
+        return jax.tree.unflatten(treedef, fresh).log_volume(u)
+
+    return jnp.std(jax.vmap(log_volume)(jnp.arange(keys)), ddof=1)
+
+
+def _is_sampled(leaf: Any) -> bool:
+    return isinstance(leaf, MonteCarlo)

@@ -38,7 +38,8 @@ class MAP(eqx.Module):
         posterior: the posterior that was maximized.
         at: expansion of -log q^G at the mode: gradient, Hessian, metric, spectrum of E = G^-1 H.
         verdict: what kind of point it is, with the reason.
-        modes: the distinct modes that the starts ended in, the best first.
+        modes: the distinct strict modes that the starts ended in, the best first.
+        starts: how many searches there were that ended at a finite density.
         steps: steps of BFGS (all starts together) and of Newton.
         tolerance: gradient norm asked for.
     """
@@ -47,6 +48,7 @@ class MAP(eqx.Module):
     at: Expansion
     verdict: diagnosis.Verdict
     modes: tuple[Mode, ...]
+    starts: int
     steps: tuple[int, int]
     tolerance: float
 
@@ -89,6 +91,12 @@ class MAP(eqx.Module):
             rows.append(f"  {len(self.modes)} distinct modes, log q^G less the best's (starts):")
             best = self.modes[0].log_density
             rows += [f"    {mode.log_density - best:+.3f} ({mode.starts})" for mode in self.modes]
+        lost = self.starts - sum(mode.starts for mode in self.modes)
+        if lost and self.modes:
+            rows.append(
+                f"  {lost} of {self.starts} searches ended at no strict mode: a singular metric, the "
+                "edge of the support, or not converged"
+            )
         return "\n".join(rows)
 
 
@@ -151,11 +159,42 @@ def find_map(
         if posterior.dim > 64:  # a dense Hessian for each start would cost too much
             ends = ends[np.nanargmin(values[np.isfinite(values)])][None]
         found = refine_all(posterior, ends, tolerance, max_steps)
-    best = jax.tree.map(lambda leaf: leaf[np.nanargmin(found.at.value)], found)
+    ends, modes = _ranked(found), []
+    for end in ends:
+        _gather(modes, posterior, end)
+    best = next((end for end in ends if modes and bool(jnp.all(end.at.u == modes[0].u))), ends[0])
     verdict = diagnosis.judge(posterior, best, tolerance, max_steps)
     warn_of_precision(best.at)
     steps = int(counts.sum()), int(found.steps.sum())
-    return MAP(posterior, best.at, verdict, _distinct(found, best), steps, tolerance)
+    return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
+
+
+def _ranked(found: Trajectory) -> list[Trajectory]:
+    """The ends of the searches, the highest q^G first."""
+    values = np.asarray(found.at.value)
+    order = np.argsort(np.where(np.isnan(values), np.inf, values))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in order]
+
+
+def _gather(modes: list[Mode], posterior: Posterior, end: Trajectory) -> None:
+    """Count `end` to its mode, if it is a strict one.
+
+    Toward points where the metric is singular q^G is unbounded (a mixture with equal components
+    under its Fisher metric); ends there, and at the edge of the support, are no modes. Ends within
+    1e-3 posterior standard deviations of each other are one.
+    """
+    at = end.at
+    is_strict = bool(at.eigenvalues[0] > 0) and float(at.decrement) < 1e-3
+    if not is_strict or not diagnosis.is_regular(np.asarray(at.gram), at.u.dtype):
+        return
+    if diagnosis.at_the_edge(posterior, at.u):
+        return
+    for position, mode in enumerate(modes):
+        gap = mode.u - at.u
+        if float(gap @ at.hessian @ gap) < 1e-6:
+            modes[position] = Mode(mode.u, mode.log_density, mode.starts + 1)
+            return
+    modes.append(Mode(at.u, -float(at.value), 1))
 
 
 def default_tolerance(dtype: Any) -> float:
@@ -187,24 +226,6 @@ def refine_all(
 @eqx.filter_jit
 def _objectives(posterior: Posterior, points: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jax.vmap(lambda u: objective(u, posterior))(points)
-
-
-def _distinct(found: Trajectory, best: Trajectory) -> tuple[Mode, ...]:
-    """Group the ends that lie within 1e-3 posterior standard deviations of each other."""
-    order = np.argsort(np.asarray(found.at.value))
-    modes: list[Mode] = []
-    for index in order:
-        at = jax.tree.map(lambda leaf, i=index: leaf[i], found.at)
-        if not (np.isfinite(at.value) and at.eigenvalues[0] > 0 and at.decrement < 1e-3):
-            continue
-        for position, mode in enumerate(modes):
-            gap = mode.u - at.u
-            if float(gap @ at.hessian @ gap) < 1e-6:
-                modes[position] = Mode(mode.u, mode.log_density, mode.starts + 1)
-                break
-        else:
-            modes.append(Mode(at.u, -float(at.value), 1))
-    return tuple(modes) or (Mode(best.at.u, -float(best.at.value), 1),)
 
 
 def _short(value: Any) -> str:

@@ -49,10 +49,8 @@ def starting_points(posterior: Posterior, key: PRNGKeyArray, count: int) -> Floa
 
 
 def _prior_draw(posterior: Posterior, key: PRNGKeyArray) -> Float[Array, " d"]:
-    args, kwargs = posterior.program.arguments()
     seeded = handlers.seed(posterior.model, key)
-    model = handlers.substitute(seeded, substitute_fn=init_to_sample)
-    trace = handlers.trace(model).get_trace(*args, **kwargs)
+    trace = posterior.program.trace(handlers.substitute(seeded, substitute_fn=init_to_sample))
     return posterior.unconstrain({name: trace[name]["value"] for name in posterior.names})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpyro
 from numpyro.primitives import Messenger
 
-from volform.errors import MetricError
+from volform.errors import MetricError, ModelError
 from volform.geometry import Metric
 
 Sites = str | tuple[str, ...]
@@ -59,6 +59,7 @@ def attach(model: Callable, metrics: "Mapping[Sites, Metric] | Metric") -> Attac
 
     Raises:
         MetricError: when a value is no `Metric`.
+        ModelError: when `model` is not callable.
 
     >>> import numpyro, numpyro.distributions as dist, volform as vf
     >>> def model():
@@ -66,14 +67,29 @@ def attach(model: Callable, metrics: "Mapping[Sites, Metric] | Metric") -> Attac
     >>> vf.attach(model, {"sigma": vf.Euclidean()})
     attach(model, {'sigma': Euclidean()})
     """
+    require_model(model)
     values = list(metrics.values()) if isinstance(metrics, Mapping) else [metrics]
     for value in values:
-        if not isinstance(value, Metric):
-            raise MetricError(
-                f"`metrics` of attach holds {value!r} of type {type(value).__name__}; it should "
-                "hold metrics, for example `vf.Euclidean()` or `vf.Fisher(dist.Normal)`."
-            )
+        require_metric(value, "`metrics` of attach")
     return Attached(model, metrics)
+
+
+def require_model(model: Any, argument: str = "model") -> None:
+    """Raises ModelError when `model` is not callable."""
+    if not callable(model):
+        raise ModelError(
+            f"`{argument}` should be a NumPyro model, a function that calls `numpyro.sample`; got "
+            f"{model!r}."
+        )
+
+
+def require_metric(value: Any, where: str) -> None:
+    """Raises MetricError when `value` is no `Metric`."""
+    if not isinstance(value, Metric):
+        raise MetricError(
+            f"{where} holds {value!r} of type {type(value).__name__}; it should hold metrics, for "
+            "example `vf.Euclidean()` or `vf.Fisher(dist.Normal)`."
+        )
 
 
 class Observer(Messenger):
@@ -102,6 +118,7 @@ class Observer(Messenger):
         if msg["type"] == "deterministic":
             self.rewritten.append(msg["name"])
         if infer.get("metric") is not None:
+            require_metric(infer["metric"], f"`infer` of the site `{msg['name']}`")
             self.metrics[msg["name"]] = infer["metric"]
 
 

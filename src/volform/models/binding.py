@@ -9,21 +9,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float
 
-from volform.errors import MetricError, UnknownSiteError
+from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry import Euclidean, Metric, Scaled, Sum
 from volform.geometry.metric import congruence, is_elementwise, jacobian_of, pulled_back
 from volform.geometry.structure import added, identity, scaled, segments
-from volform.models.attaching import Sites
-from volform.models.information import (
-    Information,
-    ModelMetric,
-    bind_information,
-    reference_values,
-)
+from volform.models.attaching import Sites, require_model
+from volform.models.information import Information, ModelMetric, bind_information
 from volform.models.layout import Layout, inspect_model
 from volform.models.program import Program
+from volform.models.soundness import check_metric
 
 
 class Unconstrained(Metric):
@@ -77,6 +74,12 @@ class LocalPart(Part):
             )
         return local if _is_one(self.weight) else scaled(self.weight, local)
 
+    def check(self, layout: Layout, u: Float[Array, " d"]) -> None:
+        """Raises MetricError when the metric is none on the value of the site."""
+        if not isinstance(self.metric, Unconstrained):
+            site = layout.site(self.name)
+            check_metric(self.metric, self.name, lambda u: site.chart(site.part(u)), u)
+
     def label(self) -> str:
         """The site and its metric."""
         return f"{self.name}: {_weighted(self.weight, self.metric)}"
@@ -92,16 +95,19 @@ class NamedPart(Part):
 
     def gram(self, named: Callable[..., dict], u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """`J^T G J` with J the Jacobian of the named values through the model's trace."""
-
-        def values(u: Float[Array, " d"]) -> Any:
-            found = named(u, self.names)
-            if self.as_dict:
-                return {name: found[name] for name in self.names}
-            point = tuple(found[name] for name in self.names)
-            return point if len(point) > 1 else point[0]
-
-        value, jacobian = jacobian_of(values, u)
+        value, jacobian = jacobian_of(lambda u: self._point(named, u), u)
         return self.weight * congruence(self.metric(value), jacobian)
+
+    def check(self, named: Callable[..., dict], u: Float[Array, " d"]) -> None:
+        """Raises MetricError when the metric is none on the named values."""
+        check_metric(self.metric, "`, `".join(self.names), lambda u: self._point(named, u), u)
+
+    def _point(self, named: Callable[..., dict], u: Float[Array, " d"]) -> Any:
+        found = named(u, self.names)
+        if self.as_dict:
+            return {name: found[name] for name in self.names}
+        point = tuple(found[name] for name in self.names)
+        return point if len(point) > 1 else point[0]
 
     def label(self) -> str:
         """The sites and their metric."""
@@ -192,26 +198,56 @@ class Binder:
         """The names that carry the default metric, one for each latent site not covered."""
         return self._carriers()
 
+    @cached_property
+    def generic(self) -> Float[Array, " d"]:
+        """A point that is special in no coordinate."""
+        values = np.random.default_rng(0).uniform(-1.0, 1.0, self.layout.dim)
+        return jnp.asarray(values, jnp.result_type(float))
+
     def model_part(self, metric: ModelMetric, weight: Any) -> ModelPart:
         """A model-wide metric with its routes chosen and its reference checked."""
         reference, needed = None, self.layout.names
         if metric.reference is not None:
+            require_model(metric.reference, "reference")
             other = inspect_model(Program(metric.reference, self.program.data))
             reference, needed = other.program, other.layout.names
-            reference_values(list(needed), dict.fromkeys(self.known))
+            self.check_reference(other.layout)
         trace_at = _trace_at(self.program, reference, self.named, needed)
         information = bind_information(metric, trace_at, jnp.zeros(self.layout.dim))
         return ModelPart(metric, information, reference, needed, weight)
 
-    def check(self, sites: Sites) -> None:
+    def check_reference(self, reference: Layout) -> None:
+        """Raises an error unless the model computes every latent site of its reference."""
+        missing = [name for name in reference.names if name not in self.known]
+        if missing:
+            raise UnknownSiteError(
+                f"The `reference` model has latent sites {missing} that the model does not "
+                f"compute; it has {sorted(self.known)}. Name them with `numpyro.deterministic`."
+            )
+        values = jax.eval_shape(lambda u: self.named(u, reference.names), self.generic)
+        for site in reference.sites:
+            if values[site.name].shape != site.shape:
+                raise ModelError(
+                    f"The site `{site.name}` has shape {values[site.name].shape} in the model and "
+                    f"{site.shape} in its `reference`; they should be one and the same value."
+                )
+
+    def check_sites(self, sites: Sites) -> None:
         """Raises UnknownSiteError when a name is no site of the model."""
-        names = sites if isinstance(sites, tuple) else (sites,)
-        for name in names:
+        for name in sites if isinstance(sites, tuple) else (sites,):
             if name not in self.known:
                 raise UnknownSiteError(
                     f"A metric is attached to `{name}`, which is no latent or deterministic site "
                     f"of the model; it has {sorted(self.known)}."
                 )
+
+    def check(self, part: Part) -> None:
+        """Raises MetricError when the metric of a summand is none on its values."""
+        match part:
+            case LocalPart():
+                part.check(self.layout, self.generic)
+            case NamedPart():
+                part.check(self.named, self.generic)
 
 
 @singledispatch
@@ -244,9 +280,7 @@ def _(metric: Euclidean, sites: Sites | None, binder: Binder, weight: Any) -> tu
 
 
 @bind.register
-def _(
-    metric: Unconstrained, sites: Sites | None, binder: Binder, weight: Any
-) -> tuple[Part, ...]:
+def _(metric: Unconstrained, sites: Sites | None, binder: Binder, weight: Any) -> tuple[Part, ...]:
     names = binder.layout.names if sites is None else (sites,)
     for name in names:
         if name not in binder.layout.names:

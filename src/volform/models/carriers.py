@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.errors import SingularMetricError
 from volform.geometry import Metric
 from volform.models.attaching import Sites
 from volform.models.layout import Inspection, Site, named_values
@@ -24,8 +25,11 @@ def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple
     - if `handlers.reparam` made it from a sample site, and the auxiliary site is a chart of it,
       or of it and others together (NeuTra);
     - if it has a metric of its own: then of the smallest set of latent sites without metrics that
-      determine it. If they have more coordinates than it has (WeightNorm with a free scale), the
-      metric is singular, and will be reported so.
+      determine it.
+
+    Raises:
+        SingularMetricError: when these have more coordinates than it has (WeightNorm with a free
+            scale).
     """
     attached = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
     pending = [n for n in inspection.deterministic if n in {*attached, *inspection.rewritten}]
@@ -46,10 +50,11 @@ def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple
         if (chart := ranks.chart(name, free)) is not None:
             replace([chart], [name])
     for site in list(free):
-        if names := ranks.charted_by(site, pending):
+        if names := ranks.charted_by(site, pending, free):
             replace([site], names)
     for name in [name for name in pending if name in attached]:
         replace(ranks.determining(name, free), [name])
+    ranks.require_full(replaced, attached)
     names = (n for own in inspection.layout.names for n in replaced.get(own, (own,)))
     return tuple(dict.fromkeys(names))
 
@@ -88,7 +93,7 @@ class Ranks:
         for site in reversed(free):
             if site.size > _DENSE and self.is_elementwise(name, site):
                 return site
-        full = max((self.of(name, site) for site in free), default=0)
+        full = self.of(name, *free)
         charts = [site for site in free if site.size == self.of(name, site) == full > 0]
         return charts[-1] if charts else None
 
@@ -105,12 +110,12 @@ class Ranks:
             return False
         return bool(jnp.all(slope != 0.0) & jnp.allclose(slope * probe, image))
 
-    def charted_by(self, site: Site, names: list[str]) -> list[str]:
+    def charted_by(self, site: Site, names: list[str], free: list[Site]) -> list[str]:
         """The `names` that `site` moves, if it is a chart of all of them together."""
         moved = [name for name in names if self.of(name, site) > 0]
         together = _rank(np.vstack([self.block(name, site) for name in moved])) if moved else 0
-        each = sum(self.of(name, site) for name in moved)
-        return moved if together == each == site.size else []
+        full = sum(self.of(name, *free) for name in moved)
+        return moved if together == full == site.size else []
 
     def determining(self, name: str, free: list[Site]) -> list[Site]:
         """The fewest sites, the last ones first, that move `name` in all its directions."""
@@ -122,6 +127,25 @@ class Ranks:
             if self.of(name, *chosen, site) > self.of(name, *chosen):
                 chosen.append(site)
         return chosen
+
+    def require_full(self, replaced: dict[str, tuple[str, ...]], attached: set[str]) -> None:
+        """Raises SingularMetricError unless the values together determine the replaced sites."""
+        sites = [site for site in self._layout.sites if site.name in replaced]
+        names = sorted({name for names in replaced.values() for name in names} | attached)
+        rows = [name for name in names if name not in self._layout.names]
+        if not sites or self._u.size > _DENSE:
+            return
+        matrix = np.vstack([np.hstack([self.block(name, s) for s in sites]) for name in rows])
+        columns, rank = matrix.shape[1], _rank(matrix)
+        if rank < columns:
+            raise SingularMetricError(
+                f"The metric on `{'`, `'.join(rows)}` is singular: the sites "
+                f"`{'`, `'.join(s.name for s in sites)}` that it is pulled back to have {columns} "
+                f"coordinates, of which it measures rank {rank} of {columns}. Write them as a "
+                "chart, with as many coordinates as values (a direction as a site on "
+                "`constraints.sphere`), or give one of these sites a metric of its own as well: "
+                "sums of metrics are metrics."
+            )
 
 
 def _rank(matrix: Any) -> int:

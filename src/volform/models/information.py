@@ -11,9 +11,9 @@ import lineax as lx
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
-from volform.errors import MetricError, UnknownSiteError
+from volform.errors import MetricError
 from volform.geometry import Metric
-from volform.geometry.dependence import dependence
+from volform.geometry.dependence import dependence, moves
 from volform.geometry.information import MonteCarlo, Move, Route, Silent, choose_route, tangent_like
 
 Trace = dict[str, Any]
@@ -119,9 +119,16 @@ class JointFisher(ModelMetric):
 
 
 class Information(eqx.Module):
-    """A `ModelMetric` bound to a model: a route for every site that enters the sum."""
+    """A `ModelMetric` bound to a model: a route for every site that enters the sum.
+
+    Attributes:
+        routes: the route of each site.
+        moving: the sites whose value moves with u: latent ones, and those observed at a value
+            that the model computes, as in a soft constraint.
+    """
 
     routes: dict[str, Route]
+    moving: frozenset[str] = eqx.field(static=True)
 
     def gram(
         self, trace_at: Callable[[Array], Trace], u: Float[Array, " d"]
@@ -130,7 +137,7 @@ class Information(eqx.Module):
 
         def sites(u: Float[Array, " d"]) -> dict[str, Any]:
             trace = trace_at(u)
-            return {name: site_state(trace[name]) for name in self.routes}
+            return {name: site_state(trace[name], name in self.moving) for name in self.routes}
 
         states = sites(u)
 
@@ -148,18 +155,17 @@ class Information(eqx.Module):
         return total
 
 
-def site_state(site: dict[str, Any]) -> dict[str, Any]:
+def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
     """What moves at a site: value, unconstrained value, distribution (of the value's batch)."""
     fn, value = site["fn"], site["value"]
     weight = jnp.asarray(1.0) if site["scale"] is None else site["scale"]
-    if site["is_observed"]:
-        shape = jnp.shape(value)
-        batch = shape[: len(shape) - len(fn.event_shape)]
-        if len(batch) > len(fn.batch_shape):
-            fn = fn.expand(batch)
+    shape = jnp.shape(value)
+    batch = shape[: len(shape) - len(fn.event_shape)]
+    if site["is_observed"] and len(batch) > len(fn.batch_shape):
+        fn = fn.expand(batch)
+    if not moving:
         return {"x": None, "t": None, "fn": fn, "weight": weight}
-    t = biject_to(fn.support).inv(value)
-    return {"x": value, "t": t, "fn": fn, "weight": weight}
+    return {"x": value, "t": biject_to(fn.support).inv(value), "fn": fn, "weight": weight}
 
 
 def bind_information(
@@ -169,49 +175,34 @@ def bind_information(
 
     Raises:
         MetricError: when no site of the sum carries information, or a family needs a key.
-        UnknownSiteError: when the reference model has a latent site that the model lacks.
     """
-    names: list[str] = []
-    latent: dict[str, bool] = {}
-    fns: dict[str, Any] = {}
+    seen: dict[str, dict[str, Any]] = {}
 
     def sites(u: Float[Array, " d"]) -> dict[str, Any]:
-        trace = trace_at(u)
-        for name, site in trace.items():
+        for name, site in trace_at(u).items():
             if site["type"] == "sample" and metric.counts(site):
-                names.append(name)
-                latent[name] = not site["is_observed"]
-                fns[name] = site_state(site)["fn"]
-        return {name: fns[name] for name in names}
+                seen[name] = {"fn": site_state(site, False)["fn"], "value": site["value"]}
+        return seen
 
     flags = dependence(sites, u)
+    moving = frozenset(name for name in seen if moves(flags[name]["value"]))
     sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
     routes = {
         name: choose_route(
-            fns[name], latent=latent[name], moving=flags[name], sampler=sampler, name=name
+            site["fn"],
+            latent=name in moving,
+            moving=flags[name]["fn"],
+            sampler=sampler,
+            name=name,
         )
-        for name in dict.fromkeys(names)
+        for name, site in seen.items()
     }
     heard = {name: route for name, route in routes.items() if not isinstance(route, Silent)}
     if not heard:
+        found = f"only {list(routes)}, without information" if routes else "no such site"
         raise MetricError(
-            f"`{type(metric).__name__}` found no site with Fisher information among "
-            f"{list(routes)}: it needs an observed `numpyro.sample(..., obs=...)` whose "
-            "distribution depends on the parameters (`numpyro.factor` has no family)."
+            f"`{type(metric).__name__}` is read off sites with information on the parameters, and "
+            f"found {found}: it needs an observed `numpyro.sample(..., obs=...)` whose "
+            "distribution depends on the parameters. A `numpyro.factor` has no distribution."
         )
-    return Information(heard)
-
-
-def reference_values(reference_latents: list[str], named: dict[str, Any]) -> dict[str, Any]:
-    """The values of the reference model's latent sites, taken by name.
-
-    Raises:
-        UnknownSiteError: when one of them is missing.
-    """
-    missing = [name for name in reference_latents if name not in named]
-    if missing:
-        raise UnknownSiteError(
-            f"The `reference` model has latent sites {missing} that the model does not compute; "
-            f"it has {sorted(named)}. Name them with `numpyro.deterministic`."
-        )
-    return {name: named[name] for name in reference_latents}
+    return Information(heard, moving & set(heard))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpyro.distributions import Unit, biject_to
+from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
 from volform.models.attaching import Observer
+from volform.models.observations import check_observed, check_support
 from volform.models.program import Program, with_constant_data
 
 
@@ -49,6 +50,35 @@ class Site(eqx.Module):
     def part(self, u: Float[Array, " d"]) -> Array:
         """The site's unconstrained coordinates in their own shape."""
         return u[self.segment].reshape(self.coordinates)
+
+    def coordinates_of(self, value: Any) -> Float[Array, " n"]:
+        """The unconstrained coordinates of a value, flat.
+
+        Raises:
+            DataError: when the value has the wrong shape or is outside the support; under `jit`
+                the latter is NaN or a point whose value is another.
+        """
+        value = jnp.asarray(value, jnp.result_type(float))
+        try:
+            value = jnp.broadcast_to(value, self.shape)
+        except ValueError as error:
+            raise DataError(
+                f"The value of `{self.name}` in `values` has shape {value.shape}; the site has "
+                f"shape {self.shape}."
+            ) from error
+        u = self.chart.inv(value)
+        if not isinstance(u, jax.core.Tracer) and not _is_inverse(self.chart, u, value):
+            raise DataError(
+                f"The value of `{self.name}` in `values` is not inside its support, "
+                f"{self.chart.codomain}: {np.array2string(np.asarray(value), threshold=6)}."
+            )
+        return jnp.ravel(u)
+
+
+def _is_inverse(chart: Transform, u: Array, value: Array) -> bool:
+    # Not the constraint's own check: its absolute tolerances refuse float32 and large matrices.
+    gap = jnp.max(jnp.abs(chart(u) - value), initial=0.0)
+    return bool(jnp.all(jnp.isfinite(u)) & (gap <= 1e-3 * jnp.max(jnp.abs(value), initial=1e-30)))
 
 
 class Layout(eqx.Module):
@@ -90,6 +120,7 @@ class Layout(eqx.Module):
 
         Raises:
             UnknownSiteError: when a latent site is missing from `values`.
+            DataError: when a value has the wrong shape or is outside its support.
         """
         missing = [name for name in self.names if name not in values]
         if missing:
@@ -97,11 +128,7 @@ class Layout(eqx.Module):
                 f"`values` lacks the latent sites {missing}; it should hold all of "
                 f"{list(self.names)}."
             )
-        parts = [
-            jnp.ravel(site.chart.inv(jnp.broadcast_to(jnp.asarray(values[site.name]), site.shape)))
-            for site in self.sites
-        ]
-        return jnp.concatenate(parts)
+        return jnp.concatenate([site.coordinates_of(values[site.name]) for site in self.sites])
 
     def labels(self) -> list[str]:
         """One name for each entry of the flat vector: `theta[3]`."""
@@ -134,53 +161,87 @@ class Inspection:
 
 
 def inspect_model(program: Program) -> Inspection:
-    """Trace the model once and check that it has a density on R^d.
+    """Trace the model and check that it has a density on R^d.
 
     Raises:
-        ModelError: discrete or subsampled latent sites, none at all, or a moving support.
-        DataError: observed values that are NaN, infinite, empty or of the wrong length.
+        ModelError: no model; discrete or subsampled latent sites, none at all, or a moving
+            support; Python control flow on latent values.
+        DataError: observed values that are NaN, infinite, empty, outside the support or of the
+            wrong length.
     """
-    observer = Observer(program.model)
-    trace = program.first_trace(observer, _origin)
+    observer, trace = _first_trace(program)
     _refuse_subsampling(trace)
     samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
     latent = {name: site for name, site in samples.items() if not site["is_observed"]}
     if not latent:
         raise ModelError(
-            f"`model` has no latent site: its sample sites are {sorted(samples)}, all observed. "
-            "Condition on the data only, and leave the parameters as `numpyro.sample` sites."
+            f"`{program.name}` has no latent site: its sample sites are {sorted(samples)}, all "
+            "observed. Condition on the data only, and leave the parameters as `numpyro.sample` "
+            "sites."
         )
-    for name, site in samples.items():
-        if site["is_observed"]:
-            _check_observed(name, site)
+    observed = {name: (s["fn"], s["value"]) for name, s in samples.items() if s["is_observed"]}
+    for name, (fn, value) in observed.items():
+        check_observed(name, fn, value)
     layout = _layout(latent)
     program = _traceable(program, layout)
     _refuse_moving_support(program, layout, samples)
+    for name, (fn, value) in observed.items():
+        check_support(name, fn, value)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
-    observed = tuple(name for name in samples if name not in latent)
     rewritten = tuple(observer.rewritten)
-    return Inspection(layout, program, observed, deterministic, rewritten, observer.metrics)
+    return Inspection(layout, program, tuple(observed), deterministic, rewritten, observer.metrics)
 
 
-def _origin(site: dict[str, Any]) -> Any:
-    """The value whose unconstrained coordinates are zero: no draw is made."""
-    if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
-        return None
-    fn = site["fn"]
+def _first_trace(program: Program) -> tuple[Observer, dict[str, Any]]:
+    """A concrete trace at the origin of u, or at a generic point where the model breaks there."""
+    observer = Observer(program.model)
+    try:
+        return observer, program.first_trace(observer, _started_at(np.zeros))
+    except DataError as error:
+        generic = np.random.default_rng(0)
+        observer = Observer(program.model)
+        try:
+            start = _started_at(lambda shape: generic.uniform(-1.0, 1.0, shape))
+            return observer, program.first_trace(observer, start)
+        except DataError:
+            raise error from error.__cause__
+
+
+def _started_at(coordinates: Callable[[tuple[int, ...]], Any]) -> Callable[[dict[str, Any]], Any]:
+    """Sets latent sites to the values with given unconstrained coordinates: nothing is drawn."""
+
+    def start(site: dict[str, Any]) -> Any:
+        if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
+            return None
+        fn = site["fn"]
+        chart = _chart_of(site["name"], fn)
+        at = coordinates(tuple(chart.inverse_shape(fn.shape(site["kwargs"]["sample_shape"]))))
+        return chart(jnp.asarray(at, jnp.result_type(float)))
+
+    return start
+
+
+def _chart_of(name: str, fn: Any) -> Transform:
     if fn.support.is_discrete:
         raise ModelError(
-            f"The latent site `{site['name']}` is discrete ({type(fn).__name__}); a Riemannian "
-            "metric needs continuous sites. Sum it out, for example with "
-            "`dist.MixtureSameFamily`, or observe it."
+            f"The latent site `{name}` is discrete ({type(fn).__name__}); a Riemannian metric "
+            "needs continuous sites. Sum it out, for example with `dist.MixtureSameFamily`, or "
+            "observe it."
         )
-    chart = biject_to(fn.support)
-    return chart(jnp.zeros(chart.inverse_shape(fn.shape())))
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"NumPyro has no unconstrained coordinates for the support of the latent site "
+            f"`{name}` ({type(fn).__name__} on {fn.support}). Write it as a map of a site that "
+            "has them, by `handlers.reparam` or `numpyro.deterministic`."
+        ) from error
 
 
 def _layout(latent: dict[str, Any]) -> Layout:
     sites, start = [], 0
     for name, site in latent.items():
-        chart = biject_to(site["fn"].support)
+        chart = _chart_of(name, site["fn"])
         shape = tuple(jnp.shape(site["value"]))
         sites.append(Site(name, chart, shape, tuple(chart.inverse_shape(shape)), start))
         start += sites[-1].size
@@ -197,37 +258,9 @@ def _refuse_subsampling(trace: dict[str, Any]) -> None:
             )
 
 
-def _check_observed(name: str, site: dict[str, Any]) -> None:
-    fn, value = site["fn"], site["value"]
-    if isinstance(fn, Unit) or isinstance(value, jax.core.Tracer):
-        return
-    value = np.asarray(value)
-    if value.size == 0:
-        raise DataError(
-            f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
-        )
-    if np.issubdtype(value.dtype, np.floating) and not np.all(np.isfinite(value)):
-        mask = ~np.isfinite(value)
-        raise DataError(
-            f"The observed site `{name}` holds {int(mask.sum())} values that are NaN or infinite, "
-            f"the first at index {tuple(int(i) for i in np.argwhere(mask)[0])}. Drop them, or "
-            "impute them with `obs_mask=` of `numpyro.sample`."
-        )
-    shape, wanted = value.shape, tuple(fn.shape())
-    try:
-        joint = np.broadcast_shapes(shape, wanted)
-    except ValueError:
-        joint = None
-    replicated = joint == shape and (not wanted or shape[len(shape) - len(wanted) :] == wanted)
-    if joint is None or not (joint == wanted or replicated):
-        raise DataError(
-            f"The observed site `{name}` has data of shape {shape}, but its distribution has "
-            f"shape {wanted}; the lengths should agree."
-        )
-
-
 def _traceable(program: Program, layout: Layout) -> Program:
     """The program with its data as leaves if the model can be traced so, else as constants."""
+
     def density(program: Program, u: Float[Array, " d"]) -> Array:
         return program.run_with_density(layout.constrain(u))[0]
 
@@ -243,7 +276,14 @@ def _refuse_moving_support(program: Program, layout: Layout, samples: dict[str, 
         trace = program.run(layout.constrain(u))
         return {name: trace[name]["fn"].support for name in samples}
 
-    flags = dependence(supports, jnp.zeros(layout.dim))
+    try:
+        flags = dependence(supports, jnp.zeros(layout.dim))
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise ModelError(
+            f"`{program.name}` uses the value of a latent site in Python, by `if`, `float()` or "
+            "NumPy, so that JAX cannot trace it. Use `jnp.where`, `jax.lax.cond` and `jax.numpy`; "
+            f"NumPyro's own inference needs the same. JAX says: {_first_line(error)}"
+        ) from error
     moving = [name for name in samples if moves(flags[name])]
     if moving:
         raise ModelError(
@@ -251,6 +291,10 @@ def _refuse_moving_support(program: Program, layout: Layout, samples: dict[str, 
             "moves with them. Write the site on a fixed support and map it with "
             "`numpyro.deterministic`, for example low + (high - low) * Uniform(0, 1)."
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def named_values(
@@ -261,4 +305,9 @@ def named_values(
     if all(name in latent for name in names):
         return {name: latent[name] for name in names}
     trace = program.run(latent)
+    missing = [name for name in names if name not in trace]
+    if missing:
+        raise UnknownSiteError(
+            f"`names` holds {missing}, which are no sites of the model; it has {list(trace)}."
+        )
     return {name: trace[name]["value"] for name in names}

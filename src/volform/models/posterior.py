@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import equinox as eqx
 import lineax as lx
-from jaxtyping import Float, Array
+from jaxtyping import Array, Float
 
 from volform.errors import ModelError
 from volform.geometry import Euclidean, Metric, logdet
-from volform.models.attaching import Attached, Sites, attached_metrics
+from volform.models.attaching import Attached, Sites, attached_metrics, require_model
 from volform.models.binding import Binder, Part, assemble, bind
 from volform.models.carriers import find_carriers
-from volform.models.layout import Inspection, Layout, inspect_model, named_values
+from volform.models.layout import Layout, inspect_model, named_values
 from volform.models.program import Program, make_program
 
 
@@ -156,6 +156,7 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     metric LikelihoodFisher()
       LikelihoodFisher() [y: closed form]
     """
+    require_model(model)
     by_site, wide = attached_metrics(model)
     program = make_program(_unwrapped(model), args, kwargs)
     inspection = inspect_model(program)
@@ -173,6 +174,8 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
 
     binder = Binder(layout, program, named, carriers, known)
     parts, title = _bind_all(binder, by_site, wide)
+    for part in parts:
+        binder.check(part)
     return Posterior(layout, program, parts, inspection.observed, known, title)
 
 
@@ -187,7 +190,7 @@ def _bind_all(
     binder: Binder, by_site: dict[Sites, Metric], wide: Metric | None
 ) -> tuple[tuple[Part, ...], str]:
     for sites in by_site:
-        binder.check(sites)
+        binder.check_sites(sites)
     named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
     parts = tuple(p for sites, m in by_site.items() for p in bind(m, sites, binder, 1.0))
     if wide is not None and not by_site:

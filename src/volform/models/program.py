@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from volform.errors import DataError, VolformError
+from volform.errors import DataError, ModelError, VolformError
 
 
 class ById:
@@ -38,6 +38,11 @@ class Program(eqx.Module):
     model: Callable = eqx.field(static=True)
     data: Any
 
+    @property
+    def name(self) -> str:
+        """The name of the model's function, under whatever handlers."""
+        return name_of(self.model)
+
     def arguments(self) -> tuple[tuple, dict[str, Any]]:
         """`(args, kwargs)` as the model takes them."""
         data = self.data.value if isinstance(self.data, ById) else self.data
@@ -48,9 +53,7 @@ class Program(eqx.Module):
         """The trace of the model with its latent sites set to `values`."""
         return self.run_with_density(values)[1]
 
-    def run_with_density(
-        self, values: dict[str, Any]
-    ) -> tuple[Float[Array, ""], dict[str, Any]]:
+    def run_with_density(self, values: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Any]]:
         """Log joint density with respect to Lebesgue measure on the values, and the trace."""
         args, kwargs = self.arguments()
         fixed = handlers.substitute(self.model, data=values)
@@ -80,28 +83,36 @@ class Program(eqx.Module):
             return self.trace(seeded)
         except VolformError:
             raise
+        except AssertionError as error:
+            raise ModelError(f"NumPyro refuses the model `{self.name}`: {error}") from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise DataError(
-                f"`{name_of(self.model)}` could not be run on its data, {self.data_in_words()}: "
-                f"{type(error).__name__}: {error}. Check that every argument is there and that "
-                "lengths agree."
+                f"`{self.name}` could not be run on its data, {self._data_in_words()}. "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Check that every argument is "
+                "there, without NaN, and that lengths agree."
             ) from error
 
-    def data_in_words(self) -> str:
-        """The arguments by name with their shapes, for error messages."""
+    def _data_in_words(self) -> str:
         args, kwargs = self.arguments()
         try:
             bound = inspect.signature(self.model).bind_partial(*args, **kwargs).arguments
         except (TypeError, ValueError):
             bound = {"args": args, "kwargs": kwargs}
         if not bound:
-            return "which is empty"
-        shapes = {name: jax.tree.map(_shape, value) for name, value in bound.items()}
-        return "of shapes " + ", ".join(f"`{name}`: {shape}" for name, shape in shapes.items())
+            return "of which there is none"
+        return "with " + ", ".join(f"`{name}` {_in_words(value)}" for name, value in bound.items())
 
 
-def _shape(leaf: Any) -> Any:
-    return np.shape(leaf) if hasattr(leaf, "shape") else type(leaf).__name__
+def _in_words(value: Any) -> str:
+    shapes = jax.tree.map(lambda x: np.shape(x) if hasattr(x, "shape") else x, value)
+    bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in jax.tree.leaves(value) if _is_real(leaf))
+    if not hasattr(value, "shape"):
+        return str(shapes)
+    return f"of shape {shapes}" + (f" and {bad} NaN or infinite values" if bad else "")
+
+
+def _is_real(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
 
 
 def name_of(model: Callable) -> str:

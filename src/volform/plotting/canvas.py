@@ -9,6 +9,7 @@ from volform.models import Posterior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's blue and vermilion differ in lightness too, so they survive a gray print.
 BLUE, VERMILION, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#999999"
@@ -30,10 +31,15 @@ def new_axes(count: int, width: float, height: float) -> "list[Axes]":
     """Axes side by side in a new figure, `width` and `height` inches each."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(
-        1, count, figsize=(width * count, height), layout="constrained", squeeze=False
-    )
-    return list(axes[0])
+    figure = plt.figure(figsize=(width * count, height), layout="constrained")
+    return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def figure_of(ax: "Axes") -> "Figure":
+    """The figure that holds `ax`, sub-figures looked through."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
 
 
 def plain(ax: "Axes") -> None:

@@ -110,7 +110,7 @@ def density(
     for ax, coordinate, own, other in zip(drawn, pair, modes, modes[::-1], strict=True):
         _panel(ax, curve, site, coordinate, float(fit.at.u[entry]), own, other)
     drawn[0].set_ylabel("density / its maximum", color=canvas.INK)
-    figure = drawn[0].figure
+    figure = canvas.figure_of(drawn[0])
     if axes is None:
         figure.suptitle(_title(fit, site, entry), fontsize=10.5, color=canvas.INK)
     return figure
@@ -141,18 +141,21 @@ def _curve(fit: MAP, entry: int) -> Curve:
     """The curve over the range where p_u is above a thousandth of its maximum, or q^G is seen."""
     center, sd = float(fit.at.u[entry]), float(fit.at.hessian[entry, entry]) ** -0.5
     low, high = center - REACH * sd, center + REACH * sd
-    for _ in range(5):
+    for _ in range(5):  # wider until p is small at both ends
         curve = _along(fit, entry, np.linspace(low, high, POINTS))
-        seen = np.flatnonzero(_relative(curve.lebesgue) > 1e-3)
-        first, last = seen[0], seen[-1]
-        if first > 0 and last < POINTS - 1:
+        small = _relative(curve.lebesgue)[[0, -1]] < 1e-3
+        if small.all():
             break
-        low -= (high - low) / 2 * (first == 0)
-        high += (high - low) / 2 * (last == POINTS - 1)
+        low, high = (
+            low - (high - low) / 2 * (not small[0]),
+            high + (high - low) / 2 * (not small[1]),
+        )
+    curve = _along(fit, entry, np.linspace(low, high, POINTS))
+    of_p = curve.u[_relative(curve.lebesgue) > 1e-3]
     # q^G need not vanish where p does: show it as far as four standard deviations, if it is there.
     of_q = curve.u[(_relative(curve.volume) > 0.01) & (np.abs(curve.u - center) < 4 * sd)]
-    low = min(curve.u[max(first - 1, 0)], of_q.min(initial=center - sd))
-    high = max(curve.u[min(last + 1, POINTS - 1)], of_q.max(initial=center + sd))
+    low = min(of_p.min(), of_q.min(initial=center - sd))
+    high = max(of_p.max(), of_q.max(initial=center + sd))
     return _along(fit, entry, np.linspace(low, high, POINTS))
 
 
@@ -245,8 +248,17 @@ def _panel(
         ax.plot([at, at], [0, 1], color=color, linewidth=1, alpha=0.6)
         ax.plot([at], [1], "o", color=color, markersize=5.5)
     moved = float(np.interp(other, index, x))
-    ax.plot([moved], [0], "o", color=canvas.VERMILION, mfc="white", markersize=6, clip_on=False,
-            zorder=5, label="mode of $p$ in the other panel")
+    ax.plot(
+        [moved],
+        [0],
+        "o",
+        color=canvas.VERMILION,
+        mfc="white",
+        markersize=6,
+        clip_on=False,
+        zorder=5,
+        label="mode of $p$ in the other panel",
+    )
     seen = (np.maximum(p, q) > 0.02) | (np.abs(index - other) < 1)
     ax.set_xlim(*_margins(x[seen].min(), x[seen].max()))
     ax.set_ylim(0, 1.06)

@@ -51,7 +51,7 @@ def spectrum(target: canvas.Target, *, ax: "Axes | None" = None) -> "Axes":
         ax.axhline(1.0, color=canvas.FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     _name_extremes(ax, eigenvalues, _shares(fit))
     ax.set_xlim(0.3, len(order) + 0.7)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("rank, from the lowest", color=canvas.INK)
     ax.set_ylabel("eigenvalue of E", color=canvas.INK)
     metric = fit.posterior.metric_name

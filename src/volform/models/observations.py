@@ -1,0 +1,76 @@
+"""Whether the data of an observed site can be conditioned on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit
+
+from volform.errors import DataError
+
+
+def check_observed(name: str, fn: Any, value: Any) -> None:
+    """Check that observed values are there and finite; masked ones are not looked at.
+
+    Raises:
+        DataError: empty, NaN or infinite, or of another length.
+    """
+    if isinstance(fn, Unit) or isinstance(value, jax.core.Tracer):
+        return
+    value = np.asarray(value)
+    if value.size == 0:
+        raise DataError(
+            f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
+        )
+    shape, wanted = value.shape, tuple(fn.shape())
+    try:
+        joint = np.broadcast_shapes(shape, wanted)
+    except ValueError:
+        joint = None
+    replicated = joint == shape and (not wanted or shape[len(shape) - len(wanted) :] == wanted)
+    if joint is None or not (joint == wanted or replicated):
+        raise DataError(
+            f"The observed site `{name}` has data of shape {shape}, but its distribution has "
+            f"shape {wanted}; the lengths should agree."
+        )
+    used = _used(fn, value)
+    _refuse_where(
+        np.issubdtype(value.dtype, np.inexact) & used & ~np.isfinite(value),
+        f"The observed site `{name}` holds {{}} values that are NaN or infinite, the first at "
+        "index {}. Drop them, or leave them out with `numpyro.handlers.mask`.",
+    )
+
+
+def check_support(name: str, fn: Any, value: Any) -> None:
+    """Check that observed values lie in the support; masked ones are not looked at.
+
+    Raises:
+        DataError: when some do not.
+    """
+    if isinstance(fn, Unit) or isinstance(value, jax.core.Tracer):
+        return
+    inside, used = np.asarray(fn.support(jnp.asarray(value))), _used(fn, np.asarray(value))
+    _refuse_where(
+        ~inside & (used if inside.shape == used.shape else True),
+        f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
+        f"{type(fn).__name__} on {fn.support}, the first at index {{}}. Check the data, and the "
+        "parameters that bound it.",
+    )
+
+
+def _used(fn: Any, value: Any) -> Any:
+    """Which entries of the value enter the density: those that no mask leaves out."""
+    used = np.ones(value.shape, bool)
+    while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            mask = np.reshape(fn._mask, np.shape(fn._mask) + (1,) * len(fn.event_shape))
+            used = used & np.broadcast_to(mask, np.broadcast_shapes(mask.shape, value.shape))
+        fn = fn.base_dist
+    return used
+
+
+def _refuse_where(bad: Any, message: str) -> None:
+    if np.any(bad):
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise DataError(message.format(int(np.sum(bad)), first))
