@@ -2,7 +2,7 @@
 
     python benchmarks/first_result.py
 
-Each measurement runs in a process of its own, the two packages by turns; medians of five. Times
+Each measurement runs in a process of its own, the two packages by turns; medians over three processes. Times
 include compilation and the first trace, and leave out the imports.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS = 5
+ROUNDS = 3
 PROBLEMS = ("eight schools", "logistic, 1000 parameters")
 
 

@@ -6,6 +6,6 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_functions() -> Iterator[None]:
-    """Each program holds memory maps, of which a process may have 65530."""
+    """Every compiled function holds memory maps, of which a process may have 65530."""
     yield
     jax.clear_caches()

@@ -1,9 +1,11 @@
 """Random models in two spellings: in theta, and in psi with theta = f(psi) for a random chart f.
 
 Every coefficient is data of the model or a leaf of the metric, so that all examples of one
-dimension share their compiled functions.
+dimension share their compiled functions. Charts and metrics differ in kind from one dimension to
+the next.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -20,73 +22,81 @@ from volform.geometry import DiagonalField, MatrixField
 TERMS = 7  # of the likelihood, and of the family whose Fisher metric is taken
 
 
-class Diffeomorphism(eqx.Module):
-    """psi -> theta: affine, monotone elementwise, triangular shear, affine, monotone elementwise."""
+# --- Bijections of R^d that return log |det| as well
 
-    first: Any
+
+class Affine(eqx.Module):
+    matrix: Any
     shift: Any
-    bulge: Any
-    wave: Any
-    second: Any
-    kink: Any
-    log_scale: Any  # log |det first| + log |det second|
+    log_det: Any
 
-    def __call__(self, psi: Any) -> tuple[Any, Any]:
-        """theta, and log |det dtheta/dpsi|."""
-        x = self.first @ psi + self.shift
-        log_det = self.log_scale + jnp.sum(jnp.log1p(self.bulge * jnp.cosh(x)))
-        x = x + self.bulge * jnp.sinh(x)
-        x = x + 0.4 * jnp.sin(self.wave @ x)  # strictly triangular: unit determinant
-        x = self.second @ x
-        log_det += jnp.sum(jnp.log1p(self.kink / jnp.cosh(x) ** 2))
-        return x + self.kink * jnp.tanh(x), log_det
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        return self.matrix @ x + self.shift, self.log_det
 
 
-class Problem(eqx.Module):
-    """A smooth, strongly log-concave target that is not Gaussian, and a chart of it."""
+class Sinh(eqx.Module):
+    size: Any
 
-    x: Any
-    y: Any
-    center: Any
-    quartic: Any
-    chart: Diffeomorphism
-
-    def log_density(self, theta: Any) -> Any:
-        """Logistic regression with a prior lighter-tailed than the normal; unnormalized."""
-        logits = self.x @ theta
-        residual = theta - self.center
-        prior = 0.5 * jnp.sum(residual**2) + self.quartic * jnp.sum(residual**4)
-        return jnp.sum(self.y * logits - jax.nn.softplus(logits)) - prior
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        return x + self.size * jnp.sinh(x), jnp.sum(jnp.log1p(self.size * jnp.cosh(x)))
 
 
-def in_theta(problem: Problem) -> None:
-    d = problem.x.shape[1]
-    theta = numpyro.sample("theta", dist.ImproperUniform(constraints.real_vector, (), (d,)))
-    numpyro.factor("density", problem.log_density(theta))
+class Tanh(eqx.Module):
+    size: Any
+
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        slope = 1.0 + self.size / jnp.cosh(x) ** 2
+        return x + self.size * jnp.tanh(x), jnp.sum(jnp.log(slope))
 
 
-def in_psi(problem: Problem) -> None:
-    d = problem.x.shape[1]
-    psi = numpyro.sample("psi", dist.ImproperUniform(constraints.real_vector, (), (d,)))
-    theta, log_det = problem.chart(psi)
-    numpyro.deterministic("theta", theta)
-    numpyro.factor("density", problem.log_density(theta) + log_det)
+class Shear(eqx.Module):
+    wave: Any  # strictly triangular: unit determinant
+
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        return x + 0.7 * jnp.sin(self.wave @ x), jnp.zeros(())
 
 
-def in_positive_theta(problem: Problem) -> None:
-    """The law of exp(theta), on the positive orthant."""
-    d = problem.x.shape[1]
-    support = constraints.independent(constraints.positive, 1)
-    theta = numpyro.sample("theta", dist.ImproperUniform(support, (), (d,)))
-    numpyro.factor("density", problem.log_density(jnp.log(theta)) - jnp.sum(jnp.log(theta)))
+class Chain(eqx.Module):
+    layers: tuple[Callable, ...]
+
+    def __call__(self, x: Any) -> tuple[Any, Any]:
+        total = jnp.zeros(())
+        for layer in self.layers:
+            x, log_det = layer(x)
+            total += log_det
+        return x, total
 
 
-def in_psi_to_positive_theta(problem: Problem) -> None:
-    d = problem.x.shape[1]
-    psi = numpyro.sample("psi", dist.ImproperUniform(constraints.real_vector, (), (d,)))
-    log_theta, log_det = problem.chart(psi)
-    numpyro.deterministic("theta", jnp.exp(log_theta))
-    numpyro.factor("density", problem.log_density(log_theta) + log_det)
+def _affine(rng: np.random.Generator, d: int) -> Affine:
+    left, right = (np.linalg.qr(rng.normal(size=(d, d)))[0] for _ in range(2))
+    scales = rng.uniform(0.4, 2.0, d)
+    shift = 0.3 * rng.normal(size=d)
+    return Affine(*map(jnp.asarray, (left * scales @ right, shift, np.log(scales).sum())))
+
+
+def _sinh(rng: np.random.Generator, d: int) -> Sinh:
+    return Sinh(jnp.asarray(rng.uniform(0.0, 0.6, d)))
+
+
+def _tanh(rng: np.random.Generator, d: int) -> Tanh:
+    return Tanh(jnp.asarray(rng.uniform(-0.6, 0.6, d)))
+
+
+def _shear(rng: np.random.Generator, d: int) -> Shear:
+    wave = np.tril(rng.normal(size=(d, d)), -1)
+    return Shear(jnp.asarray(wave if rng.integers(2) else wave.T))
+
+
+_CHARTS = {
+    1: (_affine, _sinh, _tanh),
+    2: (_shear, _affine, _sinh),
+    3: (_affine, _tanh, _shear),
+    5: (_sinh, _affine, _shear),
+    8: (_affine, _shear, _sinh),
+}
+
+
+# --- Metrics on theta
 
 
 class Diagonal(eqx.Module):
@@ -110,45 +120,84 @@ class Family(eqx.Module):
     x: Any
 
     def __call__(self, theta: Any) -> dist.Distribution:
-        return dist.Normal(self.x @ theta, jnp.exp(0.3 * jnp.tanh(self.x[0] @ theta)))
+        return dist.Poisson(jnp.exp(self.x @ theta))
+
+
+def random_metric(d: int, seed: int) -> vf.Metric:
+    rng = np.random.default_rng(seed)
+    size = jnp.asarray(10.0 ** rng.uniform(-2.0, 1.0))
+    waves = jnp.asarray(rng.normal(size=(d, d)) / np.sqrt(d))
+    x = jnp.asarray(rng.normal(size=(TERMS, d)) / np.sqrt(d))
+    diagonal = DiagonalField(Diagonal(size, waves))
+    curved = MatrixField(Curved(size, waves))
+    family = vf.Fisher(Family(x))
+    kinds = {
+        1: vf.Euclidean() + 0.5 * diagonal,
+        2: curved,
+        3: family,
+        5: diagonal,
+        8: vf.Euclidean() + curved,
+    }
+    return kinds[d]
+
+
+# --- Models
+
+
+class Problem(eqx.Module):
+    """A smooth, strongly log-concave target that is not Gaussian, and a chart of it."""
+
+    x: Any
+    y: Any
+    center: Any
+    quartic: Any
+    chart: Chain
+
+    def log_density(self, theta: Any) -> Any:
+        """Logistic regression with a prior of lighter tails than the normal; unnormalized."""
+        logits = self.x @ theta
+        residual = theta - self.center
+        prior = 0.5 * jnp.sum(residual**2) + self.quartic * jnp.sum(residual**4)
+        return jnp.sum(self.y * logits - jax.nn.softplus(logits)) - prior
 
 
 def random_problem(d: int, seed: int) -> Problem:
     rng = np.random.default_rng(seed)
-    first, second = _well_conditioned(rng, d), _well_conditioned(rng, d)
-    log_scale = sum(np.linalg.slogdet(m)[1] for m in (first, second))
-    chart = Diffeomorphism(
-        jnp.asarray(first),
-        jnp.asarray(rng.normal(size=d)) * 0.3,
-        jnp.asarray(rng.uniform(0.0, 0.5, d)),
-        jnp.asarray(np.tril(rng.normal(size=(d, d)), -1)),
-        jnp.asarray(second),
-        jnp.asarray(rng.uniform(-0.5, 0.5, d)),
-        jnp.asarray(log_scale),
-    )
     return Problem(
         jnp.asarray(rng.normal(size=(TERMS, d))),
         jnp.asarray(1.0 * rng.integers(0, 2, TERMS)),
-        jnp.asarray(rng.normal(size=d)) * 0.5,
+        jnp.asarray(0.5 * rng.normal(size=d)),
         jnp.asarray(rng.uniform(0.0, 0.2)),
-        chart,
+        Chain(tuple(make(rng, d) for make in _CHARTS.get(d, ()))),
     )
 
 
-def random_metric(d: int, seed: int) -> vf.Metric:
-    """Euclidean + diagonal field + dense curved field + Fisher, in random proportions."""
-    rng = np.random.default_rng(seed)
-    sizes = 10.0 ** rng.uniform(-2.0, 1.0, 3)
-    waves = [jnp.asarray(rng.normal(size=(d, d)) * 0.5 / np.sqrt(d)) for _ in range(2)]
-    x = jnp.asarray(rng.normal(size=(TERMS, d)) / np.sqrt(d))
-    return (
-        0.1 * vf.Euclidean()
-        + DiagonalField(Diagonal(jnp.asarray(sizes[0]), waves[0]))
-        + MatrixField(Curved(jnp.asarray(sizes[1]), waves[1]))
-        + 0.5 * vf.Fisher(Family(jnp.asarray(sizes[2]) * x))
-    )
+def _flat(name: str, d: int, support: constraints.Constraint = constraints.real) -> Any:
+    vector = constraints.independent(support, 1)
+    return numpyro.sample(name, dist.ImproperUniform(vector, (), (d,)))
 
 
-def _well_conditioned(rng: np.random.Generator, d: int) -> np.ndarray:
-    rotation, _ = np.linalg.qr(rng.normal(size=(d, d)))
-    return rotation * rng.uniform(0.5, 2.0, d) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+def in_theta(problem: Problem) -> None:
+    theta = _flat("theta", problem.x.shape[1])
+    numpyro.factor("density", problem.log_density(theta))
+
+
+def in_psi(problem: Problem) -> None:
+    psi = _flat("psi", problem.x.shape[1])
+    theta, log_det = problem.chart(psi)
+    numpyro.deterministic("theta", theta)
+    numpyro.factor("density", problem.log_density(theta) + log_det)
+
+
+def in_positive_theta(problem: Problem) -> None:
+    """The law of exp(theta)."""
+    theta = _flat("theta", problem.x.shape[1], constraints.positive)
+    log_theta = jnp.log(theta)
+    numpyro.factor("density", problem.log_density(log_theta) - jnp.sum(log_theta))
+
+
+def in_psi_for_positive_theta(problem: Problem) -> None:
+    psi = _flat("psi", problem.x.shape[1])
+    log_theta, log_det = problem.chart(psi)
+    numpyro.deterministic("theta", jnp.exp(log_theta))
+    numpyro.factor("density", problem.log_density(log_theta) + log_det)

@@ -218,12 +218,18 @@ def _bernoulli_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
 
 @register(dist.BinomialLogits)
 def _binomial_logits(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(jnp.sqrt(1.0 * fn.total_count) * dfn.logits * _sd_of_logit(fn.logits))
+    return _stack(_root_count(fn, fn.logits) * dfn.logits * _sd_of_logit(fn.logits))
 
 
 @register(dist.BinomialProbs)
 def _binomial_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(jnp.sqrt(fn.total_count / (fn.probs * (1.0 - fn.probs))) * dfn.probs)
+    deviation = jnp.sqrt(fn.probs * (1.0 - fn.probs))
+    return _stack(_root_count(fn, fn.probs) * dfn.probs / deviation)
+
+
+def _root_count(fn: Any, like: Any) -> Array:
+    # square root of the number of trials, in the dtype of the parameters
+    return jnp.sqrt(jnp.asarray(fn.total_count, jnp.result_type(like)))
 
 
 def _sd_of_logit(logits: Any) -> Array:
@@ -255,13 +261,13 @@ def _categorical_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
 
 @register(dist.MultinomialLogits)
 def _multinomial_logits(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    count = jnp.sqrt(1.0 * jnp.asarray(fn.total_count))[..., None]
+    count = _root_count(fn, fn.logits)[..., None]
     return count * _categorical_from_logits(fn.logits, dfn.logits)
 
 
 @register(dist.MultinomialProbs)
 def _multinomial_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    count = jnp.sqrt(1.0 * jnp.asarray(fn.total_count))[..., None]
+    count = _root_count(fn, fn.probs)[..., None]
     return count * _categorical_from_probs(fn.probs, dfn.probs)
 
 

@@ -189,8 +189,14 @@ def _closed(fn: Any, moving: Any) -> bool:
     if families.in_closed_form(fn):
         return True
     if isinstance(fn, dist.TransformedDistribution):
-        return not moves(moving.transforms) and _closed(fn.base_dist, moving.base_dist)
+        is_chart = not moves(moving.transforms) and not _folds(fn)
+        return is_chart and _closed(fn.base_dist, moving.base_dist)
     return False
+
+
+def _folds(fn: dist.TransformedDistribution) -> bool:
+    # NumPyro's only transform that is not injective, so that it loses information
+    return any(isinstance(t, dist.transforms.AbsTransform) for t in fn.transforms)
 
 
 def _has_divergence(fn: dist.Distribution) -> bool:
@@ -225,6 +231,9 @@ def _coframe(fn: Any, x: Any, dx: Any, dfn: Any) -> Float[Array, "*batch m"]:
         case dist.ExpandedDistribution():
             e = _coframe(fn.base_dist, x, dx, dfn.base_dist)
             return jnp.broadcast_to(e, (*fn.batch_shape, e.shape[-1]))
+        case dist.MaskedDistribution():
+            e = _coframe(fn.base_dist, x, dx, dfn.base_dist)
+            return jnp.where(jnp.asarray(fn._mask)[..., None], e, 0.0)
         case dist.Independent():
             e = _coframe(fn.base_dist, x, dx, dfn.base_dist)
             e = jnp.broadcast_to(e, (*fn.base_dist.batch_shape, e.shape[-1]))

@@ -258,7 +258,7 @@ def pulled_back(
     """`J^T G J` at `point` for the map `f`, diagonal where G is diagonal and f elementwise."""
     if elementwise:
         ones = jax.tree.map(jnp.ones_like, point)
-        value, slope = jax.jvp(f, (point,), (ones,))
+        value, slope = jax.jvp(lambda x: spread(f, x), (point,), (ones,))
         operator = metric(value)
         if isinstance(operator, lx.IdentityLinearOperator):
             return lx.DiagonalLinearOperator(jax.tree.map(jnp.square, slope))

@@ -218,7 +218,15 @@ def added(left: lx.AbstractLinearOperator, right: lx.AbstractLinearOperator) -> 
         )
     if isinstance(left, BlockDiagonal) and isinstance(right, BlockDiagonal):
         return BlockDiagonal(_per_block(added, left.blocks, right.blocks))
+    if isinstance(left, BlockDiagonal) and _is_diagonal(right):
+        return added(left, _in_blocks(right))
+    if isinstance(right, BlockDiagonal) and _is_diagonal(left):
+        return added(_in_blocks(left), right)
     return Dense(left.as_matrix() + right.as_matrix(), left.in_structure())
+
+
+def _in_blocks(operator: lx.AbstractLinearOperator) -> BlockDiagonal:
+    return BlockDiagonal(_per_block(lx.DiagonalLinearOperator, _diagonal_tree(operator)))
 
 
 def _is_diagonal(operator: lx.AbstractLinearOperator) -> bool:

@@ -109,7 +109,8 @@ class Laplace(eqx.Module):
         if not args and not kwargs:
             args, kwargs = self.posterior.program.arguments()
         model = handlers.uncondition(self.posterior.model)
-        return Predictive(model, values)(outer, *args, **kwargs)
+        with self.posterior.program.staging():
+            return Predictive(model, values)(outer, *args, **kwargs)
 
     def __repr__(self) -> str:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
@@ -180,9 +181,16 @@ def log_evidence(at: Expansion) -> Float[Array, ""]:
     return -at.value + 0.5 * d * jnp.log(2.0 * jnp.pi) - 0.5 * log_det
 
 
-@eqx.filter_jit
 def _correction(posterior: Posterior, at: Expansion) -> Float[Array, ""]:
-    return correction(posterior, at)
+    # Fourth derivatives are long programs that run once: below 30 parameters compiling them
+    # quickly matters more than running them quickly.
+    return (_correction_small if posterior.dim <= 30 else _correction_large)(posterior, at)
+
+
+_correction_large = eqx.filter_jit(correction)
+_correction_small = eqx.filter_jit(
+    correction, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def _warning(c: float) -> str:

@@ -1,10 +1,10 @@
 """Attaching metrics to the sites of a NumPyro model, as an effect handler."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpyro
+from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from volform.errors import MetricError, ModelError
@@ -95,12 +95,13 @@ def require_metric(value: Any, where: str) -> None:
 class Observer(Messenger):
     """Notes what the model wrote as `numpyro.sample`, whatever handlers made of it.
 
-    `handlers.reparam`, around the model or inside it, turns the message of a sample site into
-    that of a deterministic one and drops its settings, before a handler further out sees it. What
-    the model wrote is then found only in the call of `numpyro.sample` itself.
+    `handlers.reparam`, around the model or inside it, makes a deterministic site of a sample site
+    and drops its settings before a handler further out sees it. But while it does so it samples an
+    auxiliary site, and then the message that it is working on is there to be read on Python's
+    call stack.
 
     Attributes:
-        rewritten: names of sample sites that arrived as deterministic ones.
+        rewritten: names of sample sites that were made deterministic ones.
         metrics: what `infer={"metric": ...}` said, by site.
     """
 
@@ -110,16 +111,33 @@ class Observer(Messenger):
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
-        """Notes the site."""
-        caller = inspect.currentframe().f_back.f_back  # type: ignore[union-attr]
-        if caller is None or caller.f_code is not numpyro.sample.__code__:
-            return
-        infer = msg.get("infer", caller.f_locals["infer"]) or {}
-        if msg["type"] == "deterministic":
-            self.rewritten.append(msg["name"])
-        if infer.get("metric") is not None:
-            require_metric(infer["metric"], f"`infer` of the site `{msg['name']}`")
-            self.metrics[msg["name"]] = infer["metric"]
+        """Notes the site; NumPyro hands `note` into the body of `scan` and `cond`."""
+        if msg["type"] == "control_flow":
+            msg["kwargs"]["substitute_stack"].append(("substitute", self.note))
+        else:
+            self.note(msg)
+
+    def note(self, msg: Any) -> None:
+        """Notes a sample site, and those that are being rewritten in terms of it."""
+        if msg["type"] == "sample":
+            self._note_metric(msg)
+            for origin in _being_rewritten():
+                self.rewritten.append(origin["name"])
+                self._note_metric(origin)
+
+    def _note_metric(self, msg: Any) -> None:
+        metric = msg["infer"].get("metric")
+        if metric is not None:
+            require_metric(metric, f"`infer` of the site `{msg['name']}`")
+            self.metrics[msg["name"]] = metric
+
+
+def _being_rewritten() -> Iterator[dict[str, Any]]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is handlers.reparam.process_message.__code__:
+            yield frame.f_locals["msg"]
+        frame = frame.f_back
 
 
 def attached_metrics(model: Callable) -> tuple[dict[Sites, Metric], Metric | None]:

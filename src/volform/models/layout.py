@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
 from volform.models.attaching import Observer
-from volform.models.observations import check_observed, check_support
+from volform.models.observations import check_observed, check_support, is_point_mass
 from volform.models.program import Program, with_constant_data
 
 
@@ -227,6 +227,11 @@ def _chart_of(name: str, fn: Any) -> Transform:
             f"The latent site `{name}` is discrete ({type(fn).__name__}); a Riemannian metric "
             "needs continuous sites. Sum it out, for example with `dist.MixtureSameFamily`, or "
             "observe it."
+        )
+    if is_point_mass(fn):
+        raise ModelError(
+            f"The latent site `{name}` is a point mass (Delta), which has no density on R^d. "
+            "Write it as `numpyro.deterministic`."
         )
     try:
         return biject_to(fn.support)

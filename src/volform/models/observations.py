@@ -5,7 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, Unit
+from numpyro.distributions import (
+    Delta,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    Unit,
+)
 
 from volform.errors import DataError
 
@@ -16,7 +22,7 @@ def check_observed(name: str, fn: Any, value: Any) -> None:
     Raises:
         DataError: empty, NaN or infinite, or of another length.
     """
-    if isinstance(fn, Unit) or isinstance(value, jax.core.Tracer):
+    if _is_unchecked(fn, value):
         return
     value = np.asarray(value)
     if value.size == 0:
@@ -48,7 +54,7 @@ def check_support(name: str, fn: Any, value: Any) -> None:
     Raises:
         DataError: when some do not.
     """
-    if isinstance(fn, Unit) or isinstance(value, jax.core.Tracer):
+    if _is_unchecked(fn, value):
         return
     inside, used = np.asarray(fn.support(jnp.asarray(value))), _used(fn, np.asarray(value))
     _refuse_where(
@@ -57,6 +63,22 @@ def check_support(name: str, fn: Any, value: Any) -> None:
         f"{type(fn).__name__} on {fn.support}, the first at index {{}}. Check the data, and the "
         "parameters that bound it.",
     )
+
+
+def _is_unchecked(fn: Any, value: Any) -> bool:
+    """Whether there is nothing to look at: a factor, or a value that is not known yet."""
+    return isinstance(_core(fn), Unit) or isinstance(value, jax.core.Tracer)
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Whether the distribution is a `Delta`."""
+    return isinstance(_core(fn), Delta)
+
+
+def _core(fn: Any) -> Any:
+    while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def _used(fn: Any, value: Any) -> Any:

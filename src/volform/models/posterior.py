@@ -116,7 +116,7 @@ class Posterior(eqx.Module):
         sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)
         parts = "\n  ".join(part.label() for part in self.parts)
         return (
-            f"Posterior of {getattr(self.model, '__name__', self.model)}: {self.dim} parameters "
+            f"Posterior of {self.program.name}: {self.dim} parameters "
             f"({sites}), observed {', '.join(self.observed) or 'nothing'}\n"
             f"metric {self.metric_name}\n  {parts}"
         )

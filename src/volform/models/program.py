@@ -1,6 +1,7 @@
 """A NumPyro model with its data: traced at given values, as a pure function of arrays."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -57,18 +58,18 @@ class Program(eqx.Module):
         """Log joint density with respect to Lebesgue measure on the values, and the trace."""
         args, kwargs = self.arguments()
         fixed = handlers.substitute(self.model, data=values)
-        with self._staging():
+        with self.staging():
             # The seed is for `numpyro.prng_key`; latent sites are set before it sees them.
             return log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
 
     def trace(self, model: Callable) -> dict[str, Any]:
         """The trace of `model`, this one with handlers around it, on the same arguments."""
         args, kwargs = self.arguments()
-        with self._staging():
+        with self.staging():
             return handlers.trace(model).get_trace(*args, **kwargs)
 
-    def _staging(self) -> Any:
-        # Constants stay concrete under `jit`, through every operation among themselves.
+    def staging(self) -> contextlib.AbstractContextManager:
+        """Where the model must run: there, constants stay concrete under `jit` and `lax.map`."""
         is_constant = isinstance(self.data, ById)
         return jax.ensure_compile_time_eval() if is_constant else contextlib.nullcontext()
 
@@ -116,18 +117,31 @@ def _is_real(leaf: Any) -> bool:
 
 
 def name_of(model: Callable) -> str:
-    """The name of the model's function, under whatever handlers."""
-    return getattr(model, "__name__", None) or repr(model)
+    """The name of the model's function, under whatever handlers and partial applications."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    return getattr(model, "__name__", None) or type(model).__name__
 
 
 def make_program(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Program:
     """The model with its data, arrays turned into JAX arrays."""
-    return Program(model, jax.tree.map(_leaf, (args, kwargs)))
+    return Program(_static(model), jax.tree.map(_leaf, (args, kwargs)))
 
 
 def with_constant_data(program: Program) -> Program:
     """The same program with its arrays as compile-time constants."""
     return Program(program.model, ById(program.arguments()))
+
+
+def _static(model: Callable) -> Callable:
+    """The model as something that is hashed by identity: a pytree or dataclass may not be."""
+    try:
+        hash(model)
+    except TypeError:
+        return functools.partial(model)
+    leaves = jax.tree.leaves(model)
+    is_leaf = len(leaves) == 1 and leaves[0] is model
+    return model if is_leaf else functools.partial(model)
 
 
 def _leaf(leaf: Any) -> Any:
