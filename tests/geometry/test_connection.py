@@ -44,7 +44,7 @@ def test_euclidean_metric_carried_to_a_chart_has_symbols():
     y = PHI(POINT)
     assert_allclose(christoffel(vf.Euclidean(), POINT), 0.0, atol=0.0)
     symbols = christoffel(vf.pullback(vf.Euclidean(), PHI.inv), y)
-    j, second = jax.jacobian(PHI)(POINT), jax.hessian(PHI.inv)(y)
+    j, second = jax.jit(jax.jacobian(PHI))(POINT), jax.jit(jax.hessian(PHI.inv))(y)
     close(symbols, jnp.einsum("ck,kab->cab", j, second))
 
 
@@ -69,8 +69,9 @@ def test_plain_hessian_is_no_tensor():
         return jnp.sin(t[0]) * jnp.exp(t[1])
 
     y = PHI(POINT)
-    plain = jax.hessian(lambda y: function(PHI.inv(y)))(y)
-    carried = push_bilinear(PHI, POINT, jax.hessian(function)(POINT))
+    plain = jax.jit(jax.hessian(lambda y: function(PHI.inv(y))))(y)
+    hessian = jax.jit(jax.hessian(function))(POINT)
+    carried = jax.jit(lambda h: push_bilinear(PHI, POINT, h))(hessian)
     assert np.abs(plain - carried).max() > 0.1
     euclidean = vf.pullback(vf.Euclidean(), PHI.inv)
     close(covariant_hessian(euclidean, lambda y: function(PHI.inv(y)), y), carried)
@@ -135,8 +136,8 @@ def test_geodesics_have_no_acceleration_of_their_own():
     def function(p):
         return jnp.sin(p[0]) + p[0] * p[1] ** 3
 
-    p, v = curve(0.4), jax.jacobian(curve)(0.4)
-    second = jax.grad(jax.grad(lambda t: function(curve(t))))(0.4)
+    p, v = jax.jvp(curve, (0.4,), (1.0,))
+    second = jax.jit(jax.grad(jax.grad(lambda t: function(curve(t)))))(0.4)
     close(v @ covariant_hessian(half_plane, function, p) @ v, second)
 
 
@@ -250,7 +251,7 @@ def test_gaussian_curvature_of_a_graph():
     """R / 2 = det(d2L) / (1 + |dL|^2)^2, and det E with G = I at the critical point only."""
     induced = vf.pullback(vf.Euclidean(), graph)
     for t in (np.zeros(2), POINT):
-        slope, h = jax.grad(quartic)(t), jax.hessian(quartic)(t)
+        slope, h = jax.jit(jax.grad(quartic))(t), jax.jit(jax.hessian(quartic))(t)
         gaussian = np.linalg.det(h) / (1.0 + slope @ slope) ** 2
         assert_allclose(scalar_curvature(induced, t) / 2.0, gaussian, rtol=1e-10)
         det_e = np.linalg.det(
@@ -268,7 +269,7 @@ def test_shape_operator_of_a_graph_at_a_critical_point():
 
     origin = np.zeros(2)
     e = relative(vf.Euclidean(), origin, covariant_hessian(vf.Euclidean(), quartic, origin))
-    close(-jax.jacobian(normal)(origin)[:2], e)
+    close(-jax.jit(jax.jacobian(normal))(origin)[:2], e)
 
 
 def test_under_jit_and_vmap():

@@ -154,9 +154,7 @@ def same_metric(*posteriors):
 def test_infer_is_attach_from_inside():
     def inside(y):
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-        sigma = numpyro.sample(
-            "sigma", dist.HalfNormal(1.0), infer={"metric": vf.Euclidean(3.0)}
-        )
+        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0), infer={"metric": vf.Euclidean(3.0)})
         numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
 
     bare = handlers.infer_config(inside, lambda site: {"metric": None})

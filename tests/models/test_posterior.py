@@ -88,7 +88,9 @@ def test_gradient_is_the_derivative(posterior):
     u, direction = points(posterior)
     slope = jax.jit(jax.grad(posterior.log_density))(u)
     h = 1e-5
-    ends = jax.jit(jax.vmap(posterior.log_density))(jnp.stack([u - h * direction, u + h * direction]))
+    ends = jax.jit(jax.vmap(posterior.log_density))(
+        jnp.stack([u - h * direction, u + h * direction])
+    )
     assert_allclose(slope @ direction, (ends[1] - ends[0]) / (2 * h), rtol=1e-7)
 
 
@@ -198,9 +200,7 @@ def test_handlers_that_change_what_is_latent():
     assert vf.condition(handlers.condition(model, {"y": Y})).names == ("mu", "nu")
     assert vf.condition(handlers.condition(model, {"y": Y, "nu": 0.3})).names == ("mu",)
     assert vf.condition(handlers.do(model, {"nu": 0.3})).names == ("mu", "nu", "y")
-    lifted = handlers.lift(
-        lambda: numpyro.param("scale", 1.0), {"scale": dist.LogNormal(0.0, 1.0)}
-    )
+    lifted = handlers.lift(lambda: numpyro.param("scale", 1.0), {"scale": dist.LogNormal(0.0, 1.0)})
     assert vf.condition(lifted).names == ("scale",)
 
 

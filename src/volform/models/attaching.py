@@ -101,12 +101,12 @@ class Observer(Messenger):
     call stack.
 
     Attributes:
-        rewritten: names of sample sites that were made deterministic ones.
         metrics: what `infer={"metric": ...}` said, by site.
     """
 
     def __init__(self, fn: Callable):
-        self.rewritten: list[str] = []
+        self._rewritten: list[str] = []
+        self._auxiliary: set[Any] = set()
         self.metrics: dict[str, Any] = {}
         super().__init__(fn)
 
@@ -119,11 +119,17 @@ class Observer(Messenger):
 
     def note(self, msg: Any) -> None:
         """Notes a sample site, and those that are being rewritten in terms of it."""
+        for origin in _being_rewritten():
+            self._auxiliary.add(msg.get("name"))
+            self._rewritten.append(origin["name"])
+            self._note_metric(origin)
         if msg["type"] == "sample":
             self._note_metric(msg)
-            for origin in _being_rewritten():
-                self.rewritten.append(origin["name"])
-                self._note_metric(origin)
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Names of the sample sites that were made deterministic, without auxiliary ones."""
+        return tuple(name for name in self._rewritten if name not in self._auxiliary)
 
     def _note_metric(self, msg: Any) -> None:
         metric = msg["infer"].get("metric")

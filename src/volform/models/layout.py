@@ -188,8 +188,9 @@ def inspect_model(program: Program) -> Inspection:
     for name, (fn, value) in observed.items():
         check_support(name, fn, value)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
-    rewritten = tuple(observer.rewritten)
-    return Inspection(layout, program, tuple(observed), deterministic, rewritten, observer.metrics)
+    return Inspection(
+        layout, program, tuple(observed), deterministic, observer.rewritten, observer.metrics
+    )
 
 
 def _first_trace(program: Program) -> tuple[Observer, dict[str, Any]]:
