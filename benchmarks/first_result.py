@@ -2,8 +2,8 @@
 
     python benchmarks/first_result.py
 
-Each measurement runs in a process of its own, the two packages by turns; medians over three processes. Times
-include compilation and the first trace, and leave out the imports.
+Each measurement runs in a process of its own, the two packages by turns; medians over three
+processes. Times include compilation and the first trace, and leave out the imports.
 """
 
 import statistics

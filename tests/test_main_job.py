@@ -22,9 +22,9 @@ SIGMA = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 Y = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
 
 
-def eight_schools(sigma, y=None, prior=dist.HalfCauchy(5.0)):
+def eight_schools(sigma, y=None, prior=None):
     mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", prior)
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0) if prior is None else prior)
     with numpyro.plate("school", 8):
         theta = numpyro.sample("theta", dist.Normal(mu, tau))
         numpyro.sample("y", dist.Normal(theta, sigma), obs=y)

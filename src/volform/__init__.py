@@ -7,16 +7,6 @@ from volform.geometry import (
     Metric as Metric,
     pullback as pullback,
 )
-from volform.models import (
-    JointFisher as JointFisher,
-    LikelihoodFisher as LikelihoodFisher,
-    Jeffreys as Jeffreys,
-    Posterior as Posterior,
-    VolumeDensity as VolumeDensity,
-    Unconstrained as Unconstrained,
-    attach as attach,
-    condition as condition,
-)
 from volform.inference import (
     MAP as MAP,
     Evidence as Evidence,
@@ -25,6 +15,16 @@ from volform.inference import (
     laplace as laplace,
     nuts as nuts,
     to_arviz as to_arviz,
+)
+from volform.models import (
+    Jeffreys as Jeffreys,
+    JointFisher as JointFisher,
+    LikelihoodFisher as LikelihoodFisher,
+    Posterior as Posterior,
+    Unconstrained as Unconstrained,
+    VolumeDensity as VolumeDensity,
+    attach as attach,
+    condition as condition,
 )
 
 plot = _plotting

@@ -15,7 +15,7 @@ from .spellings import (
     random_problem,
 )
 
-SPELLINGS = {d: (in_theta, in_psi) for d in (1, 2, 5, 8)}
+SPELLINGS = dict.fromkeys((1, 2, 5, 8), (in_theta, in_psi))
 SPELLINGS[3] = (in_positive_theta, in_psi_for_positive_theta)
 
 

@@ -47,12 +47,15 @@ def log_density(fn: Any, chart: Any, t: Any) -> Any:
 def nodes(fn: Any) -> tuple[Any, Any]:
     """Values, shape (K, *shape of fn), and weights (K, *batch) that sum to one."""
     if fn.support.is_discrete:
-        discrete = _discrete_support(fn)
-        return discrete, jnp.exp(jax.vmap(fn.log_prob)(discrete))
+        counts = jnp.arange(COUNTS).reshape(-1, *[1] * len(fn.batch_shape))
+        counts = jnp.broadcast_to(counts, (COUNTS, *fn.batch_shape))
+        possible = jax.vmap(fn.support)(counts)
+        counts = jnp.where(possible, counts, 0)
+        return counts, jnp.where(possible, jnp.exp(jax.vmap(fn.log_prob)(counts)), 0.0)
     chart = biject_to(fn.support)
     event = chart.inverse_shape(fn.event_shape)
     dim = int(np.prod(event))
-    reach, step = {1: (12.0, 0.02), 2: (4.0, 0.08)}[dim]
+    reach, step = {1: (36.0, 0.03), 2: (4.0, 0.08)}[dim]
     s = np.arange(-reach, reach, step)
     grid = np.stack(np.meshgrid(*[s] * dim), -1).reshape(-1, *event)
     t = jnp.sinh(grid).reshape(-1, *[1] * len(fn.batch_shape), *event)
@@ -61,14 +64,6 @@ def nodes(fn: Any) -> tuple[Any, Any]:
     weights = jnp.exp(jax.vmap(lambda t: log_density(fn, chart, t))(t))
     weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
     return jax.vmap(chart)(t), weights * volume.reshape(-1, *[1] * len(fn.batch_shape))
-
-
-def _discrete_support(fn: Any) -> Any:
-    if fn.event_shape:
-        raise NotImplementedError("sum over a vector-valued support")
-    values = fn.enumerate_support(expand=False) if fn.has_enumerate_support else jnp.arange(COUNTS)
-    values = jnp.reshape(values, (-1, *[1] * len(fn.batch_shape)))
-    return jnp.broadcast_to(values, (values.shape[0], *fn.batch_shape))
 
 
 # Families whose value is not its own coordinate.
@@ -82,7 +77,8 @@ def coordinate(fn: Any) -> Any:
         core = core.base_dist
     if isinstance(core, dist.Dirichlet):
         return LogRatio()
-    return biject_to(fn.support) if isinstance(core, LOGARITHMIC) else None
+    is_mapped = type(core) is dist.TransformedDistribution or isinstance(core, LOGARITHMIC)
+    return biject_to(fn.support) if is_mapped else None
 
 
 def expected_gram(
@@ -102,6 +98,8 @@ def expected_gram(
 
     def state(site: dict[str, Any]) -> tuple[Any, Any]:
         fn, value = site["fn"], jnp.asarray(site["value"])
+        while isinstance(fn, dist.Independent):
+            fn = fn.base_dist
         batch = value.shape[: value.ndim - len(fn.event_shape)]
         return fn.expand(jnp.broadcast_shapes(batch, fn.batch_shape)), value
 

@@ -205,14 +205,13 @@ def _one_line(error: BaseException) -> str:
 
 def _place_in(error: BaseException, options: argparse.Namespace) -> str | None:
     """Where the model's own file was running when the error came; None if it was not."""
-    files = {
-        str(Path(r.rpartition(":")[0]).resolve()) for r in (options.model, options.reference) if r
-    }
+    named = [r.rpartition(":")[0] for r in (options.model, options.reference) if r]
+    files = {str(Path(path).resolve()): path for path in named}
     place, frame = None, error.__traceback__
     while frame is not None:
         code = frame.tb_frame.f_code
         if code.co_filename in files:
-            place = f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
+            place = f"{files[code.co_filename]}, line {frame.tb_lineno}, in {code.co_name}"
         frame = frame.tb_next
     return place
 

@@ -326,7 +326,7 @@ def _negative_binomial_dispersion(c: Array, mean: Array) -> Array:
     return jnp.sum(ds * terms, -1) / c[..., 0]
 
 
-def _stretch(t: Array) -> Array:
+def _stretch(t: Any) -> Array:
     # t / (1 - e^-t) - 1, by its expansion where the difference would cancel.
     near, far = jnp.minimum(t, 0.25), jnp.maximum(t, 0.25)
     w = near**2

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from volform.geometry.dependence import dependence
 from volform.geometry.information import MonteCarlo, Move, choose_route, tangent_like
-from volform.geometry.metric import Metric, spread
+from volform.geometry.metric import Metric, name_of, spread
 from volform.geometry.structure import Dense, Point
 
 
@@ -67,4 +67,4 @@ class Fisher(Metric):
         return Dense(gram, point)
 
     def __repr__(self) -> str:
-        return f"Fisher({getattr(self.family, '__name__', repr(self.family))})"
+        return f"Fisher({name_of(self.family)})"

@@ -123,6 +123,9 @@ class DiagonalField(Metric):
             )
         return lx.DiagonalLinearOperator(weights)
 
+    def __repr__(self) -> str:
+        return f"DiagonalField({name_of(self.field)})"
+
 
 class MatrixField(Metric):
     """A metric given by a symmetric positive-definite matrix at every point.
@@ -149,6 +152,9 @@ class MatrixField(Metric):
                 f"{n} coordinates, so it should return shape ({n}, {n})."
             )
         return Dense(matrix, point)
+
+    def __repr__(self) -> str:
+        return f"MatrixField({name_of(self.field)})"
 
 
 class Sum(Metric):
@@ -306,3 +312,8 @@ def spread(f: Callable[..., Any], point: Point) -> Any:
 
 def _terms(metric: Metric) -> tuple[Metric, ...]:
     return metric.terms if isinstance(metric, Sum) else (metric,)
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, for a `repr`."""
+    return getattr(function, "__name__", repr(function))

@@ -77,7 +77,9 @@ class Laplace(eqx.Module):
         if error is not None:
             notes.append(f"log volume by Monte Carlo, standard error {float(error):.2g}")
         note = "; ".join(note for note in notes if note)
-        return Evidence(log_evidence(at), c, name, dim, note)
+        has_none = isinstance(self.mode.verdict, Saddle | Flat)
+        log_z = jnp.full_like(at.value, jnp.nan) if has_none else log_evidence(at)
+        return Evidence(log_z, c, name, dim, note)
 
     def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
         """Draw from the Gaussian in the tangent space, mapped back by `chart`.
@@ -159,7 +161,7 @@ def laplace(
     >>> print(approx.evidence)  # exact here: the posterior is Gaussian
     log Z -2.970, second order -2.970, correction c = +0.000, metric Euclidean, 1 parameters
     """
-    if isinstance(target, Posterior):
+    if not isinstance(target, MAP):
         target = find_map(target, key=jax.random.key(0) if key is None else key)
     verdict = target.verdict
     if isinstance(verdict, Minimum):
@@ -188,9 +190,8 @@ def _correction(posterior: Posterior, at: Expansion) -> Float[Array, ""]:
 
 
 _correction_large = eqx.filter_jit(correction)
-_correction_small = eqx.filter_jit(
-    correction, compiler_options={"xla_backend_optimization_level": 0}
-)
+_quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
+_correction_small = eqx.filter_jit(correction, **_quick)
 
 
 def _warning(c: float) -> str:

@@ -85,8 +85,8 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
     if edge:
         where = ", ".join(f"{name} = {value}" for name, value in edge.items())
         return Unfinished(
-            f"log q^G rises toward the edge of the support, {where}: under this metric it has no "
-            "mode inside"
+            f"log q^G rises toward an edge of the parameter space, {where}: under this metric it "
+            "has no mode there"
         )
     if int(state.steps) >= max_steps:
         rise = "log q^G is still rising; it may be unbounded, or `max_steps` too small"
@@ -98,13 +98,18 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
 
 
 def at_the_edge(posterior: Posterior, u: Any) -> dict[str, str]:
-    """Constrained sites with unconstrained coordinates beyond 12: e^-12 of the edge."""
+    """Sites that ran off: constrained ones to e^-12 of the edge, any to 10^12."""
     values = posterior.values(u)
     return {
         site.name: np.array2string(np.asarray(values[site.name]), precision=3, threshold=6)
         for site in posterior.layout.sites
-        if not isinstance(site.chart, IdentityTransform) and np.abs(u[site.segment]).max() > 12.0
+        if np.abs(u[site.segment]).max() > (1e12 if _is_affine(site.chart) else 12.0)
     }
+
+
+def _is_affine(chart: Any) -> bool:
+    chart = getattr(chart, "base_transform", chart)  # of an IndependentTransform
+    return isinstance(chart, IdentityTransform)
 
 
 def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
@@ -158,6 +163,14 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
         )
     eigenvalues, vectors = np.linalg.eigh(scaled)
     null = eigenvalues <= _singular_below(gram, u.dtype)
+    if (eigenvalues < -_singular_below(gram, u.dtype)).any():
+        sites = "`, `".join(involved_sites(posterior, vectors[:, :1]))
+        raise SingularMetricError(
+            f"The metric `{posterior.metric_name}` is not positive definite at "
+            f"{_at(posterior, u)}: scaled to unit diagonal its lowest eigenvalue is "
+            f"{eigenvalues[0]:.3g}, along `{sites}`. A metric gives every tangent vector a "
+            "positive square; check the sign and the order of its rows there."
+        )
     if null.any():
         sites = "`, `".join(involved_sites(posterior, vectors[:, null]))
         rank = len(gram) - int(null.sum())

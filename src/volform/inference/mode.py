@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.errors import PrecisionWarning
+from volform.errors import ModelError, PrecisionWarning
 from volform.inference import diagnosis
 from volform.inference.local import Expansion, objective
 from volform.inference.progress import waiting
@@ -94,8 +94,8 @@ class MAP(eqx.Module):
         lost = self.starts - sum(mode.starts for mode in self.modes)
         if lost and self.modes:
             rows.append(
-                f"  {lost} of {self.starts} searches ended at no strict mode: a singular metric, the "
-                "edge of the support, or not converged"
+                f"  {lost} of {self.starts} searches ended at no strict mode: a singular metric, "
+                "the edge of the support, or not converged"
             )
         return "\n".join(rows)
 
@@ -130,6 +130,7 @@ def find_map(
         `laplace` refuses it.
 
     Raises:
+        ModelError: when `posterior` is none.
         ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
         SingularMetricError: when the metric is not positive definite; names sites and rank.
         UnknownSiteError: when `initial` lacks a latent site.
@@ -144,6 +145,11 @@ def find_map(
     >>> round(float(fit.values["x"]), 4)  # in any chart; the mode of log x would be 3
     2.0
     """
+    if not isinstance(posterior, Posterior):
+        raise ModelError(
+            f"`posterior` should be a Posterior from `vf.condition(model, *data)`; got "
+            f"{type(posterior).__name__}."
+        )
     with waiting("find_map", progress) as phase:
         points = starting_points(posterior, key, starts)
         if initial is not None:

@@ -48,8 +48,6 @@ class Unconstrained(Metric):
 class Part(eqx.Module):
     """One summand of the metric in u."""
 
-    weight: eqx.AbstractVar[Any]
-
     @abc.abstractmethod
     def label(self) -> str:
         """How the summand is shown."""
@@ -106,8 +104,8 @@ class NamedPart(Part):
         found = named(u, self.names)
         if self.as_dict:
             return {name: found[name] for name in self.names}
-        point = tuple(found[name] for name in self.names)
-        return point if len(point) > 1 else point[0]
+        point = [found[name] for name in self.names]
+        return tuple(point) if len(point) > 1 else point[0]
 
     def label(self) -> str:
         """The sites and their metric."""
@@ -281,7 +279,7 @@ def _(metric: Euclidean, sites: Sites | None, binder: Binder, weight: Any) -> tu
 
 @bind.register
 def _(metric: Unconstrained, sites: Sites | None, binder: Binder, weight: Any) -> tuple[Part, ...]:
-    names = binder.layout.names if sites is None else (sites,)
+    names: Any = binder.layout.names if sites is None else (sites,)
     for name in names:
         if name not in binder.layout.names:
             raise MetricError(

@@ -24,8 +24,8 @@ class StereographicTransform(ParameterFreeTransform):
     [1.0, 0.0, 0.0]
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.sphere
+    domain = constraints.real_vector  # pyright: ignore
+    codomain = constraints.sphere  # pyright: ignore
 
     def __call__(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """The point of the sphere."""

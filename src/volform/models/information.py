@@ -160,8 +160,8 @@ def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
     fn, value = site["fn"], site["value"]
     weight = jnp.asarray(1.0) if site["scale"] is None else site["scale"]
     shape = jnp.shape(value)
-    batch = shape[: len(shape) - len(fn.event_shape)]
-    if site["is_observed"] and len(batch) > len(fn.batch_shape):
+    batch = jnp.broadcast_shapes(shape[: len(shape) - len(fn.event_shape)], fn.batch_shape)
+    if site["is_observed"] and batch != fn.batch_shape:
         fn = fn.expand(batch)
     if not moving:
         return {"x": None, "t": None, "fn": fn, "weight": weight}

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
@@ -66,8 +67,8 @@ class Site(eqx.Module):
                 f"The value of `{self.name}` in `values` has shape {value.shape}; the site has "
                 f"shape {self.shape}."
             ) from error
-        u = self.chart.inv(value)
-        if not isinstance(u, jax.core.Tracer) and not _is_inverse(self.chart, u, value):
+        u = jnp.asarray(self.chart.inv(value))
+        if not isinstance(u, Tracer) and not _is_inverse(self.chart, u, value):
             raise DataError(
                 f"The value of `{self.name}` in `values` is not inside its support, "
                 f"{self.chart.codomain}: {np.array2string(np.asarray(value), threshold=6)}."
@@ -102,7 +103,7 @@ class Layout(eqx.Module):
 
     def constrain(self, u: Float[Array, " d"]) -> dict[str, Array]:
         """Values of the latent sites at the flat unconstrained point u."""
-        return {site.name: site.chart(site.part(u)) for site in self.sites}
+        return {site.name: jnp.asarray(site.chart(site.part(u))) for site in self.sites}
 
     def constrain_with_log_det(
         self, u: Float[Array, " d"]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpyro.distributions import (
     Delta,
     ExpandedDistribution,
@@ -29,17 +29,7 @@ def check_observed(name: str, fn: Any, value: Any) -> None:
         raise DataError(
             f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
         )
-    shape, wanted = value.shape, tuple(fn.shape())
-    try:
-        joint = np.broadcast_shapes(shape, wanted)
-    except ValueError:
-        joint = None
-    replicated = joint == shape and (not wanted or shape[len(shape) - len(wanted) :] == wanted)
-    if joint is None or not (joint == wanted or replicated):
-        raise DataError(
-            f"The observed site `{name}` has data of shape {shape}, but its distribution has "
-            f"shape {wanted}; the lengths should agree."
-        )
+    _refuse_unequal(name, value.shape, tuple(fn.shape()), len(fn.event_shape))
     used = _used(fn, value)
     _refuse_where(
         np.issubdtype(value.dtype, np.inexact) & used & ~np.isfinite(value),
@@ -65,9 +55,25 @@ def check_support(name: str, fn: Any, value: Any) -> None:
     )
 
 
+def _refuse_unequal(name: str, shape: tuple, wanted: tuple, event_dim: int) -> None:
+    try:
+        joint = np.broadcast_shapes(shape, wanted)
+    except ValueError:
+        joint = None
+    same_event = shape[len(shape) - event_dim :] == wanted[len(wanted) - event_dim :]
+    if joint in (shape, wanted) and same_event:
+        return
+    is_pairing = joint is not None and same_event
+    raise DataError(
+        f"The observed site `{name}` has data of shape {shape}, but its distribution has shape "
+        f"{wanted}; the lengths should agree."
+        + (f" Broadcast to {joint}, each datum would count several times." if is_pairing else "")
+    )
+
+
 def _is_unchecked(fn: Any, value: Any) -> bool:
     """Whether there is nothing to look at: a factor, or a value that is not known yet."""
-    return isinstance(_core(fn), Unit) or isinstance(value, jax.core.Tracer)
+    return isinstance(_core(fn), Unit) or isinstance(value, Tracer)
 
 
 def is_point_mass(fn: Any) -> bool:

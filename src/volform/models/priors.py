@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from volform.errors import MetricError
@@ -39,7 +39,7 @@ class VolumeDensity(dist.Distribution):
     -2.3465...
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints = {}  # noqa: RUF012 - NumPyro declares it so
     pytree_data_fields = ("metric",)
     pytree_aux_fields = ("log_density", "_support")
 
@@ -61,11 +61,11 @@ class VolumeDensity(dist.Distribution):
         super().__init__((), event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> Any:
         """The constraint of the value."""
         return self._support
 
-    def log_prob(self, value: Array) -> Float[Array, "*batch"]:
+    def log_prob(self, value: Any, intermediates: Any = None) -> Float[Array, "*batch"]:
         """Log density with respect to Lebesgue measure in the value."""
         event = len(self.event_shape)
         batch = jnp.shape(value)[: jnp.ndim(value) - event]
@@ -77,7 +77,7 @@ class VolumeDensity(dist.Distribution):
         of = density.log_prob if isinstance(density, dist.Distribution) else density
         return jnp.sum(of(value)) + log_volume(self.metric, value)
 
-    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
         """Not implemented: the density has no sampler."""
         raise NotImplementedError(
             "`VolumeDensity` has no sampler; run it under MCMC, which starts it by "

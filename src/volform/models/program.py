@@ -60,7 +60,8 @@ class Program(eqx.Module):
         fixed = handlers.substitute(self.model, data=values)
         with self.staging():
             # The seed is for `numpyro.prng_key`; latent sites are set before it sees them.
-            return log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
+            density, trace = log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
+        return jnp.asarray(density), trace
 
     def trace(self, model: Callable) -> dict[str, Any]:
         """The trace of `model`, this one with handlers around it, on the same arguments."""
@@ -88,7 +89,7 @@ class Program(eqx.Module):
             raise ModelError(f"NumPyro refuses the model `{self.name}`: {error}") from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise DataError(
-                f"`{self.name}` could not be run on its data, {self._data_in_words()}. "
+                f"`{self.name}` could not be run {self._data_in_words()}. "
                 f"{type(error).__name__}: {str(error).rstrip('.')}. Check that every argument is "
                 "there, without NaN, and that lengths agree."
             ) from error
@@ -100,7 +101,7 @@ class Program(eqx.Module):
         except (TypeError, ValueError):
             bound = {"args": args, "kwargs": kwargs}
         if not bound:
-            return "of which there is none"
+            return "without arguments"
         return "with " + ", ".join(f"`{name}` {_in_words(value)}" for name, value in bound.items())
 
 

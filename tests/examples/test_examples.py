@@ -1,0 +1,81 @@
+"""The examples run as scripts and print the figures that they are known for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    }
+    command = [sys.executable, "-W", "error::DeprecationWarning:volform",
+               str(ROOT / "examples" / script), *arguments]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def words(text: str, first: str) -> list[list[str]]:
+    """The cells of the table rows that have `first` in them."""
+    rows = [line.strip()[1:-1].split("│") for line in text.splitlines() if "│" in line]
+    return [[cell.strip() for cell in row] for row in rows if first in [c.strip() for c in row]]
+
+
+def test_demo_in_quick_mode(tmp_path):
+    out = run("demo.py", "--quick", "--out", str(tmp_path / "out"))
+    (centered,), (non_centered,) = words(out, "centered"), words(out, "non-centered")
+    assert centered[1] == "-31.31135"
+    assert centered[3] == "nan"
+    assert centered[5] == non_centered[5] == "-31.44528"
+    assert non_centered[3] == "-37.08"
+    assert "Hessian of log posterior at the MAP point is singular" in out
+    (sigma,), (precision,) = words(out, "sigma"), words(out, "precision")
+    assert "exact log evidence -55.36634" in out
+    assert [sigma[1], precision[1]] == ["0.54547", "0.56707"]
+    assert sigma[3:5] == precision[3:5] == ["0.63985", "-55.35545"]
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert pictures == {
+        "evidence.png", "eight-schools-spectrum.png", "tau-centered.png", "tau-non-centered.png",
+        "noise-sigma.png", "noise-precision.png",
+    }  # fmt: skip
+    assert str(tmp_path / "out") in out.splitlines()[-len(pictures) - 1]
+
+
+@pytest.mark.slow
+def test_nuts_start_in_quick_mode():
+    out = run("nuts_start.py", "--quick")
+    default, started = words(out, "default")[0], words(out, "vf.nuts")[0]
+    warmup, sampling = (int(cell.replace(",", "")) for cell in started[3:5])
+    assert warmup + sampling < int(default[3].replace(",", "")) / 4
+    assert float(started[6]) > 5 * float(default[6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["eight_schools_table.py", "regression_table.py"])
+def test_tables(script):
+    out = run(script)  # the script checks its own figures
+    if script.startswith("eight"):
+        assert out.count("-31.31917") == out.count("-31.03137") == 2
+    else:
+        assert out.count("-55.36630") == 4
+
+
+@pytest.mark.slow
+def test_regression_on_all_patients():
+    assert run("regression_table.py", "--patients", "442").count("-499.86") >= 8
+
+
+@pytest.mark.slow
+def test_nuts_start():
+    out = run("nuts_start.py")
+    assert len(words(out, "vf.nuts")) == 2
