@@ -44,6 +44,10 @@ def anything(**data):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(mu, 1.0), obs=data["y"])
 
+def unobserved(y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
 def runaway(y):
     a = numpyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
     b = numpyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
@@ -150,12 +154,12 @@ def test_netcdf_can_be_read_back(here):
     xarray = pytest.importorskip("xarray")
     arguments = ["--data", "data.json", "--no-second-order", "--out", "out"]
     assert main(["evidence", "model.py:scale", *arguments]) == 0
-    with xarray.open_dataset("out/posterior.nc", group="posterior", engine="h5netcdf") as draws:
+    with xarray.open_dataset("out/posterior.nc", group="posterior") as draws:
         assert draws["sigma"].shape == (1, 1000)
         assert float(draws["sigma"].min()) > 0
         log_z = json.loads(Path("out/evidence.json").read_text())["evidence"]["log_z"]
         assert draws.attrs["log_z"] == pytest.approx(log_z)
-    with xarray.open_dataset("out/posterior.nc", group="observed_data", engine="h5netcdf") as data:
+    with xarray.open_dataset("out/posterior.nc", group="observed_data") as data:
         np.testing.assert_allclose(data["y"], SIGMA)
 
 
@@ -319,3 +323,10 @@ def test_warnings_are_told(here, capsys, monkeypatch):
     arguments = ["--data", "data.json", "--no-second-order"]
     assert main(["evidence", "model.py:scale", *arguments]) == 0
     assert "warning: mind this" in capsys.readouterr().out
+
+
+def test_a_model_that_observes_nothing_is_told(here, capsys):
+    assert main(["evidence", "model.py:unobserved", "--no-second-order"]) == 0
+    out = capsys.readouterr().out
+    assert "observed nothing" in out
+    assert "warning: the model observes nothing of `--data` (not given)" in out

@@ -135,6 +135,7 @@ def random_metric(d: int, seed: int) -> vf.Metric:
         1: vf.Euclidean() + 0.5 * diagonal,
         2: curved,
         3: family,
+        4: diagonal + curved,
         5: diagonal,
         8: vf.Euclidean() + curved,
     }

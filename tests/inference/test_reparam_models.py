@@ -1,6 +1,7 @@
 """The same scalars over NumPyro's reparametrizations, and over spellings written by hand."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import logsumexp
 from numpyro import handlers
 from numpyro.distributions import constraints, transforms
 from numpyro.infer.reparam import (
@@ -205,7 +207,7 @@ def scale(exponent: Any, y: Any) -> None:
 
 def scale_as_probability(y: Any) -> None:
     u = numpyro.sample("u", dist.Uniform(0.0, 1.0))
-    sigma = numpyro.deterministic("sigma", jax.scipy.special.ndtri(0.5 * (1.0 + u)))
+    sigma = numpyro.deterministic("sigma", np.sqrt(2.0) * jax.lax.erf_inv(u))
     numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
 
 
@@ -214,12 +216,12 @@ def plain_scale(y: Any) -> None:
     numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
 
 
-squared_log = [transforms.ExpTransform().inv, transforms.AffineTransform(1.0, 2.0)]
-scale_as_logarithm = handlers.reparam(plain_scale, config={"sigma": ExplicitReparam(squared_log)})
+stretched_log = [transforms.ExpTransform().inv, transforms.AffineTransform(1.0, 2.0)]
+scale_as_logarithm = handlers.reparam(plain_scale, config={"sigma": ExplicitReparam(stretched_log)})
 
 
 class Power(eqx.Module):
-    """The metric c sigma^power: |d sigma|^2, |d sigma^2|^2, ... by the choice of numbers."""
+    """The metric c sigma^p: |d sigma|^2, |d sigma^2|^2, ... by the choice of numbers."""
 
     factor: Any
     power: Any
@@ -228,37 +230,61 @@ class Power(eqx.Module):
         return self.factor * sigma**self.power
 
 
-# The metric, and the mode of sigma and the evidence that belong to it. With NumPyro's AutoDelta
-# and AutoLaplaceApproximation such figures belong to the spelling instead: these modes are the
-# ones of the model written in sigma, log sigma, sigma^2 and sigma^-2.
-SCALE_METRICS = {
-    "|d sigma|^2": (Power(1.0, 0.0), 0.6038, -20.3262),
-    "Fisher, 40 |d log sigma|^2": (Power(40.0, -2.0), 0.6189, -20.2901),
-    "|d sigma^2|^2": (Power(4.0, 2.0), 0.5897, None),
-    "|d sigma^-2|^2": (Power(4.0, -6.0), 0.6527, None),
+POWERS = {
+    "|d sigma|^2": (1.0, 0.0),
+    "Fisher, 40 |d log sigma|^2": (40.0, -2.0),
+    "|d sigma^2|^2": (4.0, 2.0),
+    "|d sigma^-2|^2": (4.0, -6.0),
 }
 
 
-def scale_scalars(model: Callable, *exponent: float) -> list[Scalars]:
-    y = jnp.full(20, np.sqrt(7.424 / 20))  # the likelihood knows the sum of squares only
-    data = (*map(jnp.asarray, exponent), y)
-    metrics = [
-        DiagonalField(jax.tree.map(jnp.asarray, power)) for power, _, _ in SCALE_METRICS.values()
-    ]
-    return [scalars_of(vf.attach(model, {"sigma": g}), ["sigma"], *data) for g in metrics]
+def scale_scalars(model: Callable, squares: float, *exponent: float) -> list[Scalars]:
+    """Scalars under each metric for 20 draws, of which the likelihood knows the squares only."""
+    data = (*map(jnp.asarray, exponent), jnp.full(20, np.sqrt(squares / 20)))
+    powers = [Power(*map(jnp.asarray, numbers)) for numbers in POWERS.values()]
+    metrics = [{"sigma": DiagonalField(power)} for power in powers]
+    return [scalars_of(vf.attach(model, metric), ["sigma"], *data) for metric in metrics]
 
 
-@pytest.fixture(scope="module")
+def exact_log_z(squares: float) -> float:
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    sigma = np.sqrt(squares / 20) * np.exp(3.0 * nodes)
+    log_prior = 0.5 * np.log(2.0 / np.pi) - 0.5 * sigma**2
+    log_likelihood = -0.5 * squares / sigma**2 - 20 * np.log(np.sqrt(2.0 * np.pi) * sigma)
+    return logsumexp(log_prior + log_likelihood + np.log(3.0 * sigma), b=weights)
+
+
+@cache
 def in_sigma() -> list[Scalars]:
-    return scale_scalars(scale, 1.0)
+    return scale_scalars(scale, 7.4239, 1.0)
 
 
-def test_scale_of_a_normal(in_sigma: list[Scalars]) -> None:
-    exact = -20.2836  # by quadrature
-    for found, (_, mode, log_z) in zip(in_sigma, SCALE_METRICS.values(), strict=True):
-        assert_allclose(found.values["sigma"], mode, atol=6e-5)
-        assert log_z is None or abs(found.log_z - log_z) < 1e-4
-        print(found.values["sigma"],found.log_z,found.log_z_second_order)
+def test_modes_of_a_scale_belong_to_the_metric() -> None:
+    # With NumPyro's AutoDelta they belong to the spelling: these are the modes of sigma in the
+    # model written in sigma, log sigma, sigma^2 and sigma^-2.
+    modes = [found.values["sigma"] for found in in_sigma()]
+    assert_allclose(modes, [0.6038, 0.6189, 0.5897, 0.6527], atol=6e-5)
+
+
+# Sum of squares, exact log Z, and under |d sigma|^2 and Fisher: log Z of first and second order.
+@pytest.mark.parametrize(
+    ("squares", "exact", "euclidean", "fisher"),
+    [
+        (7.4239, -20.2835, (-20.3262, None), (-20.2901, None)),
+        (43.786038, -38.12531, (-38.15437, -38.12533), (-38.12627, -38.12495)),
+    ],
+)
+def test_evidence_of_a_scale(
+    squares: float, exact: float, euclidean: tuple, fisher: tuple
+) -> None:
+    found = scale_scalars(scale, squares, 1.0)
+    assert abs(exact_log_z(squares) - exact) < 1e-4
+    for scalars, (first, second) in zip(found, (euclidean, fisher), strict=False):
+        assert abs(scalars.log_z - first) < 1e-4
+        assert second is None or abs(scalars.log_z_second_order - second) < 1e-5
+    for scalars in found:
+        error = abs(scalars.log_z_second_order - exact_log_z(squares))
+        print(squares, error, scalars.log_z - exact_log_z(squares))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +292,7 @@ def test_scale_of_a_normal(in_sigma: list[Scalars]) -> None:
     [(scale, [2.0]), (scale, [-2.0]), (scale_as_logarithm, []), (scale_as_probability, [])],
     ids=["variance", "precision", "logarithm", "probability"],
 )
-def test_spellings_of_a_scale(model: Callable, exponent: list, in_sigma: list[Scalars]) -> None:
-    for found, other in zip(in_sigma, scale_scalars(model, *exponent), strict=True):
+def test_spellings_of_a_scale(model: Callable, exponent: list) -> None:
+    for found, other in zip(in_sigma(), scale_scalars(model, 7.4239, *exponent), strict=True):
         assert_other_coordinates(found, other)
         assert_same(found, other)

@@ -307,10 +307,7 @@ def test_sums_with_other_metrics():
     joint, likelihood = vf.JointFisher(), vf.LikelihoodFisher()
     parts = (joint, likelihood, vf.Euclidean(), vf.Unconstrained())
     u = jnp.array([0.3, -0.5, 0.8, 0.2])
-    alone = [
-        matrix(vf.condition(vf.attach(hierarchical_normal, part), Y), u)
-        for part in parts
-    ]
+    alone = [matrix(vf.condition(vf.attach(hierarchical_normal, part), Y), u) for part in parts]
     total = joint + 2.0 * likelihood + 0.5 * (vf.Euclidean() + vf.Unconstrained())
     posterior = vf.condition(vf.attach(hierarchical_normal, total), Y)
     expected = alone[0] + 2.0 * alone[1] + 0.5 * (alone[2] + alone[3])

@@ -213,3 +213,24 @@ def test_a_model_that_is_undefined_at_the_origin():
 
     posterior = vf.condition(model, Y)
     assert jnp.isfinite(posterior.log_density(jnp.array([0.1, 0.2, 0.3])))
+
+
+# --- float32
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("metric", [vf.Euclidean(), vf.JointFisher()])
+def test_float32(metric):
+    """Data in float64 are taken in float32; densities and metric stay there, and are right."""
+    posterior = vf.condition(vf.attach(growth, metric), np.array([1.0, 2.0, 4.0]), sigma=0.5)
+    u = points(posterior)[0]
+    values = posterior.values(u)
+    density = jax.jit(lambda u: posterior.log_density(u, base="lebesgue"))(u)
+    assert density.dtype == posterior.log_volume(u).dtype == posterior.metric(u).as_matrix().dtype
+    assert density.dtype == jnp.float32
+    rate, size = (np.asarray(values[name], np.float64) for name in ("rate", "size"))
+    z = (np.log(size) - rate) / 0.5
+    expected = np.log(rate) - rate - 0.5 * z @ z - 3.0 * np.log(0.5 * np.sqrt(2.0 * np.pi))
+    expected -= 0.5 * np.sum((size - [1.0, 2.0, 4.0]) ** 2) + 1.5 * np.log(2.0 * np.pi)
+    assert_allclose(density, expected + np.log(rate), rtol=1e-5)
+    assert_allclose(posterior.unconstrain(values), u, atol=1e-6)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from volform.cli.loading import check_arguments, load_data, load_function
 from volform.cli.report import print_tables, write_files
-from volform.errors import MetricError, VolformError
+from volform.errors import MetricError, TrustWarning, VolformError
 from volform.geometry import Euclidean, Metric
 from volform.inference import find_map, laplace
 from volform.models import JointFisher, LikelihoodFisher, Unconstrained, attach, condition
@@ -147,6 +147,12 @@ def run_evidence(options: argparse.Namespace, console: Console) -> None:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     posterior = condition(model if metric is None else attach(model, metric), **data)
+    if not posterior.observed:
+        warnings.warn(
+            f"the model observes nothing of {source}: log Z is 0, or that of its `numpyro.factor`",
+            TrustWarning,
+            stacklevel=1,
+        )
     search, draws = jax.random.split(jax.random.key(options.seed))
     fit = find_map(posterior, key=search, starts=options.starts)
     approx = laplace(fit, second_order=options.second_order)

@@ -1,5 +1,12 @@
 """Metrics, volume forms, Fisher information, and the rules by which they change coordinates."""
 
+from volform.geometry.connection import (
+    christoffel as christoffel,
+    covariant_hessian as covariant_hessian,
+    eigenvalues as eigenvalues,
+    relative as relative,
+    scalar_curvature as scalar_curvature,
+)
 from volform.geometry.fisher import Fisher as Fisher
 from volform.geometry.metric import (
     DiagonalField as DiagonalField,
@@ -17,5 +24,17 @@ from volform.geometry.structure import (
     Dense as Dense,
     logdet as logdet,
     whiten as whiten,
+)
+from volform.geometry.tensors import (
+    flat as flat,
+    gradient as gradient,
+    inner as inner,
+    norm as norm,
+    pull_covector as pull_covector,
+    push_bilinear as push_bilinear,
+    push_covector as push_covector,
+    push_operator as push_operator,
+    pushforward as pushforward,
+    sharp as sharp,
 )
 from volform.geometry.volume import log_volume as log_volume

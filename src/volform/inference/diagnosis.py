@@ -7,7 +7,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.transforms import IdentityTransform
-from numpyro.infer.util import compute_log_probs
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.models import Posterior
@@ -205,18 +204,22 @@ def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
     """Raise the error that says why log q^G is not finite at any start."""
     bad: dict[str, float] = {}
     for u in points:
-        gram = np.asarray(posterior.metric(u).as_matrix())
-        values = posterior.values(u)
-        args, kwargs = posterior.program.arguments()
-        log_probs, _ = compute_log_probs(posterior.model, args, kwargs, values)
+        log_probs, gram = _densities_and_gram(posterior, u)
         bad = {name: float(p) for name, p in log_probs.items() if not np.isfinite(p)}
         if not bad:
-            require_metric(posterior, u, gram)
+            require_metric(posterior, u, np.asarray(gram))
     raise ConvergenceError(
         f"`log q^G` is NaN or infinite at every one of {len(points)} starts; at the last, the "
-        f"sites with such log densities are {bad}. Check the data and the scales of the model, or "
-        "pass `initial=` values where its density is positive."
+        f"sites with such log densities are {bad}. The model ran "
+        f"{posterior.program.data_in_words()}. Check the data and the scales of the model, or pass "
+        "`initial=` values where its density is positive."
     )
+
+
+@eqx.filter_jit  # outside of it NumPyro's validation raises an error of its own at NaN
+def _densities_and_gram(posterior: Posterior, u: Any) -> tuple[dict[str, Any], _Matrix]:
+    densities = posterior.program.site_densities(posterior.values(u))
+    return densities, posterior.metric(u).as_matrix()
 
 
 def _at(posterior: Posterior, u: Any) -> str:

@@ -15,6 +15,8 @@ from volform.errors import MetricError
 from volform.geometry import Metric
 from volform.geometry.dependence import dependence, moves
 from volform.geometry.information import MonteCarlo, Move, Route, Silent, choose_route, tangent_like
+from volform.models.observations import core_of
+from volform.models.priors import VolumeDensity
 
 Trace = dict[str, Any]
 
@@ -168,6 +170,11 @@ def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
     return {"x": value, "t": biject_to(fn.support).inv(value), "fn": fn, "weight": weight}
 
 
+def _has_family(site: dict[str, Any]) -> bool:
+    """Whether it is a sample site with more than a density, which may be improper, to draw from."""
+    return site["type"] == "sample" and not isinstance(core_of(site["fn"]), VolumeDensity)
+
+
 def bind_information(
     metric: ModelMetric, trace_at: Callable[[Array], Trace], u: Float[Array, " d"]
 ) -> Information:
@@ -180,7 +187,7 @@ def bind_information(
 
     def sites(u: Float[Array, " d"]) -> dict[str, Any]:
         for name, site in trace_at(u).items():
-            if site["type"] == "sample" and metric.counts(site):
+            if _has_family(site) and metric.counts(site):
                 seen[name] = {"fn": site_state(site, False)["fn"], "value": site["value"]}
         return seen
 

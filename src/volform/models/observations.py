@@ -73,15 +73,16 @@ def _refuse_unequal(name: str, shape: tuple, wanted: tuple, event_dim: int) -> N
 
 def _is_unchecked(fn: Any, value: Any) -> bool:
     """Whether there is nothing to look at: a factor, or a value that is not known yet."""
-    return isinstance(_core(fn), Unit) or isinstance(value, Tracer)
+    return isinstance(core_of(fn), Unit) or isinstance(value, Tracer)
 
 
 def is_point_mass(fn: Any) -> bool:
     """Whether the distribution is a `Delta`."""
-    return isinstance(_core(fn), Delta)
+    return isinstance(core_of(fn), Delta)
 
 
-def _core(fn: Any) -> Any:
+def core_of(fn: Any) -> Any:
+    """The distribution under masks, expansions and reinterpreted batch dimensions."""
     while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
         fn = fn.base_dist
     return fn

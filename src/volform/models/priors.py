@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -40,8 +41,8 @@ class VolumeDensity(dist.Distribution):
     """
 
     arg_constraints = {}  # noqa: RUF012 - NumPyro declares it so
-    pytree_data_fields = ("metric",)
-    pytree_aux_fields = ("log_density", "_support")
+    pytree_data_fields = ("_arrays",)
+    pytree_aux_fields = ("_others", "_support")
 
     def __init__(
         self,
@@ -56,9 +57,29 @@ class VolumeDensity(dist.Distribution):
             raise MetricError(
                 f"`metric` should be a volform metric such as `Fisher(family)`; got {metric!r}."
             )
-        self.log_density, self.metric = log_density, metric
+        # Density and metric hold functions, which are no JAX values: they go into the treedef.
+        leaves, treedef = jax.tree.flatten((log_density, metric))
+        self._arrays = tuple(leaf if eqx.is_array(leaf) else None for leaf in leaves)
+        others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+        self._others = others, treedef
         self._support = constraints.independent(support, len(event_shape) - support.event_dim)
         super().__init__((), event_shape, validate_args=validate_args)
+
+    @property
+    def log_density(self) -> Callable[[Any], Any] | dist.Distribution:
+        """log q, with respect to dV_G."""
+        return self._parts()[0]
+
+    @property
+    def metric(self) -> Metric:
+        """The metric on the value."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[Any, Metric]:
+        others, treedef = self._others
+        pairs = zip(self._arrays, others, strict=True)
+        leaves = [other if array is None else array for array, other in pairs]
+        return jax.tree.unflatten(treedef, leaves)
 
     @constraints.dependent_property
     def support(self) -> Any:

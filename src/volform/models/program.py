@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro import handlers
-from numpyro.infer.util import log_density
+from numpyro.infer.util import compute_log_probs, log_density
 
 from volform.errors import DataError, ModelError, VolformError
 
@@ -63,6 +63,12 @@ class Program(eqx.Module):
             density, trace = log_density(handlers.seed(fixed, rng_seed=0), args, kwargs, {})
         return jnp.asarray(density), trace
 
+    def site_densities(self, values: dict[str, Any]) -> dict[str, Float[Array, ""]]:
+        """Log density of each sample site, its elements summed."""
+        args, kwargs = self.arguments()
+        with self.staging():
+            return compute_log_probs(handlers.seed(self.model, 0), args, kwargs, values)[0]
+
     def trace(self, model: Callable) -> dict[str, Any]:
         """The trace of `model`, this one with handlers around it, on the same arguments."""
         args, kwargs = self.arguments()
@@ -89,12 +95,13 @@ class Program(eqx.Module):
             raise ModelError(f"NumPyro refuses the model `{self.name}`: {error}") from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise DataError(
-                f"`{self.name}` could not be run {self._data_in_words()}. "
+                f"`{self.name}` could not be run {self.data_in_words()}. "
                 f"{type(error).__name__}: {str(error).rstrip('.')}. Check that every argument is "
                 "there, without NaN, and that lengths agree."
             ) from error
 
-    def _data_in_words(self) -> str:
+    def data_in_words(self) -> str:
+        """The arguments by name with their shapes, and how many of their values are NaN."""
         args, kwargs = self.arguments()
         try:
             bound = inspect.signature(self.model).bind_partial(*args, **kwargs).arguments

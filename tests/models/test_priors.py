@@ -1,0 +1,163 @@
+"""Priors given by densities with respect to a volume form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from numpyro.diagnostics import effective_sample_size
+from numpyro.distributions import constraints
+from numpyro.infer import MCMC, NUTS
+
+import volform as vf
+from volform.geometry import MatrixField
+
+BERNOULLI = vf.Fisher(dist.Bernoulli)
+SCALE = vf.Fisher(lambda sigma: dist.Normal(0.0, sigma))
+POINTS = jnp.array([0.1, 0.4, 0.9])
+
+
+def test_jeffreys_of_a_probability_is_beta():
+    prior = vf.Jeffreys(BERNOULLI, constraints.unit_interval)
+    assert_allclose(
+        prior.log_prob(POINTS), dist.Beta(0.5, 0.5).log_prob(POINTS) + np.log(np.pi), rtol=1e-13
+    )
+
+
+def test_jeffreys_of_a_scale():
+    prior = vf.Jeffreys(SCALE, constraints.positive)
+    assert_allclose(prior.log_prob(POINTS), jnp.log(np.sqrt(2.0) / POINTS), rtol=1e-13)
+
+
+def test_jeffreys_of_a_vector():
+    """Location and log scale of a normal: sqrt(det F) = sqrt(2) / sigma."""
+    metric = vf.Fisher(lambda v: dist.Normal(v[0], jnp.exp(v[1])))
+    prior = vf.Jeffreys(metric, constraints.real_vector, event_shape=(2,))
+    values = jnp.array([[0.0, 0.3], [1.0, -0.4]])
+    assert prior.log_prob(values).shape == (2,)
+    assert_allclose(prior.log_prob(values), 0.5 * np.log(2.0) - values[:, 1], rtol=1e-13)
+    flat = vf.Jeffreys(metric, constraints.real, event_shape=(2,))
+    assert_allclose(flat.log_prob(values), prior.log_prob(values), rtol=1e-13)
+
+
+@pytest.mark.parametrize("density", [lambda s: -2.0 * s, dist.Exponential(2.0)])
+def test_volume_density(density):
+    prior = vf.VolumeDensity(density, SCALE, constraints.positive)
+    of = density.log_prob if isinstance(density, dist.Distribution) else density
+    assert_allclose(prior.log_prob(POINTS), of(POINTS) + jnp.log(np.sqrt(2.0) / POINTS), rtol=1e-13)
+
+
+def test_density_is_uniform_in_every_chart():
+    """With the same metric attached, log q^G is the likelihood: the mode is the MLE."""
+
+    def model(y):
+        p = numpyro.sample("p", vf.Jeffreys(BERNOULLI, constraints.unit_interval))
+        numpyro.sample("y", dist.Binomial(10, p), obs=y)
+
+    posterior = vf.condition(vf.attach(model, {"p": BERNOULLI}), 3)
+    u = jnp.array([0.4])
+    expected = dist.Binomial(10, jax.nn.sigmoid(0.4)).log_prob(3)
+    assert_allclose(posterior.log_density(u), expected, rtol=1e-12)
+
+
+def test_joint_fisher_does_not_hear_an_improper_prior():
+    def model(y):
+        sigma = numpyro.sample("sigma", vf.Jeffreys(SCALE, constraints.positive))
+        numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
+
+    for metric in (vf.JointFisher(), vf.LikelihoodFisher()):
+        posterior = vf.condition(vf.attach(model, metric), POINTS)
+        assert_allclose(posterior.metric(jnp.zeros(1)).as_matrix(), [[6.0]], rtol=1e-13)
+
+
+# --- As NumPyro distributions
+
+
+def test_plates_and_batches():
+    def model():
+        with numpyro.plate("rows", 2), numpyro.handlers.scale(scale=3.0):
+            numpyro.sample("p", vf.Jeffreys(BERNOULLI, constraints.unit_interval))
+        wide = vf.Jeffreys(SCALE, constraints.positive).expand([2, 3]).to_event(1)
+        numpyro.sample("sigma", wide)
+
+    posterior = vf.condition(model)
+    assert posterior.dim == 8
+    values = posterior.values(jnp.zeros(8))
+    assert values["sigma"].shape == (2, 3)
+    expected = 3.0 * 2.0 * np.log(2.0) + 6.0 * np.log(np.sqrt(2.0))
+    assert_allclose(posterior.log_density(jnp.zeros(8)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("density", [lambda s: -s, dist.Exponential(1.0)])
+def test_distribution_is_a_pytree(density):
+    """It goes into `jit`, is mapped over, and does not compile again for the same functions."""
+    compiled = 0
+
+    @jax.jit
+    def log_prob(prior, x):
+        nonlocal compiled
+        compiled += 1
+        return prior.log_prob(x)
+
+    def scaled(scale):
+        return vf.VolumeDensity(density, vf.Euclidean(scale), constraints.positive)
+
+    for scale in (0.5, 2.0):
+        prior = scaled(jnp.array(scale))
+        assert_allclose(log_prob(prior, 1.3), -1.3 - np.log(scale), rtol=1e-13)
+    assert compiled == 1
+    both = jax.vmap(lambda scale: scaled(scale).log_prob(1.3))(jnp.array([0.5, 2.0]))
+    assert_allclose(both, -1.3 - np.log([0.5, 2.0]), rtol=1e-13)
+    stacked = jax.vmap(scaled)(jnp.array([0.5, 2.0]))
+    assert_allclose(jax.vmap(lambda prior: prior.log_prob(1.3))(stacked), both, rtol=1e-13)
+
+
+def test_metric_of_a_function_inside_jit():
+    prior = vf.Jeffreys(MatrixField(lambda s: jnp.eye(1) / s**2), constraints.positive)
+    assert_allclose(jax.jit(lambda prior, x: prior.log_prob(x))(prior, 2.0), -np.log(2.0))
+
+
+# --- Under stock NUTS
+
+
+def draws(model, *args):
+    kernel = NUTS(model)
+    mcmc = MCMC(kernel, num_warmup=300, num_samples=1500, progress_bar=False)
+    mcmc.run(jax.random.key(0), *args)
+    return {name: np.asarray(value) for name, value in mcmc.get_samples().items()}
+
+
+def require_mean(x, expected):
+    error = x.std() / np.sqrt(effective_sample_size(x[None]))
+    assert abs(x.mean() - expected) < 4.0 * error
+
+
+@pytest.mark.standard_promotion
+def test_nuts_with_jeffreys_of_a_probability():
+    """3 of 10 successes: the posterior is Beta(3.5, 7.5)."""
+
+    def model(y):
+        p = numpyro.sample("p", vf.Jeffreys(BERNOULLI, constraints.unit_interval))
+        numpyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    p = draws(model, jnp.array([1] * 3 + [0] * 7))["p"]
+    exact = dist.Beta(3.5, 7.5)
+    require_mean(p, exact.mean)
+    require_mean((p - exact.mean) ** 2, exact.variance)
+
+
+@pytest.mark.standard_promotion
+def test_nuts_with_jeffreys_of_a_scale():
+    """The posterior of 1 / sigma^2 is Gamma(n / 2, sum of squares / 2)."""
+    y = jnp.array([0.3, -0.5, 1.2, 0.4, -0.9, 0.1])
+
+    def model(y):
+        sigma = numpyro.sample("sigma", vf.Jeffreys(SCALE, constraints.positive))
+        numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
+
+    precision = draws(model, y)["sigma"] ** -2.0
+    exact = dist.Gamma(3.0, float(jnp.sum(y**2)) / 2.0)
+    require_mean(precision, exact.mean)
+    require_mean((precision - exact.mean) ** 2, exact.variance)
