@@ -27,8 +27,8 @@ from volform.inference.local import expand, objective
 from .spellings import in_theta, random_metric, random_problem
 
 
-def fitted(model: Callable, *data: Any, **named: Any) -> vf.Laplace:
-    fit = vf.find_map(vf.condition(model, *data, **named), key=jax.random.key(0), starts=1)
+def fitted(model: Callable, *data: Any) -> vf.Laplace:
+    fit = vf.find_map(vf.condition(model, *data), key=jax.random.key(0), starts=1)
     assert fit.gradient_norm < 1e-8
     return vf.laplace(fit)
 
@@ -114,9 +114,7 @@ METRICS = {
 def normal_posterior(powers: Powers, n: int = 10) -> vf.Posterior:
     metric = DiagonalField(jax.tree.map(jnp.asarray, powers))
     statistics = (1.0 * n, MEAN, SQUARES * n / 10)
-    return vf.condition(
-        vf.attach(normal, {("mu", "log_s"): metric}), *map(jnp.asarray, statistics)
-    )
+    return vf.condition(vf.attach(normal, {("mu", "log_s"): metric}), *map(jnp.asarray, statistics))
 
 
 def normal_evidence(powers: Powers, n: int = 10) -> vf.Evidence:
@@ -175,8 +173,8 @@ def test_errors_fall_like_1_over_n_and_faster_at_second_order(name: str) -> None
     errors = {n: e.log_z - normal_exact(n) for n, e in found.items()}
     assert_allclose([n * error for n, error in errors.items()], expected, rtol=0.02, atol=0.006)
     rest = {n: e.log_z_second_order - normal_exact(n) for n, e in found.items()}
-    assert abs(rest[160]) < 0.03 * abs(errors[160])
-    assert abs(rest[160]) < 0.1 * abs(rest[40])
+    for n, error in errors.items():
+        assert abs(rest[n]) < 4.0 / n * abs(error)
 
 
 def test_a_multiple_of_the_metric_changes_nothing() -> None:
@@ -249,12 +247,11 @@ def test_mode_of_a_gamma_distribution() -> None:
 def test_unconstrained_is_the_laplace_approximation_of_numpyro() -> None:
     def model(x: Any, y: Any) -> None:
         beta = numpyro.sample("beta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        rate = numpyro.sample("rate", dist.HalfNormal(1.0))
-        shape = numpyro.sample("shape", dist.Uniform(0.5, 4.0))
-        numpyro.sample("y", dist.Gamma(shape, rate * jnp.exp(x @ beta)), obs=y)
+        scale = numpyro.sample("scale", dist.Uniform(0.1, 4.0))
+        numpyro.sample("y", dist.Normal(x @ beta, scale), obs=y)
 
     rng = np.random.default_rng(3)
-    data = jnp.asarray(rng.normal(size=(15, 2))), jnp.asarray(rng.gamma(2.0, size=15))
+    data = jnp.asarray(rng.normal(size=(15, 2))), jnp.asarray(rng.normal(size=15))
     approx = fitted(vf.attach(model, vf.Unconstrained()), *data)
     guide = AutoLaplaceApproximation(model, init_loc_fn=init_to_value(values=approx.values))
     handlers.trace(handlers.seed(guide, 0)).get_trace(*data)
@@ -264,7 +261,7 @@ def test_unconstrained_is_the_laplace_approximation_of_numpyro() -> None:
     @jax.jit
     @jax.value_and_grad
     def energy(u: Any) -> Any:
-        return potential_energy(model, data, {}, {"beta": u[:2], "rate": u[2], "shape": u[3]})
+        return potential_energy(model, data, {}, {"beta": u[:2], "scale": u[2]})
 
     value, gradient = energy(approx.mode.at.u)
     assert np.abs(gradient).max() < 1e-8
