@@ -60,6 +60,13 @@ def strict_promotion(request: pytest.FixtureRequest):
             yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Compiled programs of a finished module are let go: the suite compiles gigabytes of them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def key() -> jax.Array:
     """A fixed random key."""

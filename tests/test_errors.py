@@ -71,6 +71,31 @@ def test_metric_inside_the_model_is_no_metric():
         vf.condition(model, Y)
 
 
+def test_metric_inside_the_model_depends_on_parameters():
+    def model(y):
+        tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+        mu = numpyro.sample("mu", dist.Normal(0.0, tau), infer={"metric": vf.Euclidean(tau)})
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(MetricError, match=r"in `infer` of `mu` depends on parameters.*group"):
+        vf.condition(model, Y)
+
+
+def test_attached_to_what_is_no_real_value():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("sign", mu > 0)
+        numpyro.deterministic("fixed", jnp.ones(3))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(MetricError, match="`sign`, whose values are bool"):
+        vf.condition(vf.attach(model, {"sign": vf.Euclidean()}), Y)
+    with pytest.raises(MetricError, match="`fixed`, which does not depend on the parameters"):
+        vf.condition(vf.attach(model, {"fixed": vf.Euclidean()}), Y)
+    with pytest.raises(UnknownSiteError, match=r"`\(\)`, which is no latent"):
+        vf.condition(vf.attach(model, {(): vf.Euclidean()}), Y)
+
+
 def test_attached_to_what_is_no_model():
     with pytest.raises(ModelError, match=r"`model` should be a NumPyro model.*got 3"):
         vf.attach(3, {"mu": vf.Euclidean()})
@@ -242,7 +267,7 @@ MODELS = [
     (python_control_flow, "`python_control_flow` uses the value of a latent site.*jnp.where"),
     (point_mass, "`mu` is a point mass.*numpyro.deterministic"),
     (no_coordinates, "no unconstrained coordinates for the support of the latent site `x`"),
-    (same_name_twice, "`same_name_twice`: all sites must have unique names.*`mu`"),
+    (same_name_twice, "`same_name_twice` .*: all sites must have unique names.*`mu`"),
     (handlers.condition(model, {"mu": 0.0, "sigma": 1.0}), r"no latent site.*\['mu', 'sigma', 'y'"),
 ]
 

@@ -49,6 +49,23 @@ def test_through_a_function_that_passes_some_arguments_on():
     assert dependence(f, X) == (True, False)
 
 
+def test_through_a_scan():
+    """The carry c becomes what d was a step before; e never hears of x."""
+
+    def f(x):
+        def step(carry, data):
+            c, d, e = carry
+            return (d, d + x[0], e + data), (c, data)
+
+        (c, d, e), (cs, datas) = lax.scan(step, (0.0, 0.0, 0.0), DATA)
+        return {"c": c, "d": d, "e": e, "cs": cs, "data": datas}
+
+    flags = dependence(f, X)
+    assert flags == {"c": True, "d": True, "e": False, "cs": True, "data": False}
+    start = dependence(lambda x: lax.scan(lambda c, d: (c, d), x[0], DATA), X)
+    assert start == (True, False)
+
+
 def test_distributions_are_pytrees():
     flags = dependence(lambda x: dist.Normal(x[0], 2.0), X)
     assert isinstance(flags, dist.Normal)

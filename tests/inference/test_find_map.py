@@ -54,7 +54,12 @@ def cases() -> dict[str, tuple]:
     x = jnp.asarray(rng.normal(size=(30, 3)))
     line = jnp.linspace(0.0, 5.0, 12)
     return {
-        "Poisson regression": (poisson, vf.LikelihoodFisher(), x, jnp.asarray(rng.poisson(2.0, 30))),
+        "Poisson regression": (
+            poisson,
+            vf.LikelihoodFisher(),
+            x,
+            jnp.asarray(rng.poisson(2.0, 30)),
+        ),
         "robust regression": (robust, vf.Euclidean(), x, jnp.asarray(rng.standard_t(3, 30))),
         "beta-binomial": (beta_binomial, vf.Unconstrained(), jnp.asarray(rng.binomial(20, 0.4, 6))),
         "Gaussian process": (gaussian_process, vf.LikelihoodFisher(), line, jnp.sin(line)),
@@ -86,7 +91,9 @@ def scales(center: Any, unit: Any) -> None:
 @pytest.mark.parametrize("metric", [vf.Euclidean(), vf.Euclidean(jnp.array([1e-6, 1.0, 1e6]))])
 def test_parameters_of_sizes_1e_minus_6_to_1e6(metric: vf.Metric) -> None:
     unit = jnp.array([1e-6, 1.0, 1e6])
-    fit = vf.find_map(vf.condition(vf.attach(scales, {"theta": metric}), 50.0 * unit, unit), key=KEY)
+    fit = vf.find_map(
+        vf.condition(vf.attach(scales, {"theta": metric}), 50.0 * unit, unit), key=KEY
+    )
     assert fit.converged
     assert_allclose(fit.values["theta"] / unit, 50.0, rtol=1e-10)
 

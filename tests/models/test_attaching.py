@@ -119,6 +119,9 @@ def test_metric_in_u(name):
 def test_unconstrained_is_the_identity_in_u():
     posterior = vf.condition(vf.attach(sites, vf.Unconstrained()), Y)
     assert isinstance(posterior.metric(jnp.ones(4)), lx.IdentityLinearOperator)
+    group = vf.condition(vf.attach(sites, {("mu", "weights"): vf.Unconstrained()}), Y)
+    alone = {name: vf.Unconstrained() for name in ("mu", "weights")}
+    same_metric(group, vf.condition(vf.attach(sites, alone), Y))
     sums = {"sigma": vf.Unconstrained() + 2.0 * vf.Euclidean()}
     posterior = vf.condition(vf.attach(sites, sums), Y)
     sigma = jnp.exp(0.3)

@@ -149,6 +149,28 @@ def scanned(y):
     scan(move, start, y)
 
 
+@case(Y)
+def scanned_with_bounds(y):
+    """The bounds of the support come out of the loop as arrays; they are constants all the same."""
+
+    def move(x, y):
+        x = numpyro.sample("x", dist.Uniform(-1.0, 2.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        return x, None
+
+    scan(move, 0.0, y)
+
+
+@case(Y)
+def censored(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    above = y > 1.0
+    with handlers.mask(mask=~above):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    with handlers.mask(mask=above):
+        numpyro.factor("censored", jnp.log1p(-dist.Normal(mu, 1.0).cdf(y)))
+
+
 # --- Supports
 
 

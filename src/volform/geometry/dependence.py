@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
 def dependence(f: Callable[..., Any], *args: Any) -> Any:
     """A pytree of bools laid out like `f(*args)`: True where a leaf depends on `args`.
 
-    Conservative: loops and branches are taken to mix all their inputs into all their outputs.
+    Conservative: branches and `while` loops are taken to mix all inputs into all outputs.
     """
     treedefs = []
 
@@ -36,19 +36,42 @@ def _reached(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
         flags = [not isinstance(v, Literal) and v in reached for v in eqn.invars]
         if not any(flags):
             continue
-        inner = _called(eqn.params, len(eqn.invars), len(eqn.outvars))
-        outputs = [True] * len(eqn.outvars) if inner is None else _reached(inner, flags)
+        inner = _called(eqn)
+        if inner is not None and eqn.primitive.name == "scan":
+            outputs = _through_scan(eqn, inner, flags)
+        elif inner is None:
+            outputs = [True] * len(eqn.outvars)
+        else:
+            outputs = _reached(inner, flags)
         reached.update(var for var, flag in zip(eqn.outvars, outputs, strict=True) if flag)
     return [not isinstance(v, Literal) and v in reached for v in jaxpr.outvars]
 
 
-def _called(params: dict[str, Any], inputs: int, outputs: int) -> Jaxpr | None:
+def _through_scan(eqn: JaxprEqn, body: Jaxpr, flags: list[bool]) -> list[bool]:
+    # Slices of what is looped over have an axis less; carries have not, and stand in the middle.
+    carries = sum(_ndim(o) == _ndim(i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
+    sliced = sum(_ndim(o) != _ndim(i) for o, i in zip(eqn.invars, body.invars, strict=True))
+    end = len(flags) - sliced
+    start = end - carries
+    while True:  # what a carry has been reached by once, it may pass on in the next step
+        outputs = _reached(body, flags)
+        carry = [a or b for a, b in zip(flags[start:end], outputs[:carries], strict=True)]
+        if carry == flags[start:end]:
+            return carry + outputs[carries:]
+        flags = flags[:start] + carry + flags[end:]
+
+
+def _ndim(var: Any) -> int:
+    return len(var.aval.shape)
+
+
+def _called(eqn: JaxprEqn) -> Jaxpr | None:
     for name in ("jaxpr", "call_jaxpr"):
-        inner = params.get(name)
+        inner = eqn.params.get(name)
         if isinstance(inner, ClosedJaxpr):
             inner = inner.jaxpr
         if isinstance(inner, Jaxpr):
-            fits = len(inner.invars) == inputs and len(inner.outvars) == outputs
-            is_plain = "num_consts" not in params and "linear" not in params  # not a scan
+            fits = len(inner.invars) == len(eqn.invars) and len(inner.outvars) == len(eqn.outvars)
+            is_plain = "linear" not in eqn.params or eqn.primitive.name == "scan"
             return inner if fits and is_plain else None
     return None

@@ -104,8 +104,11 @@ def refine(
         length = jnp.linalg.norm(move)
         wider = jnp.where(actual > 0.75 * predicted, 2.0 * length, 0.0)
         radius = jnp.where(accept, jnp.maximum(state.radius, wider), 0.25 * length)
-        # The first radius is the length of the Newton step itself, whatever the metric's units.
-        radius = jnp.where(first, 1.01 * trial.newton_length, radius)
+        # The first radius is the length of the Newton step itself, whatever the metric's units; at
+        # a saddle, where that may be zero, the length at which l changes by about one.
+        lowest = trial.eigenvalues[0]
+        escape = jnp.where(lowest < 0.0, jax.lax.rsqrt(jnp.abs(lowest)), 0.0)
+        radius = jnp.where(first, jnp.maximum(1.01 * trial.newton_length, escape), radius)
         best = jax.tree.map(lambda new, old: jnp.where(accept | first, new, old), trial, at)
         slow = blind & ~(trial.gradient_norm < 0.1 * at.gradient_norm)
         stalled = ~first & (slow | (radius < 1e-12 * at.newton_length))
@@ -126,9 +129,11 @@ def _trust_region_step(at: Expansion, radius: Float[Array, ""]) -> Float[Array, 
     """argmin of g.s + 1/2 s.diag(eigenvalues).s over |s| <= radius, in the frame."""
     g, eigenvalues = at.gradient, at.eigenvalues
     lowest = eigenvalues[0]
+    precision = jnp.finfo(g.dtype)
+    tiny = 4.0 * precision.eps * jnp.max(jnp.abs(eigenvalues)) + precision.tiny
     # A nudge along the lowest eigenvector decides the direction at an exact saddle.
-    tiny = jnp.finfo(g.dtype).eps * (1.0 + jnp.abs(eigenvalues[-1]))
-    nudge = jnp.where(lowest < 0.0, jnp.maximum(jnp.abs(g[0]), tiny * radius), jnp.abs(g[0]))
+    least = jnp.where(lowest < 0.0, 1e-6 * jnp.abs(lowest) * radius, 0.0)
+    nudge = jnp.maximum(jnp.abs(g[0]), least)
     g = g.at[0].set(jnp.where(g[0] < 0.0, -nudge, nudge))
 
     def length(shift: Float[Array, ""]) -> Float[Array, ""]:

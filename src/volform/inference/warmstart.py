@@ -29,8 +29,8 @@ def nuts(approx: Laplace, **options: Any) -> NUTS:
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> y = jnp.array([0.5, 1.5])
     >>> kernel = vf.nuts(vf.laplace(vf.condition(model, y)))
-    >>> mcmc = numpyro.infer.MCMC(kernel, num_warmup=50, num_samples=100, progress_bar=False)
-    >>> mcmc.run(jax.random.key(0), y)
+    >>> type(kernel).__name__
+    'NUTS'
     """
     layout = approx.posterior.layout
     # NumPyro lays the sites of a dense mass matrix out in alphabetical order.

@@ -231,12 +231,20 @@ class Binder:
                 )
 
     def check_sites(self, sites: Sites) -> None:
-        """Raises UnknownSiteError when a name is no site of the model."""
-        for name in sites if isinstance(sites, tuple) else (sites,):
-            if name not in self.known:
-                raise UnknownSiteError(
-                    f"A metric is attached to `{name}`, which is no latent or deterministic site "
-                    f"of the model; it has {sorted(self.known)}."
+        """Raises an error unless every name is a site of the model with real values."""
+        names = sites if isinstance(sites, tuple) else (sites,)
+        unknown = [name for name in names if name not in self.known]
+        if unknown or not names:
+            raise UnknownSiteError(
+                f"A metric is attached to `{unknown[0] if unknown else sites}`, which is no latent "
+                f"or deterministic site of the model; it has {sorted(self.known)}."
+            )
+        values = jax.eval_shape(lambda u: self.named(u, names), self.generic)
+        for name, value in values.items():
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise MetricError(
+                    f"A metric is attached to `{name}`, whose values are {value.dtype}; it can "
+                    "be attached to real values only."
                 )
 
     def check(self, part: Part) -> None:
@@ -279,7 +287,8 @@ def _(metric: Euclidean, sites: Sites | None, binder: Binder, weight: Any) -> tu
 
 @bind.register
 def _(metric: Unconstrained, sites: Sites | None, binder: Binder, weight: Any) -> tuple[Part, ...]:
-    names: Any = binder.layout.names if sites is None else (sites,)
+    names = binder.layout.names if sites is None else sites
+    names = names if isinstance(names, tuple) else (names,)
     for name in names:
         if name not in binder.layout.names:
             raise MetricError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.errors import SingularMetricError
+from volform.errors import MetricError, SingularMetricError
 from volform.geometry import Metric
 from volform.models.attaching import Sites
 from volform.models.layout import Inspection, Site, named_values
@@ -28,6 +28,7 @@ def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple
       determine it.
 
     Raises:
+        MetricError: when it depends on no latent site.
         SingularMetricError: when these have more coordinates than it has (WeightNorm with a free
             scale).
     """
@@ -36,6 +37,7 @@ def find_carriers(inspection: Inspection, by_site: dict[Sites, Metric]) -> tuple
     if not pending:
         return inspection.layout.names
     ranks = Ranks(inspection, pending)
+    ranks.require_moving([name for name in pending if name in attached])
     free = [site for site in inspection.layout.sites if site.name not in attached]
     replaced: dict[str, tuple[str, ...]] = {}
 
@@ -127,6 +129,15 @@ class Ranks:
             if self.of(name, *chosen, site) > self.of(name, *chosen):
                 chosen.append(site)
         return chosen
+
+    def require_moving(self, names: list[str]) -> None:
+        """Raises MetricError when a value depends on no parameter."""
+        for name in names if self._u.size <= _DENSE else []:
+            if self.of(name, *self._layout.sites) == 0:
+                raise MetricError(
+                    f"A metric is attached to `{name}`, which does not depend on the parameters: "
+                    "it measures nothing. Attach it to a latent site, or to a value made of one."
+                )
 
     def require_full(self, replaced: dict[str, tuple[str, ...]], attached: set[str]) -> None:
         """Raises SingularMetricError unless the values together determine the replaced sites."""

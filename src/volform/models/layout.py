@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
-from volform.errors import DataError, ModelError, UnknownSiteError
+from volform.errors import DataError, MetricError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
 from volform.models.attaching import Observer
 from volform.models.observations import check_observed, check_support, is_point_mass
@@ -185,7 +185,7 @@ def inspect_model(program: Program) -> Inspection:
         check_observed(name, fn, value)
     layout = _layout(latent)
     program = _traceable(program, layout)
-    _refuse_moving_support(program, layout, samples)
+    _refuse_moving(program, layout, list(samples))
     for name, (fn, value) in observed.items():
         check_support(name, fn, value)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
@@ -278,25 +278,37 @@ def _traceable(program: Program, layout: Layout) -> Program:
     return program
 
 
-def _refuse_moving_support(program: Program, layout: Layout, samples: dict[str, Any]) -> None:
-    def supports(u: Float[Array, " d"]) -> dict[str, Any]:
-        trace = program.run(layout.constrain(u))
-        return {name: trace[name]["fn"].support for name in samples}
+def _refuse_moving(program: Program, layout: Layout, names: list[str]) -> None:
+    """Refuses supports and metrics that depend on the parameters."""
+
+    def fixed(u: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
+        observer = Observer(program.model)
+        trace = Program(observer, program.data).run(layout.constrain(u))
+        metrics = {name: jax.tree.leaves(metric) for name, metric in observer.metrics.items()}
+        arrays = {name: [x for x in leaves if eqx.is_array(x)] for name, leaves in metrics.items()}
+        return {name: trace[name]["fn"].support for name in names}, arrays
 
     try:
-        flags = dependence(supports, jnp.zeros(layout.dim))
+        supports, metrics = dependence(fixed, jnp.zeros(layout.dim))
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ModelError(
             f"`{program.name}` uses the value of a latent site in Python, by `if`, `float()` or "
             "NumPy, so that JAX cannot trace it. Use `jnp.where`, `jax.lax.cond` and `jax.numpy`; "
             f"NumPyro's own inference needs the same. JAX says: {_first_line(error)}"
         ) from error
-    moving = [name for name in samples if moves(flags[name])]
+    moving = [name for name in names if moves(supports[name])]
     if moving:
         raise ModelError(
             f"The support of `{'`, `'.join(moving)}` depends on parameters, so that its chart "
             "moves with them. Write the site on a fixed support and map it with "
             "`numpyro.deterministic`, for example low + (high - low) * Uniform(0, 1)."
+        )
+    moving = [name for name in metrics if moves(metrics[name])]
+    if moving:
+        raise MetricError(
+            f"The metric in `infer` of `{'`, `'.join(moving)}` depends on parameters. Attach a "
+            "metric to the group of the site and what it depends on, for example "
+            '`vf.attach(model, {("a", "b"): metric})`.'
         )
 
 

@@ -92,7 +92,9 @@ class Program(eqx.Module):
         except VolformError:
             raise
         except AssertionError as error:
-            raise ModelError(f"NumPyro refuses the model `{self.name}`: {error}") from error
+            raise ModelError(
+                f"NumPyro refuses the model `{self.name}` as it is written: {error}"
+            ) from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise DataError(
                 f"`{self.name}` could not be run {self.data_in_words()}. "
