@@ -10,7 +10,6 @@ from volform.geometry import (
 from volform.inference import (
     MAP as MAP,
     Evidence as Evidence,
-    Laplace as Laplace,
     find_map as find_map,
     laplace as laplace,
     nuts as nuts,

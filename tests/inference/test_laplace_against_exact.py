@@ -21,13 +21,14 @@ from scipy.stats import multivariate_normal
 
 import volform as vf
 from volform.geometry import DiagonalField
+from volform.inference import LaplaceApproximation
 from volform.inference.correction import correction
 from volform.inference.local import expand, objective
 
 from .spellings import in_theta, random_metric, random_problem
 
 
-def fitted(model: Callable, *data: Any) -> vf.Laplace:
+def fitted(model: Callable, *data: Any) -> LaplaceApproximation:
     fit = vf.find_map(vf.condition(model, *data), key=jax.random.key(0), starts=1)
     assert fit.gradient_norm < 1e-8
     return vf.laplace(fit)

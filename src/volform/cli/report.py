@@ -12,18 +12,18 @@ from jaxtyping import PRNGKeyArray
 from rich.console import Console
 from rich.table import Table
 
-from volform.inference import Laplace, to_arviz
+from volform.inference import LaplaceApproximation, to_arviz
 from volform.plotting import density, spectrum
 from volform.plotting.canvas import figure_of
 
 
-def print_tables(console: Console, approx: Laplace) -> None:
+def print_tables(console: Console, approx: LaplaceApproximation) -> None:
     """The tables of the mode and of the evidence."""
     console.print(_mode_table(approx))
     console.print(_evidence_table(approx))
 
 
-def _mode_table(approx: Laplace) -> Table:
+def _mode_table(approx: LaplaceApproximation) -> Table:
     fit = approx.mode
     table = Table("site", "value", title="Mode of q^G", title_justify="left")
     for name, value in fit.values.items():
@@ -38,7 +38,7 @@ def _mode_table(approx: Laplace) -> Table:
     return table
 
 
-def _evidence_table(approx: Laplace) -> Table:
+def _evidence_table(approx: LaplaceApproximation) -> Table:
     evidence = approx.evidence
     second = evidence.log_z_second_order
     rows = {
@@ -59,7 +59,7 @@ def _evidence_table(approx: Laplace) -> Table:
 
 
 def write_files(
-    folder: Path, approx: Laplace, key: PRNGKeyArray, description: dict[str, Any]
+    folder: Path, approx: LaplaceApproximation, key: PRNGKeyArray, description: dict[str, Any]
 ) -> list[Path]:
     """Write evidence.json, posterior.nc and the pictures; returns their paths."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
@@ -81,7 +81,7 @@ def write_files(
     return written + [folder / name for name in pictures]
 
 
-def numbers(approx: Laplace) -> dict[str, Any]:
+def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
     """Every number of the result as plain Python values, None for what is NaN or not computed."""
     fit, evidence = approx.mode, approx.evidence
     return {

@@ -23,7 +23,7 @@ from volform.models import Posterior
 SECOND_ORDER_LIMIT = 60  # parameters; the contraction costs O(d^3) evaluations of the model
 
 
-class Laplace(eqx.Module):
+class LaplaceApproximation(eqx.Module):
     """Gaussian approximation in the tangent space at the mode of q^G; built by `laplace`.
 
     Attributes:
@@ -127,7 +127,7 @@ def laplace(
     key: PRNGKeyArray | None = None,
     second_order: bool = True,
     refuse: bool = True,
-) -> Laplace:
+) -> LaplaceApproximation:
     """The invariant Laplace approximation at the mode of q^G.
 
     `log Z = log q^G(theta*) + d/2 log(2 pi) - 1/2 log det(G^-1 H)`: the Laplace integral in
@@ -143,7 +143,7 @@ def laplace(
             not converged is used and the evidence says so; at a saddle log Z is NaN.
 
     Returns:
-        A `Laplace`: evidence, covariance, samples, predictive.
+        A `LaplaceApproximation`: evidence, covariance, samples, predictive.
 
     Raises:
         ConvergenceError: when the MAP has not converged.
@@ -165,7 +165,7 @@ def laplace(
         target = find_map(target, key=jax.random.key(0) if key is None else key)
     verdict = target.verdict
     if isinstance(verdict, Minimum):
-        return Laplace(target, second_order)
+        return LaplaceApproximation(target, second_order)
     if refuse:
         kind = SaddleError if isinstance(verdict, Saddle | Flat) else ConvergenceError
         raise kind(
@@ -173,7 +173,7 @@ def laplace(
             f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
             "`find_map`, or another metric; `refuse=False` goes on and says so in the result."
         )
-    return Laplace(target, second_order, note=str(verdict))
+    return LaplaceApproximation(target, second_order, note=str(verdict))
 
 
 def log_evidence(at: Expansion) -> Float[Array, ""]:

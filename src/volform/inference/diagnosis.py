@@ -74,11 +74,7 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
     floor = 1e3 * float(jnp.finfo(at.u.dtype).eps) * max(1.0, abs(float(at.value))) ** 0.5
     stationary = float(at.gradient_norm) < tolerance or float(at.decrement) < floor
     curvature = curvature_verdict(posterior, at)
-    if isinstance(curvature, Saddle) and stationary:
-        return curvature
-    if isinstance(curvature, Flat) and float(at.gradient_norm) < max(tolerance, 1e-5):
-        return curvature
-    if stationary:
+    if stationary and isinstance(curvature, Minimum):
         return curvature
     edge = at_the_edge(posterior, at.u)
     if edge:
@@ -87,6 +83,9 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
             f"log q^G rises toward an edge of the parameter space, {where}: under this metric it "
             "has no mode there"
         )
+    level = float(at.gradient_norm) < max(tolerance, 1e-5)
+    if stationary or (level and isinstance(curvature, Flat)):
+        return curvature
     if int(state.steps) >= max_steps:
         rise = "log q^G is still rising; it may be unbounded, or `max_steps` too small"
         return Unfinished(f"{max_steps} Newton steps taken, {rise}")

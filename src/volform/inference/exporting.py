@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import log_likelihood
 
-from volform.inference.approximation import Laplace
+from volform.inference.approximation import LaplaceApproximation
 
 
-def to_arviz(approx: Laplace, *, key: PRNGKeyArray | None = None, draws: int = 1000) -> Any:
+def to_arviz(
+    approx: LaplaceApproximation, *, key: PRNGKeyArray | None = None, draws: int = 1000
+) -> Any:
     """Draws from a Laplace approximation as an ArviZ object.
 
     Args:
@@ -62,7 +64,7 @@ def to_arviz(approx: Laplace, *, key: PRNGKeyArray | None = None, draws: int = 1
     return _built({name: group for name, group in groups.items() if group}, attributes, dims)
 
 
-def _attributes(approx: Laplace, outside: int) -> dict[str, Any]:
+def _attributes(approx: LaplaceApproximation, outside: int) -> dict[str, Any]:
     evidence = approx.evidence
     second = evidence.log_z_second_order
     attributes = {

@@ -12,11 +12,35 @@ from volform.geometry.information import MonteCarlo
 from volform.models import Posterior
 
 
+class Quadratic(eqx.Module):
+    """l = -log q^G at u to second order, in coordinates.
+
+    Attributes:
+        u: the point, shape (d,).
+        value: -log q^G(u).
+        gradient: partial derivatives of l in u, shape (d,).
+        hessian: second partial derivatives of l in u, shape (d, d).
+        gram: the metric in u, shape (d, d).
+    """
+
+    u: Float[Array, " d"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " d"]
+    hessian: Float[Array, "d d"]
+    gram: Float[Array, "d d"]
+
+    @property
+    def gradient_norm(self) -> Float[Array, ""]:
+        """Norm of dl in the metric, sqrt(dl^T G^-1 dl)."""
+        lower = jnp.linalg.cholesky(self.gram)
+        return jnp.linalg.norm(solve_triangular(lower, self.gradient, lower=True))
+
+
 class Expansion(eqx.Module):
-    """l = -log q^G at u to second order, in units of the metric.
+    """l = -log q^G at u to second order, in the eigenbasis of E = G^-1 H.
 
     With G = L L^T and L^-1 H L^-T = V diag(eigenvalues) V^T, the columns of `frame` = L^-T V are
-    tangent vectors that are orthonormal in the metric and diagonalize E = G^-1 H.
+    tangent vectors that are orthonormal in the metric and diagonalize E.
 
     Attributes:
         u: the point, shape (d,).
@@ -40,11 +64,6 @@ class Expansion(eqx.Module):
     def gradient_norm(self) -> Float[Array, ""]:
         """Norm of dl in the metric, sqrt(dl^T G^-1 dl)."""
         return jnp.linalg.norm(self.gradient)
-
-    @property
-    def newton_length(self) -> Float[Array, ""]:
-        """Length of the step |E|^-1 grad l in the metric's norm."""
-        return jnp.linalg.norm(self.gradient / jnp.abs(self.eigenvalues))
 
     @property
     def decrement(self) -> Float[Array, ""]:
@@ -71,16 +90,45 @@ def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[A
     return value, gradient, 0.5 * (columns + columns.T)
 
 
-def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
-    """Expand -log q^G to second order at u. Not differentiable: it holds an eigenbasis."""
+def quadratic(posterior: Posterior, u: Float[Array, " d"]) -> Quadratic:
+    """Expand -log q^G to second order at u."""
     value, gradient, hessian = hessian_of(lambda u: objective(u, posterior), u)
-    gram = posterior.metric(u).as_matrix()
-    lower = jnp.linalg.cholesky(gram)
-    half = solve_triangular(lower, hessian, lower=True)
+    return Quadratic(u, value, gradient, hessian, posterior.metric(u).as_matrix())
+
+
+def diagonalized(at: Quadratic) -> Expansion:
+    """The expansion in the eigenbasis of E. Not differentiable."""
+    lower = jnp.linalg.cholesky(at.gram)
+    half = solve_triangular(lower, at.hessian, lower=True)
     relative = solve_triangular(lower, half.T, lower=True)
-    eigenvalues, vectors = jnp.linalg.eigh(0.5 * (relative + relative.T))
+    eigenvalues, vectors = eigenbasis(0.5 * (relative + relative.T))
     frame = solve_triangular(lower.T, vectors, lower=False)
-    return Expansion(u, value, frame.T @ gradient, hessian, gram, eigenvalues, frame)
+    gradient = frame.T @ at.gradient
+    return Expansion(at.u, at.value, gradient, at.hessian, at.gram, eigenvalues, frame)
+
+
+def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
+    """Expand -log q^G to second order at u, in the eigenbasis of E."""
+    return diagonalized(quadratic(posterior, u))
+
+
+def eigenbasis(relative: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Eigenvalues in ascending order and orthonormal eigenvectors of a symmetric matrix.
+
+    Of a positive definite one from the singular values of its Cholesky factor, whose spread is the
+    square root of the matrix's: parameters in units far apart keep their digits.
+    """
+    lower = jnp.linalg.cholesky(relative)
+
+    def by_factor() -> tuple[Array, Array]:
+        vectors, values, _ = jnp.linalg.svd(lower)
+        return values[::-1] ** 2, vectors[:, ::-1]
+
+    def directly() -> tuple[Array, Array]:
+        values, vectors = jnp.linalg.eigh(relative)
+        return values, vectors
+
+    return jax.lax.cond(jnp.all(jnp.isfinite(lower)), by_factor, directly)
 
 
 @eqx.filter_jit

@@ -13,7 +13,7 @@ from volform.errors import ModelError, PrecisionWarning
 from volform.inference import diagnosis
 from volform.inference.local import Expansion, objective
 from volform.inference.progress import waiting
-from volform.inference.search import Trajectory, descend, refine, starting_points
+from volform.inference.search import End, descend, refine, starting_points
 from volform.models import Posterior
 
 
@@ -164,7 +164,7 @@ def find_map(
         ends = ends[np.isfinite(values)]
         if posterior.dim > 64:  # a dense Hessian for each start would cost too much
             ends = ends[np.nanargmin(values[np.isfinite(values)])][None]
-        found = refine_all(posterior, ends, tolerance, max_steps)
+        found = refine(posterior, ends, tolerance, max_steps)
     ends, modes = _ranked(found), []
     for end in ends:
         _gather(modes, posterior, end)
@@ -175,14 +175,14 @@ def find_map(
     return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
 
 
-def _ranked(found: Trajectory) -> list[Trajectory]:
+def _ranked(found: End) -> list[End]:
     """The ends of the searches, the highest q^G first."""
     values = np.asarray(found.at.value)
     order = np.argsort(np.where(np.isnan(values), np.inf, values))
     return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in order]
 
 
-def _gather(modes: list[Mode], posterior: Posterior, end: Trajectory) -> None:
+def _gather(modes: list[Mode], posterior: Posterior, end: End) -> None:
     """Count `end` to its mode, if it is a strict one.
 
     Toward points where the metric is singular q^G is unbounded (a mixture with equal components
@@ -219,14 +219,6 @@ def warn_of_precision(at: Expansion) -> None:
             PrecisionWarning,
             stacklevel=3,
         )
-
-
-@eqx.filter_jit
-def refine_all(
-    posterior: Posterior, ends: Float[Array, "n d"], tolerance: float, max_steps: int
-) -> Trajectory:
-    """Newton's method from several points at once."""
-    return jax.vmap(lambda u: refine(posterior, u, tolerance, max_steps))(ends)
 
 
 @eqx.filter_jit

@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import init_to_sample
 
-from volform.inference.local import Expansion, expand, objective
+from volform.inference.local import Expansion, Quadratic, diagonalized, objective, quadratic
 from volform.models import Posterior
 
 
@@ -19,17 +20,28 @@ class Trajectory(eqx.Module):
 
     Attributes:
         at: the expansion at the current point.
-        move: the step to try next, in the frame of `at`.
-        radius: radius of the trust region, in the metric's norm.
+        scale: units 1 / s_i of the coordinates, s_i^2 the largest |H_ii| so far, shape (d,).
+        move: the step to try next.
+        promise: the decrease of l that the quadratic model promises for it.
+        radius: radius of the trust region, in those units.
         steps: steps tried.
         stalled: whether no step improves any more, to rounding.
     """
 
-    at: Expansion
+    at: Quadratic
+    scale: Float[Array, " d"]
     move: Float[Array, " d"]
+    promise: Float[Array, ""]
     radius: Float[Array, ""]
     steps: Int[Array, ""]
-    stalled: Any
+    stalled: Bool[Array, ""]
+
+
+class End(eqx.Module):
+    """Where a search ended: the expansion there, and the steps of Newton's method."""
+
+    at: Expansion
+    steps: Int[Array, ""]
 
 
 @eqx.filter_jit
@@ -74,60 +86,98 @@ def descend(
 
 @eqx.filter_jit
 def refine(
-    posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
-) -> Trajectory:
-    """Newton's method with the exact Hessian of -log q^G, in a trust region of the metric.
+    posterior: Posterior, starts: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> End:
+    """Newton's method with the exact Hessian of -log q^G, from one point after the other.
 
     Goes on below `tolerance` while steps still improve: log det H needs the mode to more digits
-    than l does. Each step minimizes the quadratic model exactly within a ball of the
-    metric's norm, in the eigenbasis of E = G^-1 H (More & Sorensen 1983). Directions of negative
-    curvature are followed down, so that a saddle is left.
+    than l does. Steps stay in a trust region, in the units that the Hessian's diagonal gives the
+    coordinates (More 1978). Where H is positive definite the step is Newton's, cut to that length;
+    elsewhere it minimizes the quadratic model within the ball exactly (More & Sorensen 1983), and
+    follows directions of negative curvature down, so that a saddle is left.
     """
 
-    def unfinished(state: Trajectory) -> Any:
-        at = state.at
-        is_minimum = (at.gradient_norm < 1e-6 * tolerance) & (at.eigenvalues[0] >= 0.0)
+    def run(u: Float[Array, " d"]) -> End:
+        end = _newton(posterior, u, tolerance, max_steps)
+        return End(diagonalized(end.at), end.steps)
+
+    # Not vmapped: under vmap every step would pay for both kinds.
+    return jax.lax.map(run, starts)
+
+
+def _newton(
+    posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
+) -> Trajectory:
+    def unfinished(state: Trajectory) -> Bool[Array, ""]:
+        at, convex = state.at, jnp.all(jnp.isfinite(jnp.linalg.cholesky(state.at.hessian)))
+        is_minimum = convex & (at.gradient_norm < 1e-6 * tolerance)
         finite = jnp.isfinite(at.value) & jnp.isfinite(at.gradient_norm)
         ongoing = finite & ~is_minimum & ~state.stalled & (state.steps < max_steps)
         return (state.steps == 0) | ongoing
 
     def step(state: Trajectory) -> Trajectory:
-        at, move, first = state.at, state.move, state.steps == 0
-        trial = expand(posterior, jnp.where(first, at.u, at.u + at.frame @ move))
-        predicted = -(at.gradient @ move + 0.5 * (at.eigenvalues * move) @ move)
+        at, promise, first = state.at, state.promise, state.steps == 0
+        trial = quadratic(posterior, at.u + state.move)
         actual = at.value - trial.value
         # Below rounding of l itself its differences say nothing; the gradient still does.
-        blind = predicted < 1e-10 * (1.0 + jnp.abs(at.value))
+        blind = promise < 1e-10 * (1.0 + jnp.abs(at.value))
         closer = trial.gradient_norm < at.gradient_norm
-        accept = jnp.where(blind, closer, actual > 1e-4 * predicted)
-        accept = accept & jnp.isfinite(trial.value) & jnp.all(jnp.isfinite(trial.eigenvalues))
-        length = jnp.linalg.norm(move)
-        wider = jnp.where(actual > 0.75 * predicted, 2.0 * length, 0.0)
+        accept = jnp.where(blind, closer, actual > 1e-4 * promise)
+        accept = accept & jnp.isfinite(trial.value) & jnp.all(jnp.isfinite(trial.hessian))
+        length = jnp.linalg.norm(state.scale * state.move)
+        wider = jnp.where(actual > 0.75 * promise, 2.0 * length, 0.0)
         radius = jnp.where(accept, jnp.maximum(state.radius, wider), 0.25 * length)
-        # The first radius is the length of the Newton step itself, whatever the metric's units; at
-        # a saddle, where that may be zero, the length at which l changes by about one.
-        lowest = trial.eigenvalues[0]
-        escape = jnp.where(lowest < 0.0, jax.lax.rsqrt(jnp.abs(lowest)), 0.0)
-        radius = jnp.where(first, jnp.maximum(1.01 * trial.newton_length, escape), radius)
         best = jax.tree.map(lambda new, old: jnp.where(accept | first, new, old), trial, at)
+        scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(best.hessian))))
+        units = jnp.where(scale > 0.0, scale, 1.0)
+        move, radius = _step(best, units, jnp.where(first, jnp.inf, radius))
+        promise = -(best.gradient @ move + 0.5 * move @ best.hessian @ move)
         slow = blind & ~(trial.gradient_norm < 0.1 * at.gradient_norm)
-        stalled = ~first & (slow | (radius < 1e-12 * at.newton_length))
-        return Trajectory(best, _trust_region_step(best, radius), radius, state.steps + 1, stalled)
+        return Trajectory(best, scale, move, promise, radius, state.steps + 1, ~first & slow)
 
-    shapes = eqx.filter_eval_shape(expand, posterior, u)
+    shapes = eqx.filter_eval_shape(quadratic, posterior, u)
     nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     nowhere = eqx.tree_at(
         lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
     )
-    initial = Trajectory(
-        nowhere, jnp.zeros_like(u), jnp.ones((), u.dtype), jnp.array(0), jnp.array(False)
-    )
+    still, one = jnp.zeros_like(u), jnp.ones((), u.dtype)
+    initial = Trajectory(nowhere, still, still, one, one, jnp.array(0), jnp.array(False))
     return jax.lax.while_loop(unfinished, step, initial)
 
 
-def _trust_region_step(at: Expansion, radius: Float[Array, ""]) -> Float[Array, " d"]:
-    """argmin of g.s + 1/2 s.diag(eigenvalues).s over |s| <= radius, in the frame."""
-    g, eigenvalues = at.gradient, at.eigenvalues
+def _step(
+    at: Quadratic, units: Float[Array, " d"], radius: Float[Array, ""]
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    """The step within `radius`, and the radius itself; an infinite one is given a length.
+
+    That is the length of the Newton step; at a saddle, where that may be zero, the length at which
+    l changes by about one.
+    """
+    gradient, hessian = at.gradient / units, at.hessian / (units[:, None] * units)
+    factor = jnp.linalg.cholesky(hessian)
+
+    def newton() -> tuple[Array, Array]:
+        step = -cho_solve((factor, True), gradient)
+        length = jnp.linalg.norm(step)
+        cut = jnp.where(length > radius, radius / length, 1.0)
+        return cut * step, jnp.where(jnp.isinf(radius), length, radius)
+
+    def within_ball() -> tuple[Array, Array]:
+        eigenvalues, vectors = jnp.linalg.eigh(hessian)
+        slope = vectors.T @ gradient
+        length = jnp.linalg.norm(slope / jnp.abs(eigenvalues))
+        given = jnp.maximum(1.01 * length, jax.lax.rsqrt(jnp.abs(eigenvalues[0])))
+        bound = jnp.where(jnp.isinf(radius), given, radius)
+        return vectors @ _trust_region_step(slope, eigenvalues, bound), bound
+
+    step, radius = jax.lax.cond(jnp.all(jnp.isfinite(factor)), newton, within_ball)
+    return step / units, radius
+
+
+def _trust_region_step(
+    g: Float[Array, " d"], eigenvalues: Float[Array, " d"], radius: Float[Array, ""]
+) -> Float[Array, " d"]:
+    """argmin of g.s + 1/2 s.diag(eigenvalues).s over |s| <= radius, with a negative eigenvalue."""
     lowest = eigenvalues[0]
     precision = jnp.finfo(g.dtype)
     tiny = 4.0 * precision.eps * jnp.max(jnp.abs(eigenvalues)) + precision.tiny
@@ -149,5 +199,4 @@ def _trust_region_step(at: Expansion, radius: Float[Array, ""]) -> Float[Array, 
         return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
 
     _, shift = jax.lax.fori_loop(0, 60, halve, (low, high))
-    inside = (lowest > 0.0) & (length(jnp.zeros_like(low)) <= radius)
-    return -g / (eigenvalues + jnp.where(inside, 0.0, shift))
+    return -g / (eigenvalues + shift)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS, init_to_value
 
-from volform.inference.approximation import Laplace
+from volform.inference.approximation import LaplaceApproximation
 
 
-def nuts(approx: Laplace, **options: Any) -> NUTS:
+def nuts(approx: LaplaceApproximation, **options: Any) -> NUTS:
     """NumPyro's NUTS with starting point and dense mass matrix from a Laplace approximation.
 
     The inverse mass matrix is the covariance H^-1 at the mode of q^G in unconstrained

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from volform.inference import MAP, Laplace, find_map
+from volform.inference import MAP, LaplaceApproximation, find_map
 from volform.models import Posterior
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's blue and vermilion differ in lightness too, so they survive a gray print.
 BLUE, VERMILION, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#999999"
 
-Target = MAP | Laplace | Posterior
+Target = MAP | LaplaceApproximation | Posterior
 
 
 def mode_of(target: Target) -> MAP:
@@ -22,7 +22,7 @@ def mode_of(target: Target) -> MAP:
     match target:
         case MAP():
             return target
-        case Laplace():
+        case LaplaceApproximation():
             return target.mode
     return find_map(target, key=jax.random.key(0))
 

@@ -75,7 +75,7 @@ def density(
     own maximum, since densities with respect to different measures have different units.
 
     Args:
-        target: a `MAP`, a `Laplace`, or a `Posterior`, whose mode is found first.
+        target: a `MAP`, a `LaplaceApproximation`, or a `Posterior`, whose mode is found first.
         site: a scalar latent site, or one entry of a vector site such as "theta[3]".
         transform: the second panel's coordinate as a strictly monotonic JAX function of the value,
             for example `jnp.log`. By default it is the unconstrained coordinate u, or, where that

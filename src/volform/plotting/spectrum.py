@@ -22,7 +22,7 @@ def spectrum(target: canvas.Target, *, ax: "Axes | None" = None) -> "Axes":
     the posterior is wider than the metric promises.
 
     Args:
-        target: a `MAP`, a `Laplace`, or a `Posterior`, whose mode is found first.
+        target: a `MAP`, a `LaplaceApproximation`, or a `Posterior`, whose mode is found first.
         ax: matplotlib axes to draw on; by default a new figure.
 
     Returns:
