@@ -71,8 +71,8 @@ def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) ->
     """
     at = state.at
     require_metric(posterior, at.u, np.asarray(at.gram))
-    floor = 1e3 * float(jnp.finfo(at.u.dtype).eps) * max(1.0, abs(float(at.value))) ** 0.5
-    stationary = float(at.gradient_norm) < tolerance or float(at.decrement) < floor
+    # The decrement is the distance to the mode in standard deviations, in any metric's units.
+    stationary = min(float(at.gradient_norm), float(at.decrement)) < tolerance
     curvature = curvature_verdict(posterior, at)
     if stationary and isinstance(curvature, Minimum):
         return curvature

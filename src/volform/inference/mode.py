@@ -41,7 +41,7 @@ class MAP(eqx.Module):
         modes: the distinct strict modes that the starts ended in, the best first.
         starts: how many searches there were that ended at a finite density.
         steps: steps of BFGS (all starts together) and of Newton.
-        tolerance: gradient norm asked for.
+        tolerance: bound on the gradient norm, or on the Newton decrement, that was asked for.
     """
 
     posterior: Posterior
@@ -121,7 +121,9 @@ def find_map(
         key: key of the random starts.
         starts: number of starts: the origin of u, uniform on (-2, 2)^d, and prior draws.
         initial: values of the latent sites to start from as well.
-        tolerance: gradient norm in the metric's norm; 1e-8 in float64, 1e-3 in float32.
+        tolerance: bound on the gradient norm in the metric's norm, or on the Newton decrement
+            (the distance to the mode in standard deviations), whichever is met first; 1e-8 in
+            float64, 1e-3 in float32.
         max_steps: bound on the steps of each method.
         progress: whether to show a spinner when it takes long.
 
