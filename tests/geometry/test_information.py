@@ -6,8 +6,6 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import digamma
-from scipy.stats import betabinom
 
 import volform as vf
 from volform.errors import MetricError
@@ -243,29 +241,6 @@ def test_route_by_divergence():
     assert_allclose(slope, -24.0 / 1.7**3, rtol=1e-10)
 
 
-def beta_binomial_information(a, b, n):
-    k = np.arange(n + 1.0)
-    common = digamma(a + b) - digamma(n + a + b)
-    scores = np.stack(
-        [digamma(k + a) - digamma(a) + common, digamma(n - k + b) - digamma(b) + common], -1
-    )
-    return scores.T @ (betabinom.pmf(k, n, a, b)[:, None] * scores)
-
-
-@pytest.mark.standard_promotion
-def test_route_by_enumeration():
-    def family(a, b):
-        return dist.BetaBinomial(a, b, 10)
-
-    z = jnp.array([1.5, 4.0])
-    expected = beta_binomial_information(1.5, 4.0, 10)
-    assert isinstance(route_of(family, z), Enumeration)
-    assert_allclose(fisher(family, z), expected, rtol=1e-6)  # NumPyro's log_prob has 7 digits
-    assert_allclose(fisher(lambda a, b: family(a, b).expand([3]), z), 3.0 * expected, rtol=1e-6)
-    masked = fisher(lambda a, b: dist.BetaBinomial(a * jnp.ones(3), b, 10).mask(MASK), z)
-    assert_allclose(masked, 2.0 * expected, rtol=1e-6)
-
-
 def weibull(scale, concentration):
     return dist.Weibull(scale, concentration)
 
@@ -352,6 +327,7 @@ SILENT = {
     "Delta": lambda m, s: dist.Delta(m),
     "constant in closed form": lambda m, s: dist.Normal(0.0, 1.0),
     "constant": lambda m, s: dist.Weibull(1.0, 2.0),
+    "without a parameter": lambda m, s: dist.ImproperUniform(dist.constraints.real, (), ()),
 }
 
 

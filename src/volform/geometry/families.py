@@ -8,7 +8,8 @@ to rounding.
 
 The x-row is the score of the log density with respect to Lebesgue measure in the value's own
 coordinate, except for Gamma, Beta, Dirichlet and Uniform: there E[(d log p / dx)^2] is infinite
-or empty for part of the family, and the coordinate is log x, logit x or the log-ratios.
+or empty for part of the family, and the coordinate is log x, logit x or the log-ratios. The value
+row of a TransformedDistribution without a form of its own lives in the coordinate of its base.
 """
 
 from functools import singledispatch

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray
 
 from volform.geometry.dependence import dependence
-from volform.geometry.information import MonteCarlo, Move, choose_route, tangent_like
+from volform.geometry.information import MonteCarlo, Move, Silent, choose_route, tangent_like
 from volform.geometry.metric import Metric, name_of, spread
 from volform.geometry.structure import Dense, Point
 
@@ -58,6 +58,8 @@ class Fisher(Metric):
         fn = fn_at(flat)
         sampler = None if self.key is None else MonteCarlo(self.key, self.draws)
         route = choose_route(fn, latent=False, moving=dependence(fn_at, flat), sampler=sampler)
+        if isinstance(route, Silent):  # which may have no leaf to read a dimension off
+            return Dense(jnp.zeros((flat.size, flat.size), flat.dtype), point)
 
         def tangent(direction: Any) -> Any:
             return tangent_like(*jax.jvp(fn_at, (flat,), (direction,)))

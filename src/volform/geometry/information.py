@@ -12,7 +12,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
@@ -99,13 +101,22 @@ class DivergenceHessian(Route):
 
 
 class Enumeration(Route):
-    """Exact sum over a finite support."""
+    """Exact sum over a finite support; over 0, ..., `largest` for counts that may differ."""
+
+    largest: int | None = eqx.field(static=True, default=None)
 
     def gram(self, move: Move) -> Float[Array, "d d"]:
         """Gram matrix of the scores, weighted by the probabilities of the support."""
-        support = move.fn.enumerate_support(expand=True)
-        weights = jnp.exp(jax.vmap(move.fn.log_prob)(support))
-        return _score_gram(move, support, weights)
+        fn: Any = move.fn
+        if self.largest is None:
+            support, beyond = fn.enumerate_support(expand=True), False
+        else:
+            count = jnp.broadcast_to(fn.total_count, fn.batch_shape)
+            k = jnp.arange(self.largest + 1, dtype=count.dtype)
+            k = k.reshape(-1, *(1 for _ in fn.batch_shape))
+            support, beyond = jnp.minimum(k, count), k > count
+        weights = jnp.exp(jax.vmap(fn.log_prob)(support))
+        return _score_gram(move, support, jnp.where(beyond, 0.0, weights))
 
     def __str__(self) -> str:
         return "enumeration"
@@ -167,8 +178,9 @@ def choose_route(
         return ClosedForm()
     if not latent and _has_divergence(fn):
         return DivergenceHessian()
-    if not latent and _is_enumerable(fn):
-        return Enumeration()
+    enumeration = None if latent else _enumeration(fn)
+    if enumeration is not None:
+        return enumeration
     if sampler is not None:
         return sampler
     raise MetricError(
@@ -207,14 +219,19 @@ def _has_divergence(fn: dist.Distribution) -> bool:
     return True
 
 
-def _is_enumerable(fn: dist.Distribution) -> bool:
+def _enumeration(fn: dist.Distribution) -> Enumeration | None:
     if not fn.has_enumerate_support:
-        return False
+        return None
+    core = _core(fn)
+    if isinstance(core, dist.BetaBinomial) and not fn.event_shape:
+        # NumPyro enumerates equal counts only, and none that are arguments of a compiled function
+        count = core.total_count
+        return None if isinstance(count, Tracer) else Enumeration(int(np.asarray(count).max()))
     try:
         fn.enumerate_support(expand=True)
     except (NotImplementedError, jax.errors.ConcretizationTypeError):
-        return False
-    return True
+        return None
+    return Enumeration()
 
 
 def tangent_like(primal: Any, tangent: Any) -> Any:
