@@ -23,6 +23,7 @@ class Trajectory(eqx.Module):
         scale: units 1 / s_i of the coordinates, s_i^2 the largest |H_ii| so far, shape (d,).
         move: the step to try next.
         promise: the decrease of l that the quadratic model promises for it.
+        decrement: Newton decrement sqrt(dl^T H^-1 dl); infinite where H is not positive definite.
         radius: radius of the trust region, in those units.
         steps: steps tried.
         stalled: whether no step improves any more, to rounding.
@@ -32,6 +33,7 @@ class Trajectory(eqx.Module):
     scale: Float[Array, " d"]
     move: Float[Array, " d"]
     promise: Float[Array, ""]
+    decrement: Float[Array, ""]
     radius: Float[Array, ""]
     steps: Int[Array, ""]
     stalled: Bool[Array, ""]
@@ -109,8 +111,8 @@ def _newton(
     posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
 ) -> Trajectory:
     def unfinished(state: Trajectory) -> Bool[Array, ""]:
-        at, convex = state.at, jnp.all(jnp.isfinite(jnp.linalg.cholesky(state.at.hessian)))
-        is_minimum = convex & (at.gradient_norm < 1e-6 * tolerance)
+        at = state.at
+        is_minimum = jnp.maximum(at.gradient_norm, state.decrement) < 1e-4 * tolerance
         finite = jnp.isfinite(at.value) & jnp.isfinite(at.gradient_norm)
         ongoing = finite & ~is_minimum & ~state.stalled & (state.steps < max_steps)
         return (state.steps == 0) | ongoing
@@ -130,10 +132,11 @@ def _newton(
         best = jax.tree.map(lambda new, old: jnp.where(accept | first, new, old), trial, at)
         scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(best.hessian))))
         units = jnp.where(scale > 0.0, scale, 1.0)
-        move, radius = _step(best, units, jnp.where(first, jnp.inf, radius))
+        move, radius, decrement = _step(best, units, jnp.where(first, jnp.inf, radius))
         promise = -(best.gradient @ move + 0.5 * move @ best.hessian @ move)
         slow = blind & ~(trial.gradient_norm < 0.1 * at.gradient_norm)
-        return Trajectory(best, scale, move, promise, radius, state.steps + 1, ~first & slow)
+        count, stalled = state.steps + 1, ~first & slow
+        return Trajectory(best, scale, move, promise, decrement, radius, count, stalled)
 
     shapes = eqx.filter_eval_shape(quadratic, posterior, u)
     nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -141,37 +144,39 @@ def _newton(
         lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
     )
     still, one = jnp.zeros_like(u), jnp.ones((), u.dtype)
-    initial = Trajectory(nowhere, still, still, one, one, jnp.array(0), jnp.array(False))
+    initial = Trajectory(nowhere, still, still, one, one, one, jnp.array(0), jnp.array(False))
     return jax.lax.while_loop(unfinished, step, initial)
 
 
 def _step(
     at: Quadratic, units: Float[Array, " d"], radius: Float[Array, ""]
-) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-    """The step within `radius`, and the radius itself; an infinite one is given a length.
+) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""]]:
+    """The step within `radius`, the radius itself, and the Newton decrement.
 
-    That is the length of the Newton step; at a saddle, where that may be zero, the length at which
-    l changes by about one.
+    An infinite radius is given a length: that of the Newton step; at a saddle, where that may be
+    zero, the length at which l changes by about one.
     """
     gradient, hessian = at.gradient / units, at.hessian / (units[:, None] * units)
     factor = jnp.linalg.cholesky(hessian)
 
-    def newton() -> tuple[Array, Array]:
+    def newton() -> tuple[Array, Array, Array]:
         step = -cho_solve((factor, True), gradient)
+        decrement = jnp.sqrt(jnp.maximum(-gradient @ step, 0.0))
         length = jnp.linalg.norm(step)
         cut = jnp.where(length > radius, radius / length, 1.0)
-        return cut * step, jnp.where(jnp.isinf(radius), length, radius)
+        return cut * step, jnp.where(jnp.isinf(radius), length, radius), decrement
 
-    def within_ball() -> tuple[Array, Array]:
+    def within_ball() -> tuple[Array, Array, Array]:
         eigenvalues, vectors = jnp.linalg.eigh(hessian)
         slope = vectors.T @ gradient
         length = jnp.linalg.norm(slope / jnp.abs(eigenvalues))
         given = jnp.maximum(1.01 * length, jax.lax.rsqrt(jnp.abs(eigenvalues[0])))
         bound = jnp.where(jnp.isinf(radius), given, radius)
-        return vectors @ _trust_region_step(slope, eigenvalues, bound), bound
+        step = vectors @ _trust_region_step(slope, eigenvalues, bound)
+        return step, bound, jnp.full_like(bound, jnp.inf)
 
-    step, radius = jax.lax.cond(jnp.all(jnp.isfinite(factor)), newton, within_ball)
-    return step / units, radius
+    step, radius, decrement = jax.lax.cond(jnp.all(jnp.isfinite(factor)), newton, within_ball)
+    return step / units, radius, decrement
 
 
 def _trust_region_step(
