@@ -122,7 +122,8 @@ def _newton(
         trial = quadratic(posterior, at.u + state.move)
         actual = at.value - trial.value
         # Below rounding of l itself its differences say nothing; the gradient still does.
-        blind = promise < 1e-10 * (1.0 + jnp.abs(at.value))
+        rounding = max(1e-10, 100.0 * float(jnp.finfo(at.u.dtype).eps))
+        blind = promise < rounding * (1.0 + jnp.abs(at.value))
         closer = trial.gradient_norm < at.gradient_norm
         accept = jnp.where(blind, closer, actual > 1e-4 * promise)
         accept = accept & jnp.isfinite(trial.value) & jnp.all(jnp.isfinite(trial.hessian))
