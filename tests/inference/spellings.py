@@ -91,7 +91,10 @@ _CHARTS = {
     1: (_affine, _sinh, _tanh),
     2: (_shear, _affine, _sinh),
     3: (_affine, _tanh, _shear),
+    4: (_shear, _tanh),
     5: (_sinh, _affine, _shear),
+    6: (_affine, _tanh),
+    7: (_shear,),
     8: (_affine, _shear, _sinh),
 }
 
@@ -137,6 +140,8 @@ def random_metric(d: int, seed: int) -> vf.Metric:
         3: family,
         4: diagonal + curved,
         5: diagonal,
+        6: vf.Euclidean(),
+        7: 2.0 * diagonal,
         8: vf.Euclidean() + curved,
     }
     return kinds[d]
@@ -169,7 +174,7 @@ def random_problem(d: int, seed: int) -> Problem:
         jnp.asarray(1.0 * rng.integers(0, 2, TERMS)),
         jnp.asarray(0.5 * rng.normal(size=d)),
         jnp.asarray(rng.uniform(0.0, 0.2)),
-        Chain(tuple(make(rng, d) for make in _CHARTS.get(d, ()))),
+        Chain(tuple(make(rng, d) for make in _CHARTS[d])),
     )
 
 

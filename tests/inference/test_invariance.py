@@ -15,12 +15,12 @@ from .spellings import (
     random_problem,
 )
 
-SPELLINGS = dict.fromkeys((1, 2, 5, 8), (in_theta, in_psi))
+SPELLINGS = dict.fromkeys(range(1, 9), (in_theta, in_psi))
 SPELLINGS[3] = (in_positive_theta, in_psi_for_positive_theta)
 
 
 @pytest.mark.parametrize("d", sorted(SPELLINGS))
-@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])  # a seed does not shrink
+@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # a seed does not shrink
 @given(seed=st.integers(0, 2**31 - 1))
 def test_every_scalar_is_the_same_in_both_spellings(d: int, seed: int) -> None:
     problem, metric = random_problem(d, seed), random_metric(d, seed + 1)
