@@ -9,7 +9,13 @@ from volform.geometry import (
 )
 from volform.inference import (
     MAP as MAP,
+    Bridge as Bridge,
     Evidence as Evidence,
+    Importance as Importance,
+    Laplace as Laplace,
+    Quadrature as Quadrature,
+    compare as compare,
+    evidence as evidence,
     find_map as find_map,
     laplace as laplace,
     nuts as nuts,

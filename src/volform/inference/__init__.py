@@ -4,7 +4,13 @@ from volform.inference.approximation import (
     LaplaceApproximation as LaplaceApproximation,
     laplace as laplace,
 )
+from volform.inference.bridging import Bridge as Bridge
+from volform.inference.comparison import Comparison as Comparison, compare as compare
+from volform.inference.escalation import Automatic as Automatic
+from volform.inference.estimating import Laplace as Laplace, evidence as evidence
 from volform.inference.evidence import Evidence as Evidence
 from volform.inference.exporting import to_arviz as to_arviz
+from volform.inference.importance import Importance as Importance
 from volform.inference.mode import MAP as MAP, find_map as find_map
+from volform.inference.quadrature import Quadrature as Quadrature
 from volform.inference.warmstart import nuts as nuts

@@ -1,5 +1,6 @@
 """The invariant Laplace approximation."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -11,16 +12,15 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 
 from volform.errors import ConvergenceError, SaddleError
-from volform.inference.correction import correction
+from volform.inference.asymptotic import laplace_evidence
+from volform.inference.coordinates import Chart, sampling_chart
 from volform.inference.diagnosis import Flat, Minimum, Saddle
 from volform.inference.evidence import Evidence
-from volform.inference.local import Expansion, volume_error
 from volform.inference.mode import MAP, find_map
-from volform.inference.progress import waiting
-from volform.inference.sampling import Chart, Samples, draw, sampling_chart
+from volform.inference.proposal import proposal_at
+from volform.inference.sampling import Samples, draw
 from volform.models import Posterior
-
-SECOND_ORDER_LIMIT = 60  # parameters; the contraction costs O(d^3) evaluations of the model
+from volform.models.facts import facts_of
 
 
 class LaplaceApproximation(eqx.Module):
@@ -29,11 +29,13 @@ class LaplaceApproximation(eqx.Module):
     Attributes:
         mode: the invariant MAP that it is centered on.
         second_order: whether the evidence holds the second-order correction.
+        allow_improper: whether the evidence may be a formal integral over an improper prior.
         note: what a reader must know of it, empty where there is nothing.
     """
 
     mode: MAP
     second_order: bool
+    allow_improper: bool = eqx.field(static=True, default=False)
     note: str = eqx.field(static=True, default="")
 
     @property
@@ -59,27 +61,19 @@ class LaplaceApproximation(eqx.Module):
 
     @cached_property
     def evidence(self) -> Evidence:
-        """First-order evidence, and the second-order correction up to 60 parameters."""
-        at, posterior = self.mode.at, self.posterior
-        name, dim, notes = posterior.metric_name, posterior.dim, [self.note]
-        c = None
-        if self.second_order and dim <= SECOND_ORDER_LIMIT and self.mode.converged:
-            with waiting("evidence", show=True) as phase:
-                phase(f"second-order correction in {dim} dimensions")
-                c = _correction(posterior, at)
-            notes.append(_warning(float(c)))
-        elif self.second_order and dim > SECOND_ORDER_LIMIT:
-            notes.append(
-                f"no second-order correction: {dim} parameters, it is computed up to "
-                f"{SECOND_ORDER_LIMIT}"
-            )
-        error = volume_error(posterior, at.u)
-        if error is not None:
-            notes.append(f"log volume by Monte Carlo, standard error {float(error):.2g}")
-        note = "; ".join(note for note in notes if note)
-        has_none = isinstance(self.mode.verdict, Saddle | Flat)
-        log_z = jnp.full_like(at.value, jnp.nan) if has_none else log_evidence(at)
-        return Evidence(log_z, c, name, dim, note)
+        """First-order evidence at this mode, and the second-order correction up to 60 parameters.
+
+        Raises:
+            ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
+        """
+        facts = facts_of(self.posterior)
+        facts.require_proper(self.allow_improper)
+        others = len(self.mode.modes) - 1
+        uncounted = f"{others} other modes are not counted; `vf.evidence` sums them"
+        notes = [self.note, uncounted if others > 0 else ""]
+        return laplace_evidence(
+            self.mode, [self.mode.at], facts, second_order=self.second_order, notes=notes
+        )
 
     def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
         """Draw from the Gaussian in the tangent space, mapped back by `chart`.
@@ -90,7 +84,9 @@ class LaplaceApproximation(eqx.Module):
             key: key of the draws.
             draws: number of draws n.
         """
-        return draw(self.posterior, self.mode.at, self.chart, key, draws)
+        one = jnp.zeros(1, self.mode.at.u.dtype)
+        proposal = proposal_at(self.posterior, self.chart, [self.mode.at], one, math.inf)
+        return draw(self.posterior, proposal, key, draws)
 
     def predictive(
         self, key: PRNGKeyArray, *args: Any, draws: int = 1000, **kwargs: Any
@@ -127,6 +123,7 @@ def laplace(
     key: PRNGKeyArray | None = None,
     second_order: bool = True,
     refuse: bool = True,
+    allow_improper: bool = False,
 ) -> LaplaceApproximation:
     """The invariant Laplace approximation at the mode of q^G.
 
@@ -141,6 +138,8 @@ def laplace(
             `evidence` is first read.
         refuse: whether a point that is no strict mode is refused. With False a point that has
             not converged is used and the evidence says so; at a saddle log Z is NaN.
+        allow_improper: whether `evidence` is given for an improper or unnormalized prior, where
+            it is a formal integral and its size means nothing; it says so.
 
     Returns:
         A `LaplaceApproximation`: evidence, covariance, samples, predictive.
@@ -160,12 +159,13 @@ def laplace(
     >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
     >>> print(approx.evidence)  # exact here: the posterior is Gaussian
     log Z -2.970, second order -2.970, correction c = +0.000, metric Euclidean, 1 parameters
+    trust fair: |c| is small; other modes and heavy tails are not seen from one mode
     """
     if not isinstance(target, MAP):
         target = find_map(target, key=jax.random.key(0) if key is None else key)
     verdict = target.verdict
     if isinstance(verdict, Minimum):
-        return LaplaceApproximation(target, second_order)
+        return LaplaceApproximation(target, second_order, allow_improper)
     if refuse:
         kind = SaddleError if isinstance(verdict, Saddle | Flat) else ConvergenceError
         raise kind(
@@ -173,28 +173,4 @@ def laplace(
             f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
             "`find_map`, or another metric; `refuse=False` goes on and says so in the result."
         )
-    return LaplaceApproximation(target, second_order, note=str(verdict))
-
-
-def log_evidence(at: Expansion) -> Float[Array, ""]:
-    """First-order log evidence from an expansion of -log q^G; NaN where it is no minimum."""
-    d = at.u.size
-    log_det = jnp.sum(jnp.log(at.eigenvalues))
-    return -at.value + 0.5 * d * jnp.log(2.0 * jnp.pi) - 0.5 * log_det
-
-
-def _correction(posterior: Posterior, at: Expansion) -> Float[Array, ""]:
-    # Fourth derivatives are long programs that run once: below 30 parameters compiling them
-    # quickly matters more than running them quickly.
-    return (_correction_small if posterior.dim <= 30 else _correction_large)(posterior, at)
-
-
-_correction_large = eqx.filter_jit(correction)
-_quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
-_correction_small = eqx.filter_jit(correction, **_quick)
-
-
-def _warning(c: float) -> str:
-    if not c > -1.0:
-        return f"the expansion breaks down, 1 + c = {1.0 + c:.2f} <= 0: do not use log Z"
-    return "|c| is large: log Z may be off by that much and more" if abs(c) > 0.3 else ""
+    return LaplaceApproximation(target, second_order, allow_improper, str(verdict))

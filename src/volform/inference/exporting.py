@@ -7,7 +7,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import log_likelihood
 
+from volform.errors import ModelError
+from volform.inference import arviz_bridge
 from volform.inference.approximation import LaplaceApproximation
+from volform.inference.sampling import Samples
+from volform.models import Posterior
 
 
 def to_arviz(
@@ -37,11 +41,16 @@ def to_arviz(
     >>> vf.to_arviz(approx, draws=200)["posterior"]["mu"].shape
     (1, 200)
     """
-    posterior = approx.posterior
     samples = approx.sample(jax.random.key(0) if key is None else key, draws)
+    groups, dims = groups_of(approx.posterior, samples)
+    return arviz_bridge.built(groups, _attributes(approx, samples.outside), dims)
+
+
+def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The groups of an ArviZ object, and the dimensions of their variables."""
     args, kwargs = posterior.program.arguments()
     named = jax.vmap(lambda u: posterior.values(u, posterior.known))(samples.u)
-    trace = posterior.program.run(posterior.values(approx.mode.at.u))
+    trace = posterior.program.run(posterior.values(samples.u[0]))
     likelihoods = log_likelihood(posterior.model, samples.values, *args, **kwargs)
     observed = {
         name: np.asarray(trace[name]["value"])
@@ -55,24 +64,29 @@ def to_arviz(
         },
         "observed_data": observed,
     }
-    attributes = _attributes(approx, samples.outside)
     dims = {
         name: _plates(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]
     }
     dims |= {name: _plates(trace[name], value.ndim) for name, value in observed.items()}
     dims = {name: plates for name, plates in dims.items() if plates}
-    return _built({name: group for name, group in groups.items() if group}, attributes, dims)
+    return {name: group for name, group in groups.items() if group}, dims
 
 
 def _attributes(approx: LaplaceApproximation, outside: int) -> dict[str, Any]:
-    evidence = approx.evidence
-    second = evidence.log_z_second_order
     attributes = {
         "inference_library": "volform",
         "approximation": "invariant Laplace",
-        "metric": evidence.metric,
-        "log_z": float(evidence.log_z),
+        "metric": approx.posterior.metric_name,
         "draws_replaced_outside_support": outside,
+    }
+    try:
+        evidence = approx.evidence
+    except ModelError as error:  # an improper prior: the draws are what they are
+        return attributes | {"note": str(error)}
+    second = evidence.log_z_second_order
+    attributes |= {
+        "log_z": float(evidence.log_z),
+        "trust": str(evidence.trust),
         "note": evidence.note,
     }
     if evidence.correction is not None and second is not None:
@@ -92,12 +106,3 @@ def _plates(site: dict[str, Any], ndim: int) -> list[str] | None:
     if not names or None in names:
         return None
     return [str(name) for name in names]
-
-
-def _built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
-    # Here, not above: arviz imports pyplot, and takes two thirds of the time of an import.
-    import arviz  # noqa: PLC0415
-
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
-    return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)

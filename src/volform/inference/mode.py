@@ -21,14 +21,22 @@ class Mode(eqx.Module):
     """One of several modes that the starts ended in.
 
     Attributes:
-        u: the mode in unconstrained coordinates, shape (d,).
-        log_density: log q^G there.
+        at: expansion of -log q^G at the mode.
         starts: how many starts ended here.
     """
 
-    u: Float[Array, " d"]
-    log_density: float
+    at: Expansion
     starts: int
+
+    @property
+    def u(self) -> Float[Array, " d"]:
+        """The mode in unconstrained coordinates."""
+        return self.at.u
+
+    @property
+    def log_density(self) -> float:
+        """Log q^G there."""
+        return -float(self.at.value)
 
 
 class MAP(eqx.Module):
@@ -200,9 +208,9 @@ def _gather(modes: list[Mode], posterior: Posterior, end: End) -> None:
     for position, mode in enumerate(modes):
         gap = mode.u - at.u
         if float(gap @ at.hessian @ gap) < 1e-6:
-            modes[position] = Mode(mode.u, mode.log_density, mode.starts + 1)
+            modes[position] = Mode(mode.at, mode.starts + 1)
             return
-    modes.append(Mode(at.u, -float(at.value), 1))
+    modes.append(Mode(at, 1))
 
 
 def default_tolerance(dtype: Any) -> float:

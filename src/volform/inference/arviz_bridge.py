@@ -1,0 +1,55 @@
+"""What differs between ArviZ 0.x and 1.x.
+
+ArviZ is imported inside the functions: it imports pyplot, and takes two thirds of the time of an
+import of volform.
+"""
+
+import importlib.metadata
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+def built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
+    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's."""
+    import arviz  # noqa: PLC0415
+
+    if _is_one():
+        return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
+    return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)
+
+
+def loo(data: Any) -> tuple[float, float, bool]:
+    """Expected log predictive density, its standard error, and whether every k-hat is good."""
+    import arviz  # noqa: PLC0415
+
+    found: Any = arviz.loo(data)
+    elpd = found["elpd"] if _is_one() else found["elpd_loo"]
+    return float(elpd), float(found["se"]), not found["warning"]
+
+
+def smoothed(
+    log_weights: Float[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], float]:
+    """Log weights with their tail Pareto-smoothed (unnormalized), and Pareto's k-hat."""
+    shift = np.max(log_weights)
+    normalized, k_hat = _psislw(log_weights - shift)
+    # ArviZ normalizes; all weights but those of the tail differ from theirs by one constant.
+    body = np.argsort(log_weights)[: len(log_weights) // 2]
+    finite = body[np.isfinite(log_weights[body])]
+    body = finite if finite.size else np.array([np.argmax(log_weights)])
+    return normalized + np.median((log_weights - normalized)[body]), float(k_hat)
+
+
+def _psislw(log_weights: Float[np.ndarray, " n"]) -> tuple[Any, Any]:
+    if _is_one():
+        stats: Any = __import__("arviz_stats.base", fromlist=["array_stats"])
+        return stats.array_stats.psislw(log_weights)
+    import arviz  # noqa: PLC0415
+
+    return arviz.psislw(log_weights)
+
+
+def _is_one() -> bool:
+    return int(importlib.metadata.version("arviz").split(".")[0]) >= 1

@@ -1,0 +1,147 @@
+"""Evidence by Laplace's method: first and second order, at one mode or summed over several."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.inference.correction import correction
+from volform.inference.diagnosis import Flat, Saddle
+from volform.inference.evidence import Cost, Evidence, Level, Trust
+from volform.inference.local import Expansion, volume_error
+from volform.inference.mode import MAP
+from volform.inference.progress import waiting
+from volform.models import Posterior
+from volform.models.facts import Facts
+
+SECOND_ORDER_LIMIT = 60  # parameters; the contraction costs O(d^3) evaluations of the model
+
+
+def laplace_evidence(
+    fit: MAP, modes: Sequence[Expansion], facts: Facts, *, second_order: bool, notes: Sequence[str]
+) -> Evidence:
+    """Laplace evidence of the modes, summed, times the number of equivalent modes.
+
+    The corrections of several modes are averaged with the modes' weights, so that
+    `log_z + log(1 + c)` is the sum of their second-order evidences.
+    """
+    posterior = fit.posterior
+    has_none = isinstance(fit.verdict, Saddle | Flat)
+    each = jnp.stack([_nan_if(has_none, log_evidence(at)) for at in modes])
+    c = _mean_correction(fit, modes, each) if second_order else None
+    log_z, every = jax.nn.logsumexp(each), list(notes)
+    if facts.equivalent_modes:
+        log_z += math.log(facts.equivalent_modes)
+        every.append(
+            f"times {facts.equivalent_modes:,} equivalent modes "
+            f"(+{math.log(facts.equivalent_modes):.3f}): valid while they do not overlap"
+        )
+    weights = np.asarray(jax.nn.softmax(each))
+    if len(modes) > 1:
+        shares = ", ".join(f"{weight:.3f}" for weight in weights)
+        every.append(f"sum over {len(modes)} modes, weights {shares}")
+    if second_order and posterior.dim > SECOND_ORDER_LIMIT:
+        every.append(
+            f"no second-order correction: {posterior.dim} parameters, it is computed up to "
+            f"{SECOND_ORDER_LIMIT}"
+        )
+    error = volume_error(posterior, fit.at.u)
+    if error is not None:
+        every.append(f"log volume by Monte Carlo, standard error {float(error):.2g}")
+    diagnostics = {} if c is None else {"c": float(c)}
+    diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
+    return Evidence(
+        log_z,
+        jnp.asarray(jnp.nan if c is None else jnp.abs(jnp.log1p(c))),
+        c,
+        posterior.metric_name,
+        posterior.dim,
+        "Laplace",
+        _trust(fit, c, modes),
+        diagnostics,
+        search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
+        "; ".join(note for note in (*every, *facts.notes()) if note),
+        facts.data,
+    )
+
+
+def log_evidence(at: Expansion) -> Float[Array, ""]:
+    """First-order log evidence from an expansion of -log q^G; NaN where it is no minimum."""
+    d = at.u.size
+    log_det = jnp.sum(jnp.log(at.eigenvalues))
+    return -at.value + 0.5 * d * jnp.log(2.0 * jnp.pi) - 0.5 * log_det
+
+
+def search_cost(fit: MAP) -> Cost:
+    """Evaluations of `find_map`."""
+    descent, newton = fit.steps
+    return Cost(0, descent + newton * (fit.posterior.dim + 1))
+
+
+def distinct_modes(fit: MAP, facts: Facts) -> list[Expansion]:
+    """Expansions at the strict modes that were found, the best first.
+
+    Where the number of equivalent modes is known, copies of one mode are counted once: modes with
+    equal q^G and equal spectra of E.
+    """
+    modes: list[Expansion] = []
+    for mode in fit.modes:
+        copies = facts.equivalent_modes and any(_are_copies(mode.at, other) for other in modes)
+        if not copies:
+            modes.append(mode.at)
+    return modes or [fit.at]
+
+
+def _are_copies(one: Expansion, other: Expansion) -> bool:
+    same_height = np.isclose(one.value, other.value, rtol=1e-8, atol=1e-8)
+    return bool(same_height and np.allclose(one.eigenvalues, other.eigenvalues, rtol=1e-4))
+
+
+def _mean_correction(fit: MAP, modes: Sequence[Expansion], each: Float[Array, " m"]) -> Any:
+    posterior = fit.posterior
+    if posterior.dim > SECOND_ORDER_LIMIT or not fit.converged:
+        return None
+    with waiting("evidence", show=True) as phase:
+        phase(f"second-order correction in {posterior.dim} dimensions")
+        return jax.nn.softmax(each) @ jnp.stack([_correction(posterior, at) for at in modes])
+
+
+def _correction(posterior: Posterior, at: Expansion) -> Float[Array, ""]:
+    # Fourth derivatives are long programs that run once: below 30 parameters compiling them
+    # quickly matters more than running them quickly.
+    return (_correction_small if posterior.dim <= 30 else _correction_large)(posterior, at)
+
+
+_correction_large = eqx.filter_jit(correction)
+_quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
+_correction_small = eqx.filter_jit(correction, **_quick)
+
+
+def _trust(fit: MAP, c: Any, modes: Sequence[Expansion]) -> Trust:
+    if not fit.converged:
+        return Trust(Level.POOR, str(fit.verdict))
+    if _overlap(modes):
+        return Trust(Level.POOR, "modes overlap, so that their sum counts some mass twice")
+    if c is None:
+        return Trust(Level.UNCHECKED, "no second-order correction was computed")
+    if not float(c) > -1.0:
+        breaks = f"the expansion breaks down, 1 + c = {1.0 + float(c):.2f} <= 0"
+        return Trust(Level.POOR, f"{breaks}: do not use log Z")
+    if abs(float(c)) > 0.3:
+        return Trust(Level.POOR, "|c| is large: log Z may be off by that much and more")
+    return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
+
+
+def _overlap(modes: Sequence[Expansion]) -> bool:
+    """Whether some mode lies within three standard deviations of another."""
+    gaps = [(a.u - b.u, b.hessian) for a in modes for b in modes if a is not b]
+    return any(float(gap @ hessian @ gap) < 9.0 for gap, hessian in gaps)
+
+
+def _nan_if(condition: bool, value: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.full_like(value, jnp.nan) if condition else value

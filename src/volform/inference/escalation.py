@@ -1,0 +1,99 @@
+"""The cheapest estimator of an evidence that can be trusted."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from volform.errors import VolformError
+from volform.inference.bridging import Bridge
+from volform.inference.estimating import Estimator, Laplace, Problem
+from volform.inference.evidence import Cost, Evidence, Level
+from volform.inference.importance import Importance
+from volform.inference.quadrature import Quadrature
+
+QUADRATURE_LIMIT = 2  # parameters, up to which quadrature costs less than NUTS
+_ORDER = (Level.GOOD, Level.FAIR, Level.UNCHECKED, Level.POOR)
+
+
+class Automatic(Estimator):
+    """Laplace, then importance sampling, quadrature and bridge sampling until one can be trusted.
+
+    The first estimate whose trust is "good" and whose error is below `tolerance` is taken. Where
+    there is none, the most trusted one is, and its error is widened to its distance from the
+    others that passed a check, the second-order Laplace evidence with |c| < 0.3 among them.
+
+    Attributes:
+        tolerance: error in nats that is small enough.
+
+    >>> from volform.inference import Automatic
+    >>> Automatic()
+    Automatic(tolerance=0.05)
+    """
+
+    tolerance: float = 0.05
+
+    def estimate(self, problem: Problem) -> Evidence:
+        """The first estimate to be trusted, with what came before in the note."""
+        tried: list[Evidence] = []
+        for estimator in _ladder(problem.posterior.dim):
+            try:
+                tried.append(estimator.estimate(problem))
+            except VolformError:
+                if isinstance(estimator, Bridge):  # it needs no mode: nothing else is left
+                    raise
+                continue
+            if self._suffices(tried[-1]):
+                break
+        return _concluded(tried, self._suffices(tried[-1]))
+
+    def _suffices(self, found: Evidence) -> bool:
+        return found.trust.level is Level.GOOD and float(found.error) < self.tolerance
+
+
+def _ladder(dim: int) -> Iterator[Estimator]:
+    yield Laplace()
+    yield Importance()
+    if dim <= QUADRATURE_LIMIT:
+        yield Quadrature()
+    yield Bridge()
+    yield Bridge(draws=16_000, chains=8)
+
+
+def _concluded(tried: list[Evidence], suffices: bool) -> Evidence:
+    best = tried[-1] if suffices else min(tried, key=_rank)
+    error = float(best.error)
+    if not suffices:
+        checked = [_best_value(e) for e in tried if e.trust.level in {Level.GOOD, Level.FAIR}]
+        gaps = [abs(value - float(best.log_z)) for value in checked]
+        error = max([error, *[gap for gap in gaps if math.isfinite(gap)]])
+    before = [f"{_named(e)} {_best_value(e):.3f} ({e.trust.level.value})" for e in tried]
+    earlier = "; ".join(text for e, text in zip(tried, before, strict=True) if e is not best)
+    cost = sum((e.cost for e in tried), Cost())
+    note = "; ".join(text for text in (best.note, f"also {earlier}" if earlier else "") if text)
+    return dataclasses.replace(
+        best,
+        log_z=jnp.asarray(_best_value(best)),
+        error=jnp.asarray(error),
+        cost=cost,
+        note=note,
+    )
+
+
+def _named(found: Evidence) -> str:
+    second = found.correction is not None and _best_value(found) != float(found.log_z)
+    return f"{found.method}, second order," if second else found.method
+
+
+def _rank(found: Evidence) -> tuple[int, float]:
+    error = float(found.error)
+    return _ORDER.index(found.trust.level), error if math.isfinite(error) else math.inf
+
+
+def _best_value(found: Evidence) -> float:
+    """The second-order evidence where there is one, and it is no worse than the first."""
+    second = found.log_z_second_order
+    if second is None or found.trust.level is not Level.FAIR:
+        return float(found.log_z)
+    return float(second)

@@ -1,0 +1,162 @@
+"""One way in to the evidence of a model, whatever the estimator."""
+
+import abc
+import dataclasses
+from functools import cached_property
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from volform.errors import ModelError
+from volform.inference.approximation import LaplaceApproximation, laplace
+from volform.inference.asymptotic import distinct_modes, laplace_evidence
+from volform.inference.evidence import Evidence
+from volform.inference.local import Expansion
+from volform.inference.mode import MAP, find_map
+from volform.models import Posterior
+from volform.models.facts import Facts, facts_of
+
+STARTS = 8  # of a search whose modes are to be summed
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A posterior whose evidence is asked for, and what its estimators share.
+
+    Attributes:
+        posterior: the posterior.
+        facts: what its evidence means.
+        key: key of the search and of the estimators.
+        given: the MAP that the user has found already.
+    """
+
+    posterior: Posterior
+    facts: Facts
+    key: PRNGKeyArray
+    given: MAP | None = None
+
+    @cached_property
+    def fit(self) -> MAP:
+        """The MAP, found when it is first asked for."""
+        if self.given is not None:
+            return self.given
+        return find_map(self.posterior, key=jax.random.fold_in(self.key, 0), starts=STARTS)
+
+    @cached_property
+    def approx(self) -> LaplaceApproximation:
+        """The Laplace approximation; a ConvergenceError where the search found no strict mode."""
+        return laplace(self.fit)
+
+    @cached_property
+    def modes(self) -> list[Expansion]:
+        """Expansions at the distinct strict modes, the best first."""
+        return distinct_modes(self.approx.mode, self.facts)
+
+
+class Estimator(eqx.Module):
+    """A way to estimate an evidence, as a value: `vf.evidence(posterior, by=estimator)`."""
+
+    @abc.abstractmethod
+    def estimate(self, problem: Problem) -> Evidence:
+        """The evidence of the problem."""
+
+
+class Laplace(Estimator):
+    """Laplace's method at every distinct mode that the search found, summed.
+
+    Attributes:
+        second_order: whether the correction c is computed, up to 60 parameters.
+
+    >>> import volform as vf
+    >>> vf.Laplace()
+    Laplace(second_order=True)
+    """
+
+    second_order: bool = True
+
+    def estimate(self, problem: Problem) -> Evidence:
+        """The sum of the modes' Laplace evidences."""
+        return laplace_evidence(
+            problem.approx.mode,
+            problem.modes,
+            problem.facts,
+            second_order=self.second_order,
+            notes=(),
+        )
+
+
+def evidence(
+    target: Posterior | MAP | LaplaceApproximation,
+    *,
+    by: Estimator | None = None,
+    key: PRNGKeyArray | None = None,
+    allow_improper: bool = False,
+    equivalent_modes: int | None = None,
+) -> Evidence:
+    """The evidence of a model, `Z = integral of p(data, theta) d theta`, by an estimator.
+
+    Every estimator gives one type of result, with its error, its cost, and a verdict on how far
+    it can be trusted.
+
+    Args:
+        target: a `Posterior`, or a `MAP` or Laplace approximation of it that is at hand already.
+        by: `Laplace()`, `Importance()`, `Bridge()` or `Quadrature()`; Laplace by default.
+        key: key of the search and of the draws; `jax.random.key(0)` by default.
+        allow_improper: whether to give the formal integral under an improper or unnormalized
+            prior, labelled so.
+        equivalent_modes: number of modes that are copies of each other by a symmetry of the
+            model: k! for k exchangeable mixture components, h! 2^h for h tanh units. By default
+            what the model declares, `numpyro.sample(..., infer={"equivalent_modes": n})`. Laplace
+            multiplies by it, which is valid while the modes do not overlap; the other estimators
+            integrate over what they reach, and ignore it.
+
+    Returns:
+        An `Evidence`.
+
+    Raises:
+        ModelError: an improper prior, or a `target` or `by` of another type.
+        ConvergenceError: when the estimator needs a strict mode and there is none.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> posterior = vf.condition(model, jnp.array([0.5, 1.5]))
+    >>> print(vf.evidence(posterior, by=vf.Quadrature()))
+    log Z -2.970 ± ... by quadrature, metric Euclidean, 1 parameters
+    trust good: ...
+    """
+    by = Laplace() if by is None else by
+    if not isinstance(by, Estimator):
+        raise ModelError(
+            f"`by` should be an estimator such as `vf.Laplace()` or `vf.Importance()`; got {by!r}."
+        )
+    problem = problem_of(target, key, allow_improper, equivalent_modes)
+    return by.estimate(problem)
+
+
+def problem_of(
+    target: object,
+    key: PRNGKeyArray | None = None,
+    allow_improper: bool = False,
+    equivalent_modes: int | None = None,
+) -> Problem:
+    """The problem of a target, its priors checked.
+
+    Raises:
+        ModelError: an improper prior, or no target.
+    """
+    fit = target.mode if isinstance(target, LaplaceApproximation) else target
+    posterior = fit.posterior if isinstance(fit, MAP) else fit
+    if not isinstance(posterior, Posterior):
+        raise ModelError(
+            f"`target` should be a Posterior from `vf.condition`, or a result of `vf.find_map` or "
+            f"`vf.laplace`; got {type(target).__name__}."
+        )
+    facts = facts_of(posterior)
+    facts.require_proper(allow_improper)
+    if equivalent_modes is not None:
+        facts = facts.with_equivalent_modes(equivalent_modes)
+    key = jax.random.key(0) if key is None else key
+    return Problem(posterior, facts, key, fit if isinstance(fit, MAP) else None)

@@ -1,0 +1,167 @@
+"""Evidence by importance sampling from the Laplace approximation."""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.errors import ModelError
+from volform.inference.arviz_bridge import smoothed
+from volform.inference.asymptotic import log_evidence, search_cost
+from volform.inference.coordinates import sampling_chart
+from volform.inference.estimating import Estimator, Problem
+from volform.inference.evidence import Cost, Evidence, Level, Trust
+from volform.inference.proposal import Proposal, adapted, proposal_at
+from volform.models import Posterior
+
+FEWEST = 100  # draws, below which the tail of the weights cannot be fitted
+BATCH = 1000  # draws evaluated at once; bounds the memory
+GOOD_K_HAT = 0.5  # below it the variance of the weights is finite
+K_HAT_LIMIT = 0.7  # above it the error of the estimate is unbounded (Vehtari et al. 2024)
+
+
+class Importance(Estimator):
+    """Importance sampling from Student's t (or Gaussians) in the tangent space at the modes.
+
+    `Z = mean of p(data, theta) / q(theta)` over draws theta from q, a mixture with one component
+    at each distinct mode, with scale H^-1 and the weight of the mode's Laplace evidence. Draws
+    are carried back by the chart that the metric is flat in where it is known, else through
+    unconstrained coordinates. The weights are Pareto-smoothed; above k-hat = 0.7 the estimate is
+    not to be trusted, and says so.
+
+    Where k-hat is above 0.5 the mixture is fitted to the weighted draws, and drawn from anew.
+
+    Attributes:
+        draws: number of draws.
+        df: degrees of freedom of Student's t; `math.inf` for Gaussians.
+        rounds: bound on the number of times the mixture is fitted; the last draws alone count.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling.
+
+    >>> import volform as vf
+    >>> vf.Importance(draws=2000)
+    Importance(draws=2000, df=5.0, rounds=5)
+    """
+
+    draws: int = 10_000
+    df: float = 5.0
+    rounds: int = 5
+
+    def __check_init__(self) -> None:
+        if self.draws < FEWEST:
+            raise ModelError(
+                f"`draws` of Importance is {self.draws}: too few to fit the tail of the weights; "
+                f"give at least {FEWEST}."
+            )
+        if not self.df > 0:
+            raise ModelError(
+                f"`df` of Importance is {self.df}; it should be positive, `math.inf` for Gaussians."
+            )
+
+    def estimate(self, problem: Problem) -> Evidence:
+        """The mean of the smoothed weights."""
+        posterior, modes = problem.posterior, problem.modes
+        log_weights = jnp.stack([log_evidence(at) for at in modes])
+        chart = sampling_chart(posterior)
+        proposal = proposal_at(posterior, chart, modes, log_weights, self.df)
+        key = jax.random.fold_in(problem.key, 1)
+        drawn = weigh(posterior, proposal, key, self.draws, self.rounds)
+        log_z, error, effective = log_mean(drawn.log_weights)
+        notes = []
+        if drawn.outside:
+            notes.append(f"{drawn.outside} of {self.draws} draws outside the support")
+        if drawn.undefined:
+            notes.append(f"{drawn.undefined} draws with a density of NaN, counted as zero")
+        return Evidence(
+            jnp.asarray(log_z),
+            jnp.asarray(error),
+            None,
+            posterior.metric_name,
+            posterior.dim,
+            f"importance sampling ({self.draws:,} draws)",
+            _trust(drawn, error, effective),
+            {"k_hat": drawn.k_hat, "effective_draws": effective},
+            search_cost(problem.fit) + Cost(densities=drawn.rounds * self.draws),
+            "; ".join((*notes, *problem.facts.notes())),
+            problem.facts.data,
+        )
+
+
+class Weighted(NamedTuple):
+    """Smoothed log weights of draws, with Pareto's k-hat.
+
+    Attributes:
+        log_weights: smoothed, unnormalized, shape (n,).
+        k_hat: Pareto's shape of their tail.
+        outside: number of draws outside the support.
+        undefined: number of draws with a density of NaN.
+        rounds: how often was drawn, fits of the proposal included.
+    """
+
+    log_weights: Float[np.ndarray, " n"]
+    k_hat: float
+    outside: int
+    undefined: int
+    rounds: int
+
+
+def weigh(
+    posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int, fits: int
+) -> Weighted:
+    """Draw and weigh; while the tail is heavy, fit the proposal and draw anew, `fits` times."""
+    key, now = jax.random.split(key)
+    w, raw, inside = importance_weights(posterior, proposal, now, draws)
+    undefined = jnp.isnan(raw)
+    log_weights, k_hat = smoothed(np.asarray(jnp.where(undefined, -jnp.inf, raw)))
+    if k_hat < GOOD_K_HAT or fits == 0:
+        return Weighted(log_weights, k_hat, int((~inside).sum()), int(undefined.sum()), 1)
+    closer = adapted(proposal, w, jnp.asarray(log_weights))
+    last = weigh(posterior, closer, key, draws, fits - 1)
+    return last._replace(rounds=last.rounds + 1)
+
+
+@eqx.filter_jit
+def importance_weights(
+    posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int
+) -> tuple[Float[Array, "n d"], Float[Array, " n"], Any]:
+    """Draws in w, their log weights, and which are inside the support; -inf outside."""
+
+    def weight(w: Float[Array, " d"]) -> tuple[Array, Array]:
+        u, inside = proposal.chart.unflatten(posterior, w)
+        log_det = proposal.chart.flatten(posterior, u)[1]
+        log_p = posterior.log_density(u, "lebesgue") - log_det
+        return jnp.where(inside, log_p - proposal.log_prob(w), -jnp.inf), inside
+
+    w = proposal.sample(key, draws)
+    return w, *jax.lax.map(weight, w, batch_size=min(draws, BATCH))
+
+
+def log_mean(log_weights: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Log of the mean weight, its standard error, and the effective number of draws."""
+    shift = np.max(log_weights)
+    weights = np.exp(log_weights - shift)
+    total, n = weights.sum(), len(weights)
+    effective = float(total**2 / np.sum(weights**2))
+    relative = math.sqrt(max(1.0 / effective - 1.0 / n, 0.0) * n / (n - 1))
+    return float(shift + np.log(total / n)), relative, effective
+
+
+def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
+    tail = f"k-hat {drawn.k_hat:.2f}"
+    if not drawn.k_hat <= K_HAT_LIMIT:
+        return Trust(Level.POOR, f"{tail} > {K_HAT_LIMIT}: a few draws carry the estimate")
+    reservations = []
+    if drawn.k_hat >= GOOD_K_HAT:
+        reservations.append(f"it should be below {GOOD_K_HAT} for the error to hold")
+    if drawn.undefined:
+        reservations.append(f"the density is NaN at {drawn.undefined} draws")
+    if error > 0.1 or effective < 100:
+        reservations.append(f"only {effective:.0f} effective draws")
+    if reservations:
+        return Trust(Level.FAIR, f"{tail}; {', '.join(reservations)}")
+    return Trust(Level.GOOD, f"{tail}, {effective:.0f} effective draws")
