@@ -8,8 +8,10 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Nearly all of the time of the suite is compilation, of programs that run for milliseconds; and
 # every worker has a processor of its own, on which threads only wait for each other.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} "
+    "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+)
 
 import jax
 from hypothesis import HealthCheck, settings
