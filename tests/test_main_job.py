@@ -157,7 +157,7 @@ def test_correction_against_dense_contraction():
         + jnp.einsum("ij,ij", b2 + jnp.outer(b1, b1), k) / 2
         - jnp.einsum("i,jkl,ij,kl", b1, t, k, k) / 2
     )
-    found = jax.jit(lambda at: correction(posterior, at))(fit.at)
+    found = jax.jit(lambda at: correction(posterior, at.u, at.whitener))(fit.at)
     assert float(found) == pytest.approx(float(expected), rel=1e-9)
     assert float(fit.gradient_norm) < 1e-8
 

@@ -18,6 +18,7 @@ from volform.inference import (
     evidence as evidence,
     find_map as find_map,
     laplace as laplace,
+    maximize_evidence as maximize_evidence,
     nuts as nuts,
     to_arviz as to_arviz,
 )

@@ -11,18 +11,42 @@ from typing import Any, NoReturn
 import jax
 from rich.console import Console
 
+from volform.cli.comparing import print_comparison, write_comparison
 from volform.cli.loading import check_arguments, load_data, load_function
 from volform.cli.report import print_tables, write_files
-from volform.errors import MetricError, TrustWarning, VolformError
+from volform.errors import MetricError, ModelError, TrustWarning, VolformError
 from volform.geometry import Euclidean, Metric
-from volform.inference import find_map, laplace
-from volform.models import JointFisher, LikelihoodFisher, Unconstrained, attach, condition
+from volform.inference import (
+    Automatic,
+    Bridge,
+    Estimator,
+    Importance,
+    Quadrature,
+    compare,
+    evidence,
+    find_map,
+    laplace,
+)
+from volform.models import (
+    JointFisher,
+    LikelihoodFisher,
+    Posterior,
+    Unconstrained,
+    attach,
+    condition,
+)
 
 METRICS: dict[str, Callable[..., Metric]] = {
     "joint-fisher": JointFisher,
     "likelihood-fisher": LikelihoodFisher,
     "euclidean": Euclidean,
     "unconstrained": Unconstrained,
+}
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "importance": Importance,
+    "bridge": Bridge,
+    "quadrature": Quadrature,
+    "automatic": Automatic,
 }
 WITH_REFERENCE = ("joint-fisher", "likelihood-fisher")
 
@@ -59,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="volform", description="Bayesian inference with invariant densities.")
     top.add_argument("--version", action="version", version=f"volform {_version()}")
     commands = top.add_subparsers(title="commands", metavar="command", required=True)
-    evidence = commands.add_parser(
+    single = commands.add_parser(
         "evidence",
         help="mode and evidence of a NumPyro model, the same in every parametrization",
         description="Find the invariant MAP of a NumPyro model and its invariant Laplace "
@@ -67,14 +91,48 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evidence.set_defaults(run=run_evidence)
-    add = evidence.add_argument
+    single.set_defaults(run=run_evidence)
+    add = single.add_argument
     add("model", metavar="model.py:function", help="a NumPyro model: a file and a function in it")
+    _add_common(single, "evidence.json, posterior.nc and PNG pictures")
+    add("--starts", type=_positive, default=4, help="starts of the search (default: 4)")
+    add(
+        "--by",
+        metavar="NAME",
+        help=f"a second estimate of the evidence, beside Laplace's: {', '.join(ESTIMATORS)}",
+    )
+    add(
+        "--no-second-order",
+        dest="second_order",
+        action="store_false",
+        help="leave out the second-order correction, the larger part of the time",
+    )
+    add(
+        "--allow-improper",
+        action="store_true",
+        help="give the formal integral under an improper prior, labeled so",
+    )
+    comparison = commands.add_parser(
+        "compare",
+        help="rank NumPyro models by evidence, on the same data",
+        description="Rank NumPyro models by evidence: by the cheapest estimator that can be "
+        "trusted, in float64.",
+    )
+    comparison.set_defaults(run=run_compare)
+    comparison.add_argument(
+        "model", nargs="+", metavar="model.py:function", help="NumPyro models, of the same data"
+    )
+    _add_common(comparison, "comparison.json and evidence.png")
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser, files: str) -> None:
+    add = command.add_argument
     add(
         "--data",
         type=Path,
         metavar="FILE",
-        help="the function's arguments by name: a JSON object (.json), or columns with a header "
+        help="the functions' arguments by name: a JSON object (.json), or columns with a header "
         "(.csv); whole numbers stay integers",
     )
     add(
@@ -88,21 +146,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="other.py:function",
         help="with a Fisher metric: another spelling of the model to read the geometry from",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="write evidence.json, posterior.nc and PNG pictures to this folder",
-    )
+    add("--out", type=Path, metavar="DIR", help=f"write {files} to this folder")
     add("--seed", type=int, default=0, help="seed of starts and draws (default: 0)")
-    add("--starts", type=_positive, default=4, help="starts of the search (default: 4)")
-    add(
-        "--no-second-order",
-        dest="second_order",
-        action="store_false",
-        help="leave out the second-order correction, the larger part of the time",
-    )
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +184,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_evidence(options: argparse.Namespace, console: Console) -> None:
     """`volform evidence`: fit, print, write."""
-    model = load_function(options.model)
+    estimator = _estimator(options)
+    posterior = _posterior(options.model, options)
+    search, draws = jax.random.split(jax.random.key(options.seed))
+    fit = find_map(posterior, key=search, starts=options.starts)
+    approx = laplace(fit, second_order=options.second_order, allow_improper=options.allow_improper)
+    console.print(repr(posterior).splitlines()[0], markup=False, highlight=False)
+    print_tables(console, approx)
+    if estimator is not None:
+        improper = options.allow_improper
+        found = evidence(fit, by=estimator, key=draws, allow_improper=improper)
+        console.print(repr(found), markup=False, highlight=False)
+    if options.out is not None:
+        _report(console, write_files(options.out, approx, draws, _description(options)))
+
+
+def run_compare(options: argparse.Namespace, console: Console) -> None:
+    """`volform compare`: estimate, rank, print, write."""
+    names = _short_names(options.model)
+    models = {name: _posterior(m, options) for name, m in zip(names, options.model, strict=True)}
+    table = compare(models, key=jax.random.key(options.seed))
+    print_comparison(console, table)
+    if options.out is not None:
+        _report(console, write_comparison(options.out, table, _description(options)))
+
+
+def _posterior(reference: str, options: argparse.Namespace) -> Posterior:
+    """The model that `reference` names, conditioned on the data."""
+    model = load_function(reference)
     metric = _metric(options)
     data = {} if options.data is None else load_data(options.data)
     source = "`--data` (not given)" if options.data is None else f"`{options.data}`"
@@ -153,21 +225,37 @@ def run_evidence(options: argparse.Namespace, console: Console) -> None:
             TrustWarning,
             stacklevel=1,
         )
-    search, draws = jax.random.split(jax.random.key(options.seed))
-    fit = find_map(posterior, key=search, starts=options.starts)
-    approx = laplace(fit, second_order=options.second_order)
-    console.print(repr(posterior).splitlines()[0], markup=False, highlight=False)
-    print_tables(console, approx)
-    if options.out is not None:
-        description = {
-            "volform": _version(),
-            "model": options.model,
-            "data": None if options.data is None else str(options.data),
-            "seed": options.seed,
-            "starts": options.starts,
-        }
-        for path in write_files(options.out, approx, draws, description):
-            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return posterior
+
+
+def _short_names(references: list[str]) -> list[str]:
+    """Names of the functions where they differ, else the references as they were given."""
+    short = [reference.rpartition(":")[2] for reference in references]
+    return short if len(set(short)) == len(short) else references
+
+
+def _description(options: argparse.Namespace) -> dict[str, object]:
+    return {
+        "volform": _version(),
+        "model": options.model,
+        "data": None if options.data is None else str(options.data),
+        "seed": options.seed,
+    }
+
+
+def _report(console: Console, paths: list[Path]) -> None:
+    for path in paths:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _estimator(options: argparse.Namespace) -> Estimator | None:
+    if options.by is None:
+        return None
+    if options.by not in ESTIMATORS:
+        raise ModelError(
+            f"`--by {options.by}` is not known; it should be one of {_listed(ESTIMATORS)}."
+        )
+    return ESTIMATORS[options.by]()
 
 
 def _metric(options: argparse.Namespace) -> Metric | None:
@@ -211,7 +299,8 @@ def _one_line(error: BaseException) -> str:
 
 def _place_in(error: BaseException, options: argparse.Namespace) -> str | None:
     """Where the model's own file was running when the error came; None if it was not."""
-    named = [r.rpartition(":")[0] for r in (options.model, options.reference) if r]
+    models = [options.model] if isinstance(options.model, str) else options.model
+    named = [r.rpartition(":")[0] for r in (*models, options.reference) if r]
     files = {str(Path(path).resolve()): path for path in named}
     place, frame = None, error.__traceback__
     while frame is not None:

@@ -49,6 +49,7 @@ def _evidence_table(approx: LaplaceApproximation) -> Table:
         else f"{float(evidence.correction):+.6f}",
         "metric": evidence.metric,
         "parameters d": str(evidence.dim),
+        "trust": str(evidence.trust),
     }
     if evidence.note:
         rows["note"] = evidence.note
@@ -88,25 +89,28 @@ def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
         "metric": evidence.metric,
         "parameters": evidence.dim,
         "evidence": {
-            "log_z": _plain(evidence.log_z),
-            "log_z_second_order": _plain(evidence.log_z_second_order),
-            "correction": _plain(evidence.correction),
+            "log_z": plain(evidence.log_z),
+            "log_z_second_order": plain(evidence.log_z_second_order),
+            "correction": plain(evidence.correction),
+            "trust": str(evidence.trust),
             "note": evidence.note,
         },
         "mode": {
-            "values": {name: _plain(value) for name, value in fit.values.items()},
-            "log_q": _plain(fit.log_density),
-            "gradient_norm": _plain(fit.gradient_norm),
-            "eigenvalues": _plain(fit.eigenvalues),
+            "values": {name: plain(value) for name, value in fit.values.items()},
+            "log_q": plain(fit.log_density),
+            "gradient_norm": plain(fit.gradient_norm),
+            "eigenvalues": plain(fit.eigenvalues),
             "verdict": str(fit.verdict),
             "modes": [
-                {"log_q": _plain(mode.log_density), "starts": mode.starts} for mode in fit.modes
+                {"log_q": plain(mode.log_density), "starts": mode.starts} for mode in fit.modes
             ],
         },
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain Python numbers, None for what is NaN or infinite."""
+
     def finite(number: Any) -> Any:
         return number if math.isfinite(number) else None
 

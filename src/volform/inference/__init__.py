@@ -6,8 +6,16 @@ from volform.inference.approximation import (
 )
 from volform.inference.bridging import Bridge as Bridge
 from volform.inference.comparison import Comparison as Comparison, compare as compare
+from volform.inference.empirical import (
+    EmpiricalBayes as EmpiricalBayes,
+    maximize_evidence as maximize_evidence,
+)
 from volform.inference.escalation import Automatic as Automatic
-from volform.inference.estimating import Laplace as Laplace, evidence as evidence
+from volform.inference.estimating import (
+    Estimator as Estimator,
+    Laplace as Laplace,
+    evidence as evidence,
+)
 from volform.inference.evidence import Evidence as Evidence
 from volform.inference.exporting import to_arviz as to_arviz
 from volform.inference.importance import Importance as Importance

@@ -56,7 +56,7 @@ class LaplaceApproximation(eqx.Module):
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """H^-1 at the mode, in unconstrained coordinates u."""
-        whitener = self.mode.at.frame / jnp.sqrt(self.mode.at.eigenvalues)
+        whitener = self.mode.at.whitener
         return whitener @ whitener.T
 
     @cached_property

@@ -114,7 +114,8 @@ def _mean_correction(fit: MAP, modes: Sequence[Expansion], each: Float[Array, " 
 def _correction(posterior: Posterior, at: Expansion) -> Float[Array, ""]:
     # Fourth derivatives are long programs that run once: below 30 parameters compiling them
     # quickly matters more than running them quickly.
-    return (_correction_small if posterior.dim <= 30 else _correction_large)(posterior, at)
+    run = _correction_small if posterior.dim <= 30 else _correction_large
+    return run(posterior, at.u, at.whitener)
 
 
 _correction_large = eqx.filter_jit(correction)

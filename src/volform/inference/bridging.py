@@ -126,7 +126,7 @@ def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, A
         return jax.random.uniform(key, shape, minval=-2.0, maxval=2.0), jnp.eye(posterior.dim)
     log_weights = jnp.zeros(len(modes))
     proposal = proposal_at(posterior, UNCONSTRAINED, modes, log_weights, OVERDISPERSED)
-    whitener = modes[0].frame / jnp.sqrt(modes[0].eigenvalues)
+    whitener = modes[0].whitener
     return proposal.sample(key, chains), whitener @ whitener.T
 
 

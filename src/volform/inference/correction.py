@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from volform.inference.local import Expansion, objective
+from volform.inference.local import objective
 from volform.models import Posterior
 
 Scalar = Callable[[Float[Array, " d"]], Float[Array, ""]]
 
 
-def correction(posterior: Posterior, at: Expansion, batch: int = 16) -> Float[Array, ""]:
+def correction(
+    posterior: Posterior, u: Float[Array, " d"], whitener: Float[Array, "d d"], batch: int = 16
+) -> Float[Array, ""]:
     """The coefficient c of `log Z = log Z_1 + log(1 + c)` at the mode of q^G.
 
     With l = -log q^G, b = 1/2 log det G, T and Q the third and fourth derivatives of l,
@@ -29,19 +31,19 @@ def correction(posterior: Posterior, at: Expansion, batch: int = 16) -> Float[Ar
 
     Args:
         posterior: densities and metric in u.
-        at: expansion of -log q^G at its mode, with positive eigenvalues.
+        u: mode of q^G, shape (d,).
+        whitener: W with W^T H W = I there, shape (d, d).
         batch: directions treated at once; bounds the memory.
     """
-    whitener = at.frame / jnp.sqrt(at.eigenvalues)
 
     def loss(z: Float[Array, " d"]) -> Float[Array, ""]:
-        return objective(at.u + whitener @ z, posterior)
+        return objective(u + whitener @ z, posterior)
 
     def b(z: Float[Array, " d"]) -> Float[Array, ""]:
-        return posterior.log_volume(at.u + whitener @ z)
+        return posterior.log_volume(u + whitener @ z)
 
-    origin = jnp.zeros_like(at.u)
-    eye = jnp.eye(at.u.size, dtype=at.u.dtype)
+    origin = jnp.zeros_like(u)
+    eye = jnp.eye(u.size, dtype=u.dtype)
 
     def laplacian(z: Float[Array, " d"]) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(lambda a: _second(loss, z, a))(eye))
@@ -51,7 +53,7 @@ def correction(posterior: Posterior, at: Expansion, batch: int = 16) -> Float[Ar
         third = jax.jvp(jax.hessian(loss), (origin,), (direction,))[1]
         return traced, curved, jnp.sum(third**2)
 
-    t, q, t_squared = jax.lax.map(along, eye, batch_size=min(batch, at.u.size))
+    t, q, t_squared = jax.lax.map(along, eye, batch_size=min(batch, u.size))
     b_gradient, b_hessian = jax.grad(b)(origin), jax.hessian(b)(origin)
     return (
         -q.sum() / 8.0

@@ -62,6 +62,11 @@ class Expansion(eqx.Module):
         return jnp.linalg.norm(self.gradient)
 
     @property
+    def whitener(self) -> Float[Array, "d d"]:
+        """W with W^T H W = I; NaN where H is not positive definite."""
+        return self.frame / jnp.sqrt(self.eigenvalues)
+
+    @property
     def decrement(self) -> Float[Array, ""]:
         """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
         return jnp.linalg.norm(self.gradient / jnp.sqrt(jnp.abs(self.eigenvalues)))

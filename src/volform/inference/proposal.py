@@ -70,7 +70,7 @@ def proposal_at(
     def component(at: Expansion) -> tuple[Array, Array]:
         center = chart.flatten(posterior, at.u)[0]
         push = jax.jacfwd(lambda u: chart.flatten(posterior, u)[0])(at.u)
-        whitener = push @ (at.frame / jnp.sqrt(at.eigenvalues))
+        whitener = push @ at.whitener
         # L from the QR factors of W^T: no product W W^T loses half of the digits.
         upper = jnp.linalg.qr(whitener.T, mode="r")
         return center, upper.T * jnp.sign(jnp.diagonal(upper))

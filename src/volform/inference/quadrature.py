@@ -53,7 +53,7 @@ class Quadrature(Estimator):
                 f"{posterior.dim}; use `vf.Importance()` or `vf.Bridge()`."
             )
         at = problem.modes[0]
-        whitener = at.frame / jnp.sqrt(at.eigenvalues)
+        whitener = at.whitener
         log_z, error, used, undefined = _refined(
             posterior, at.u, whitener, self.tolerance, self.nodes
         )

@@ -100,16 +100,18 @@ def refine(
     """
 
     def run(u: Float[Array, " d"]) -> End:
-        end = _newton(posterior, u, tolerance, max_steps)
+        end = newton(posterior, u, tolerance, max_steps)
         return End(diagonalized(end.at), end.steps)
 
     # Not vmapped: under vmap every step would pay for both kinds.
     return jax.lax.map(run, starts)
 
 
-def _newton(
+def newton(
     posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
 ) -> Trajectory:
+    """Newton's method from one point: the last state of its trajectory."""
+
     def unfinished(state: Trajectory) -> Bool[Array, ""]:
         at = state.at
         is_minimum = jnp.maximum(at.gradient_norm, state.decrement) < 1e-4 * tolerance

@@ -46,7 +46,10 @@ def check_support(name: str, fn: Any, value: Any) -> None:
     """
     if _is_unchecked(fn, value):
         return
-    inside, used = np.asarray(fn.support(jnp.asarray(value))), _used(fn, np.asarray(value))
+    inside = fn.support(jnp.asarray(value))
+    if isinstance(inside, Tracer):  # under jit, where nothing is known yet
+        return
+    inside, used = np.asarray(inside), _used(fn, np.asarray(value))
     _refuse_where(
         ~inside & (used if inside.shape == used.shape else True),
         f"The observed site `{name}` holds {{}} values outside the support of its distribution, "

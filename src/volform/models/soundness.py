@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from volform.errors import MetricError, VolformError
@@ -46,7 +47,10 @@ def check_metric(
         )
     if is_symmetric_by_construction(metric) or n > _EVALUATED:
         return
-    matrix = np.asarray(metric(values(u)).as_matrix())
+    matrix = metric(values(u)).as_matrix()
+    if isinstance(matrix, Tracer):  # under jit, where nothing is known yet
+        return
+    matrix = np.asarray(matrix)
     gap = np.abs(matrix - matrix.T)
     if np.nanmax(gap, initial=0.0) > 1e-5 * np.nanmax(np.abs(matrix), initial=0.0):
         i, j = np.unravel_index(int(np.nanargmax(gap)), gap.shape)

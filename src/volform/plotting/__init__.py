@@ -5,4 +5,5 @@ a figure of its own, and leaves showing and saving to the caller.
 """
 
 from volform.plotting.density import density as density
+from volform.plotting.ranking import evidence as evidence
 from volform.plotting.spectrum import spectrum as spectrum

@@ -1,0 +1,60 @@
+"""The results of `volform compare`: a table on the terminal, files in a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from volform.cli.report import plain
+from volform.inference import Comparison
+from volform.plotting import evidence
+from volform.plotting.canvas import figure_of
+
+
+def print_comparison(console: Console, table: Comparison) -> None:
+    """The ranked models, and what stands between the numbers and a conclusion."""
+    columns = ("model", "log Z", "error", "probability", "log BF", "against it", "trust", "LOO")
+    rich = Table(*columns, title="Models, the best first", title_justify="left")
+    for row in table.rows:
+        found = row.evidence
+        rich.add_row(
+            row.name,
+            f"{float(found.log_z):.3f}",
+            f"{float(found.error):.3f}",
+            f"{row.probability:.3f} ± {row.probability_error:.3f}",
+            f"{row.log_bayes_factor:.2f}",
+            row.words,
+            found.trust.level.value,
+            "" if row.loo is None else f"{row.loo.elpd:.1f} ± {row.loo.error:.1f}",
+        )
+    console.print(rich)
+    for row in table.rows:
+        found = row.evidence
+        console.print(
+            f"{row.name}: {found.method}, {found.trust.reason}; {found.cost}",
+            markup=False,
+            highlight=False,
+        )
+    for caution in table.cautions:
+        console.print(f"caution: {caution}", style="yellow", markup=False)
+
+
+def write_comparison(folder: Path, table: Comparison, description: dict[str, Any]) -> list[Path]:
+    """Write comparison.json and evidence.png; returns their paths."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    records = table.to_dataframe().reset_index().to_dict("records")
+    models = [
+        {key: value if isinstance(value, str) else plain(value) for key, value in record.items()}
+        for record in records
+    ]
+    content = {**description, "models": models, "cautions": list(table.cautions)}
+    written = [folder / "comparison.json", folder / "evidence.png"]
+    text = json.dumps(content, indent=2, allow_nan=False)
+    written[0].write_text(text + "\n", encoding="utf-8")
+    figure = figure_of(evidence(table))
+    figure.savefig(written[1], dpi=150)
+    plt.close(figure)
+    return written

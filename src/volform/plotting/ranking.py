@@ -1,0 +1,72 @@
+"""The evidence of compared models."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from volform.inference import Comparison
+from volform.inference.evidence import Level
+from volform.plotting import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw the log evidences of compared models with two standard errors, the best on top.
+
+    Filled marks can be trusted; open ones are no better than fair, and say why in the table.
+    Vertical bands are the words of Kass & Raftery (1995) for evidence against a model.
+
+    Args:
+        table: from `volform.compare`.
+        ax: matplotlib axes to draw on; by default a new figure.
+
+    Returns:
+        The axes.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y, scale):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, scale))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> y = jnp.array([0.5, 1.5])
+    >>> models = {"narrow": vf.condition(model, y, 1.0), "wide": vf.condition(model, y, 50.0)}
+    >>> ax = vf.plot.evidence(vf.compare(models, by=vf.Laplace(), loo=False))
+    >>> ax.get_xlabel()
+    'log evidence'
+    """
+    rows = table.rows
+    ax = canvas.new_axes(1, 6.0, 1.2 + 0.42 * len(rows))[0] if ax is None else ax
+    values = np.array([float(row.evidence.log_z) for row in rows])
+    errors = np.nan_to_num([float(row.evidence.error) for row in rows])
+    heights = np.arange(len(rows))[::-1]
+    room = max(1.0, 0.15 * (values.max() - values.min()))
+    left = (values - 2.0 * errors).min() - room
+    right = (values + 2.0 * errors).max() + 0.5 * room
+    ax.set_xlim(left, right)
+    for bound in (1.0, 3.0, 5.0):
+        if values[0] - bound > left:
+            ax.axvline(values[0] - bound, color=canvas.FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
+            ax.annotate(
+                f"{bound:.0f}",
+                (values[0] - bound, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=canvas.FAINT,
+            )
+    for height, value, error, row in zip(heights, values, errors, rows, strict=True):
+        good = row.evidence.trust.level is Level.GOOD
+        color = canvas.BLUE if good else canvas.VERMILION
+        ax.plot([value - 2.0 * error, value + 2.0 * error], [height, height], color=color)
+        ax.plot(value, height, "o", color=color, markerfacecolor=color if good else "white")
+    ax.set_yticks(heights, [row.name for row in rows])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set_xlabel("log evidence", color=canvas.INK)
+    ax.set_title(
+        "log evidence, two standard errors; filled: trust is good\n", fontsize=10, loc="left"
+    )
+    canvas.plain(ax)
+    return ax
