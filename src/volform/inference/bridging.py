@@ -48,7 +48,7 @@ class Bridge(Estimator):
 
     >>> import volform as vf
     >>> vf.Bridge(draws=2000)
-    Bridge(draws=2000, chains=4, warmup=1000, samples=None, repeats=3)
+    Bridge(draws=2000)
     """
 
     draws: int = 4000

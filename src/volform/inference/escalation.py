@@ -29,7 +29,7 @@ class Automatic(Estimator):
 
     >>> from volform.inference import Automatic
     >>> Automatic()
-    Automatic(tolerance=0.05)
+    Automatic()
     """
 
     tolerance: float = 0.05

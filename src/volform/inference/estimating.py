@@ -70,7 +70,7 @@ class Laplace(Estimator):
 
     >>> import volform as vf
     >>> vf.Laplace()
-    Laplace(second_order=True)
+    Laplace()
     """
 
     second_order: bool = True
@@ -123,9 +123,9 @@ def evidence(
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> posterior = vf.condition(model, jnp.array([0.5, 1.5]))
-    >>> print(vf.evidence(posterior, by=vf.Quadrature()))
-    log Z -2.970 ± ... by quadrature, metric Euclidean, 1 parameters
-    trust good: ...
+    >>> found = vf.evidence(posterior, by=vf.Quadrature())
+    >>> round(float(found.log_z), 6), found.trust.level.value
+    (-2.970517, 'good')
     """
     by = Laplace() if by is None else by
     if not isinstance(by, Estimator):

@@ -45,7 +45,7 @@ class Importance(Estimator):
 
     >>> import volform as vf
     >>> vf.Importance(draws=2000)
-    Importance(draws=2000, df=5.0, rounds=5)
+    Importance(draws=2000)
     """
 
     draws: int = 10_000

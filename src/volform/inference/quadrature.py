@@ -38,7 +38,7 @@ class Quadrature(Estimator):
 
     >>> import volform as vf
     >>> vf.Quadrature()
-    Quadrature(tolerance=1e-09, nodes=20000000)
+    Quadrature()
     """
 
     tolerance: float = 1e-9

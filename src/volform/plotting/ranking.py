@@ -66,7 +66,9 @@ def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_xlabel("log evidence", color=canvas.INK)
     ax.set_title(
-        "log evidence, two standard errors; filled: trust is good\n", fontsize=10, loc="left"
+        "two standard errors; filled: trust is good; dashed: log Bayes factors 1, 3, 5\n",
+        fontsize=9.5,
+        loc="left",
     )
     canvas.plain(ax)
     return ax
