@@ -47,7 +47,8 @@ def test_evidence_is_that_of_the_design(approx):
     assert float(evidence.correction) == pytest.approx(0.134, abs=5e-4)
     assert repr(evidence) == (
         "log Z -31.445, second order -31.319, correction c = +0.134, metric JointFisher, "
-        "10 parameters"
+        "10 parameters\n"
+        "trust fair: |c| is small; other modes and heavy tails are not seen from one mode"
     )
 
 
