@@ -39,7 +39,7 @@ def smoothed(
     body = np.argsort(log_weights)[: len(log_weights) // 2]
     finite = body[np.isfinite(log_weights[body])]
     body = finite if finite.size else np.array([np.argmax(log_weights)])
-    return normalized + np.median((log_weights - normalized)[body]), float(k_hat)
+    return normalized + np.median(log_weights[body] - normalized[body]), float(k_hat)
 
 
 def _psislw(log_weights: Float[np.ndarray, " n"]) -> tuple[Any, Any]:

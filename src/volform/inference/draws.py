@@ -107,12 +107,18 @@ def chains_of(posterior: Posterior, samples: Any) -> Chains:
             "another model cannot be bridged from. Give those of this one."
         )
     latent = {name: jnp.asarray(values[name]) for name in posterior.names}
+    lead = latent[posterior.names[0]].shape[:2]
     for site in posterior.layout.sites:
         shape = latent[site.name].shape
-        if shape[2:] != site.shape:
+        if len(shape) < 2 or shape[2:] != site.shape:
             raise DataError(
                 f"`samples` of `{site.name}` have shape {shape}; it should be (chains, draws) and "
                 f"then the site's own, {site.shape}. Are they draws from another model?"
+            )
+        if shape[:2] != lead:
+            raise DataError(
+                f"`samples` of `{posterior.names[0]}` and `{site.name}` are of different numbers "
+                f"of chains or draws, {lead} and {shape[:2]}; give the same draws of every site."
             )
     u = _unconstrained(posterior, latent)
     if not bool(jnp.all(jnp.isfinite(u))):
