@@ -1,7 +1,7 @@
 """Evidence by bridge sampling from posterior draws."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -70,11 +70,11 @@ class Bridge(Estimator):
         chain_key, key = jax.random.split(jax.random.fold_in(problem.key, 2))
         chains = self._chains(problem, chain_key)
         _require_enough(chains, posterior.dim)
-        folds = _folds(np.asarray(chains.u))
+        folds = [fold_of(posterior, *halves) for halves in _folds(np.asarray(chains.u))]
         rounds = [
-            bridge(posterior, fit, rest, fold_key)
+            bridge(posterior, fold, fold_key)
             for repeat in jax.random.split(key, self.repeats)
-            for (fit, rest), fold_key in zip(folds, jax.random.split(repeat), strict=True)
+            for fold, fold_key in zip(folds, jax.random.split(repeat), strict=True)
         ]
         values, errors = np.reshape(np.array(rounds), (self.repeats, 2, 2)).transpose(2, 0, 1)
         error = max(
@@ -82,7 +82,7 @@ class Bridge(Estimator):
             float(np.abs(values.mean(0) @ np.array([0.5, -0.5]))),
             float(values.mean(1).std(ddof=1)) if self.repeats > 1 else 0.0,
         )
-        used = np.size(chains.u[..., 0])
+        used = sum(fold.at_draws.size for fold in folds)
         spread = {} if self.repeats == 1 else {"spread": float(values.std(ddof=1))}
         return Evidence(
             jnp.asarray(values.mean()),
@@ -147,25 +147,51 @@ def _folds(u: Float[np.ndarray, "c n d"]) -> list[tuple[np.ndarray, np.ndarray]]
     return [(first, second), (second, first)]
 
 
-def bridge(
-    posterior: Posterior,
-    fit: Float[np.ndarray, "c n d"],
-    rest: Float[np.ndarray, "c n d"],
-    key: PRNGKeyArray,
-) -> tuple[float, float]:
-    """Log Z and its error, with the Gaussian fitted on `fit` and the bridge built on `rest`."""
+class Fold(NamedTuple):
+    """A Gaussian fitted to one half of the draws, and the other half seen from it.
+
+    Attributes:
+        mean: its mean, shape (d,).
+        factor: lower triangular root of its covariance, shape (d, d).
+        at_draws: log of the warped posterior over the Gaussian at the other half.
+        effective: effective number of those draws.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    factor: Float[np.ndarray, "d d"]
+    at_draws: Float[np.ndarray, "c n"]
+    effective: float
+
+
+def fold_of(
+    posterior: Posterior, fit: Float[np.ndarray, "c n d"], rest: Float[np.ndarray, "c n d"]
+) -> Fold:
+    """The Gaussian of `fit`, and the warped posterior at `rest`.
+
+    Raises:
+        DataError: when the draws do not vary.
+    """
     flat = fit.reshape(-1, fit.shape[-1])
     mean, covariance = flat.mean(0), np.atleast_2d(np.cov(flat.T))
-    factor = np.linalg.cholesky(covariance)
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "The draws in `samples` do not vary in every direction, so that they have no "
+            "covariance to be standardized by. Did the sampler move?"
+        ) from error
     z = np.linalg.solve(factor, (rest - mean).reshape(-1, flat.shape[1]).T).T
-    noise = jax.random.normal(key, z.shape)
-    at_draws, at_noise = (
-        np.asarray(_log_ratio(posterior, mean, factor, jnp.asarray(points)))
-        for points in (z, noise)
-    )
-    series = at_draws.reshape(rest.shape[:2])
-    effective = float(np.clip(effective_sample_size(series), 1.0, series.size))
-    return _iterated(series, at_noise, effective)
+    at_draws = np.asarray(_log_ratio(posterior, mean, factor, jnp.asarray(z)))
+    at_draws = at_draws.reshape(rest.shape[:2])
+    effective = float(np.clip(effective_sample_size(at_draws), 1.0, at_draws.size))
+    return Fold(mean, factor, at_draws, effective)
+
+
+def bridge(posterior: Posterior, fold: Fold, key: PRNGKeyArray) -> tuple[float, float]:
+    """Log Z and its error, by as many Gaussian draws as there are of the posterior."""
+    noise = jax.random.normal(key, (fold.at_draws.size, fold.mean.size))
+    at_noise = np.asarray(_log_ratio(posterior, fold.mean, fold.factor, noise))
+    return _iterated(fold.at_draws, at_noise, fold.effective)
 
 
 @eqx.filter_jit
