@@ -83,21 +83,17 @@ def search_cost(fit: MAP) -> Cost:
     return Cost(0, descent + newton * (fit.posterior.dim + 1))
 
 
-def distinct_modes(fit: MAP, facts: Facts) -> list[Expansion]:
-    """Expansions at the strict modes that were found, the best first.
-
-    Where the number of equivalent modes is known, copies of one mode are counted once: modes with
-    equal q^G and equal spectra of E.
-    """
-    modes: list[Expansion] = []
-    for mode in fit.modes:
-        copies = facts.equivalent_modes and any(_are_copies(mode.at, other) for other in modes)
-        if not copies:
-            modes.append(mode.at)
-    return modes or [fit.at]
+def without_copies(modes: Sequence[Expansion]) -> list[Expansion]:
+    """One of each set of modes that are copies of each other."""
+    kept: list[Expansion] = []
+    for mode in modes:
+        if not any(are_copies(mode, other) for other in kept):
+            kept.append(mode)
+    return kept
 
 
-def _are_copies(one: Expansion, other: Expansion) -> bool:
+def are_copies(one: Expansion, other: Expansion) -> bool:
+    """Whether two modes have equal q^G and equal spectra of E."""
     same_height = np.isclose(one.value, other.value, rtol=1e-8, atol=1e-8)
     return bool(same_height and np.allclose(one.eigenvalues, other.eigenvalues, rtol=1e-4))
 

@@ -91,7 +91,7 @@ class Bridge(Estimator):
             posterior.metric_name,
             posterior.dim,
             f"bridge sampling ({used:,} draws)",
-            _trust(posterior, chains, error),
+            _trust(posterior, chains, error).but(_reservations(problem)),
             {
                 "r_hat": float(chains.r_hat().max()),
                 "effective_draws": float(chains.effective().min()),
@@ -111,6 +111,13 @@ class Bridge(Estimator):
             phase(f"NUTS in {problem.posterior.dim} dimensions, {self.chains} chains")
             each = math.ceil(self.draws / self.chains)
             return run_nuts(problem.posterior, then, starts, covariance, self.warmup, each)
+
+
+def _reservations(problem: Problem) -> tuple[str, ...]:
+    try:
+        return problem.reservations
+    except VolformError:  # there is no mode, so that no number of copies is missing
+        return ()
 
 
 def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, Any]:

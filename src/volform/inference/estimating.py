@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from functools import cached_property
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from volform.errors import ModelError
 from volform.inference.approximation import LaplaceApproximation, laplace
-from volform.inference.asymptotic import distinct_modes, laplace_evidence
+from volform.inference.asymptotic import are_copies, laplace_evidence, without_copies
 from volform.inference.evidence import Evidence
 from volform.inference.local import Expansion
 from volform.inference.mode import MAP, find_map
@@ -50,8 +51,35 @@ class Problem:
 
     @cached_property
     def modes(self) -> list[Expansion]:
-        """Expansions at the distinct strict modes, the best first."""
-        return distinct_modes(self.approx.mode, self.facts)
+        """Expansions at the distinct strict modes, copies by a symmetry included, the best first.
+
+        Raises:
+            ConvergenceError: when the search found none.
+        """
+        found = self.approx.mode
+        return [mode.at for mode in found.modes] or [found.at]
+
+    @cached_property
+    def reservations(self) -> tuple[str, ...]:
+        """Why modes may be missing, though draws around those that were found look well.
+
+        No draw tells of a mode that it never reaches: what the search could not see, no check of
+        weights or of chains will.
+        """
+        reasons = []
+        if self.facts.improper:
+            reasons.append(
+                f"far modes may be missing: {', '.join(self.facts.improper)} has no proper prior "
+                "whose draws the search could start from"
+            )
+        expected = self.facts.equivalent_modes or 1
+        found = sum(are_copies(mode, self.modes[0]) for mode in self.modes) if expected > 1 else 1
+        if found < expected:
+            reasons.append(
+                f"{found:,} of {expected:,} equivalent modes were found; log Z may lack up to "
+                f"{math.log(expected / found):.3f}"
+            )
+        return tuple(reasons)
 
 
 class Estimator(eqx.Module):
@@ -76,10 +104,11 @@ class Laplace(Estimator):
     second_order: bool = True
 
     def estimate(self, problem: Problem) -> Evidence:
-        """The sum of the modes' Laplace evidences."""
+        """The sum of the modes' Laplace evidences; copies that are multiplied for count once."""
+        modes = problem.modes
         return laplace_evidence(
             problem.approx.mode,
-            problem.modes,
+            without_copies(modes) if problem.facts.equivalent_modes else modes,
             problem.facts,
             second_order=self.second_order,
             notes=(),

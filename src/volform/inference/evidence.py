@@ -2,6 +2,7 @@
 
 import enum
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,6 +28,13 @@ class Trust(eqx.Module):
 
     level: Level = eqx.field(static=True)
     reason: str = eqx.field(static=True)
+
+    def but(self, reservations: Sequence[str]) -> "Trust":
+        """The same verdict, no longer good where there are reservations."""
+        if not reservations:
+            return self
+        level = Level.FAIR if self.level is Level.GOOD else self.level
+        return Trust(level, "; ".join([self.reason, *reservations]))
 
     def __str__(self) -> str:
         return f"{self.level.value}: {self.reason}"

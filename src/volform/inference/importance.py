@@ -84,7 +84,7 @@ class Importance(Estimator):
             posterior.metric_name,
             posterior.dim,
             f"importance sampling ({self.draws:,} draws)",
-            _trust(drawn, error, effective),
+            _trust(drawn, error, effective).but(problem.reservations),
             {"k_hat": drawn.k_hat, "effective_draws": effective},
             search_cost(problem.fit) + Cost(densities=drawn.rounds * self.draws),
             "; ".join((*notes, *problem.facts.notes())),

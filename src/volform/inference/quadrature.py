@@ -19,6 +19,7 @@ from volform.models import Posterior
 LARGEST = 3  # parameters
 RANGE = 3.5  # of t: |z| up to sinh(pi/2 sinh(3.5)) = 1e11 standard deviations
 NEAR = 1.5  # of t: 14 standard deviations
+FAR = 20.0  # standard deviations, beyond which nodes may be too sparse to notice a mode
 BATCH = 10_000  # nodes evaluated at once; bounds the memory
 
 
@@ -65,7 +66,7 @@ class Quadrature(Estimator):
             posterior.metric_name,
             posterior.dim,
             "quadrature",
-            _trust(error),
+            _trust(error).but(_far_modes(problem)),
             {"change_at_last_refinement": error, "nodes": float(used)},
             search_cost(problem.fit) + Cost(densities=used),
             "; ".join(note for note in (*notes, *problem.facts.notes()) if note),
@@ -140,6 +141,18 @@ def _piece(
 
 def _log_cosh(x: Array) -> Array:
     return jnp.abs(x) + jnp.log1p(jnp.exp(-2.0 * jnp.abs(x))) - math.log(2.0)
+
+
+def _far_modes(problem: Problem) -> list[str]:
+    """Modes between which and the one that the nodes are dense at they are sparse."""
+    first = problem.modes[0]
+    # W^-1 = W^T H, of W^T H W = I.
+    back = first.whitener.T @ first.hessian
+    gaps = [float(jnp.max(jnp.abs(back @ (mode.u - first.u)))) for mode in problem.modes]
+    farthest = max(gaps)
+    if farthest < FAR:
+        return []
+    return [f"another mode lies {farthest:.0f} standard deviations away, where nodes are sparse"]
 
 
 def _trust(error: float) -> Trust:
