@@ -20,9 +20,11 @@ _ORDER = (Level.GOOD, Level.FAIR, Level.UNCHECKED, Level.POOR)
 class Automatic(Estimator):
     """Laplace, then importance sampling, quadrature and bridge sampling until one can be trusted.
 
-    The first estimate whose trust is "good" and whose error is below `tolerance` is taken. Where
-    there is none, the most trusted one is, and its error is widened to its distance from the
-    others that passed a check, the second-order Laplace evidence with |c| < 0.3 among them.
+    The first estimate whose trust is "good" and whose error is below `tolerance` is taken, unless
+    it contradicts the second-order Laplace evidence where |c| < 0.3: draws may agree with each
+    other and all miss a narrow region. Where there is none, the most trusted of them is taken,
+    the costlier of two, and its error is widened to its distance from the others that passed a
+    check.
 
     Attributes:
         tolerance: error in nats that is small enough.
@@ -44,12 +46,25 @@ class Automatic(Estimator):
                 if isinstance(estimator, Bridge):  # it needs no mode: nothing else is left
                     raise
                 continue
+            tried[-1] = _cross_checked(tried[-1], tried[0])
             if self._suffices(tried[-1]):
                 break
         return _concluded(tried, self._suffices(tried[-1]))
 
     def _suffices(self, found: Evidence) -> bool:
         return found.trust.level is Level.GOOD and float(found.error) < self.tolerance
+
+
+def _cross_checked(found: Evidence, laplace: Evidence) -> Evidence:
+    """The estimate, with less trust where Laplace's second order contradicts it."""
+    if found is laplace or laplace.trust.level is not Level.FAIR or laplace.correction is None:
+        return found
+    gap = abs(float(found.log_z) - _best_value(laplace))
+    # The terms that the second order leaves out are of the size of c^2.
+    if gap <= 3.0 * float(found.error) + float(laplace.correction) ** 2:
+        return found
+    reason = f"Laplace's second order, {_best_value(laplace):.3f}, disagrees"
+    return dataclasses.replace(found, trust=found.trust.but((reason,)))
 
 
 def _ladder(dim: int) -> Iterator[Estimator]:
@@ -62,7 +77,7 @@ def _ladder(dim: int) -> Iterator[Estimator]:
 
 
 def _concluded(tried: list[Evidence], suffices: bool) -> Evidence:
-    best = tried[-1] if suffices else min(tried, key=_rank)
+    best = tried[-1] if suffices else min(reversed(tried), key=_rank)
     error = float(best.error)
     if not suffices:
         checked = [_best_value(e) for e in tried if e.trust.level in {Level.GOOD, Level.FAIR}]
@@ -86,9 +101,8 @@ def _named(found: Evidence) -> str:
     return f"{found.method}, second order," if second else found.method
 
 
-def _rank(found: Evidence) -> tuple[int, float]:
-    error = float(found.error)
-    return _ORDER.index(found.trust.level), error if math.isfinite(error) else math.inf
+def _rank(found: Evidence) -> int:
+    return _ORDER.index(found.trust.level)
 
 
 def _best_value(found: Evidence) -> float:

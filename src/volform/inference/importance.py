@@ -21,6 +21,7 @@ from volform.models import Posterior
 FEWEST = 100  # draws, below which the tail of the weights cannot be fitted
 BATCH = 1000  # draws evaluated at once; bounds the memory
 GOOD_K_HAT = 0.5  # below it the variance of the weights is finite
+LEAST_SHARE = 0.1  # of effective draws: with fewer, regions may be missed that weights cannot show
 K_HAT_LIMIT = 0.7  # above it the error of the estimate is unbounded (Vehtari et al. 2024)
 
 
@@ -160,7 +161,7 @@ def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
         reservations.append(f"it should be below {GOOD_K_HAT} for the error to hold")
     if drawn.undefined:
         reservations.append(f"the density is NaN at {drawn.undefined} draws")
-    if error > 0.1 or effective < 100:
+    if effective < LEAST_SHARE * len(drawn.log_weights):
         reservations.append(f"only {effective:.0f} effective draws")
     if reservations:
         return Trust(Level.FAIR, f"{tail}; {', '.join(reservations)}")
