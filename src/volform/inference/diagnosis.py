@@ -116,8 +116,10 @@ def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
     The scaling makes the threshold for "flat" independent of the units of the parameters.
     """
     hessian = np.asarray(at.hessian, dtype=float)
-    eigenvalues, vectors = np.linalg.eigh(_unit_diagonal(hessian))
-    flat = 1e4 * len(hessian) * float(jnp.finfo(at.u.dtype).eps)
+    scaled, flat = _unit_diagonal(hessian), 1e4 * len(hessian) * float(jnp.finfo(at.u.dtype).eps)
+    if _is_above(scaled, flat):
+        return Minimum()
+    eigenvalues, vectors = np.linalg.eigh(scaled)
     negative = eigenvalues < -flat
     if negative.any():
         sites = involved_sites(posterior, vectors[:, negative])
@@ -159,6 +161,8 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
             "metric is a symmetric bilinear form. Return (m + m.T) / 2 if you mean its symmetric "
             "part."
         )
+    if _is_above(scaled, _singular_below(gram, u.dtype)):
+        return
     eigenvalues, vectors = np.linalg.eigh(scaled)
     null = eigenvalues <= _singular_below(gram, u.dtype)
     if (eigenvalues < -_singular_below(gram, u.dtype)).any():
@@ -185,7 +189,16 @@ def is_regular(gram: _Matrix, dtype: Any) -> bool:
     """Whether a symmetric matrix is positive definite to the precision of `dtype`."""
     if not np.all(np.isfinite(gram)):
         return False
-    return bool(np.linalg.eigvalsh(_unit_diagonal(gram))[0] > _singular_below(gram, dtype))
+    return _is_above(_unit_diagonal(gram), _singular_below(gram, dtype))
+
+
+def _is_above(matrix: _Matrix, bound: float) -> bool:
+    """Whether every eigenvalue of a symmetric matrix is above `bound`, by Cholesky."""
+    try:
+        np.linalg.cholesky(matrix - bound * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _unit_diagonal(matrix: _Matrix) -> _Matrix:
