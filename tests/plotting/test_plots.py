@@ -204,3 +204,33 @@ def test_import_brings_no_plotting():
         "assert not {'matplotlib', 'arviz'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# --- Compared models
+
+
+def test_evidences_of_compared_models():
+    def model(y, scale):
+        mu = numpyro.sample("mu", dist.Normal(0.0, scale))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    models = {name: vf.condition(model, Y, s) for name, s in (("wide", 50.0), ("narrow", 1.0))}
+    table = vf.compare(models, by=vf.Quadrature(), loo=False)
+    ax = vf.plot.evidence(table)
+    labels = {
+        label.get_text(): height
+        for label, height in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)
+    }
+    assert labels["narrow"] > labels["wide"]  # the best on top
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    drawn = sorted(float(line.get_xdata()[0]) for line in marks)
+    assert drawn == pytest.approx([float(row.evidence.log_z) for row in table.rows][::-1])
+    assert all(same_color(line.get_markerfacecolor(), canvas.BLUE) for line in marks)
+    assert ax.get_xlabel() == "log evidence"
+
+
+def test_marks_of_evidences_without_good_trust_are_open():
+    table = vf.compare({"one": vf.condition(gamma)}, by=vf.Laplace(), loo=False)
+    ax = vf.plot.evidence(table)
+    (mark,) = [line for line in ax.lines if line.get_marker() == "o"]
+    assert same_color(mark.get_markerfacecolor(), "white")
