@@ -34,7 +34,9 @@ def smoothed(
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """Log weights with their tail Pareto-smoothed (unnormalized), and Pareto's k-hat."""
     shift = np.max(log_weights)
-    normalized, k_hat = _psislw(log_weights - shift)
+    # Fitting the tail, ArviZ lets weights of shapes that do not fit overflow on their way to 0.
+    with np.errstate(over="ignore"):
+        normalized, k_hat = _psislw(log_weights - shift)
     # ArviZ normalizes; all weights but those of the tail differ from theirs by one constant.
     body = np.argsort(log_weights)[: len(log_weights) // 2]
     finite = body[np.isfinite(log_weights[body])]

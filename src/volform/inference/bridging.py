@@ -69,7 +69,6 @@ class Bridge(Estimator):
         posterior = problem.posterior
         chain_key, key = jax.random.split(jax.random.fold_in(problem.key, 2))
         chains = self._chains(problem, chain_key)
-        _require_enough(chains, posterior.dim)
         folds = [fold_of(posterior, *halves) for halves in _folds(np.asarray(chains.u))]
         rounds = [
             bridge(posterior, fold, fold_key)
@@ -104,12 +103,15 @@ class Bridge(Estimator):
 
     def _chains(self, problem: Problem, key: PRNGKeyArray) -> Chains:
         if self.samples is not None:
-            return chains_of(problem.posterior, self.samples)
+            chains = chains_of(problem.posterior, self.samples)
+            _require_enough(*chains.u.shape)
+            return chains
+        each = math.ceil(self.draws / self.chains)
+        _require_enough(self.chains, each, problem.posterior.dim)
         first, then = jax.random.split(key)
         starts, covariance = _dispersed(problem, first, self.chains)
         with waiting("evidence", show=True) as phase:
             phase(f"NUTS in {problem.posterior.dim} dimensions, {self.chains} chains")
-            each = math.ceil(self.draws / self.chains)
             return run_nuts(problem.posterior, then, starts, covariance, self.warmup, each)
 
 
@@ -137,11 +139,11 @@ def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, A
     return proposal.sample(key, chains), whitener @ whitener.T
 
 
-def _require_enough(chains: Chains, dim: int) -> None:
-    count, least = int(np.prod(chains.u.shape[:2])), 4 * (dim + 10)
-    if count < least or chains.u.shape[1] < 8:
+def _require_enough(chains: int, each: int, dim: int) -> None:
+    count, least = chains * each, 4 * (dim + 10)
+    if count < least or each < 8:
         raise DataError(
-            f"Bridge sampling has {count} draws in `samples` or by `draws=`, in {len(chains.u)} "
+            f"Bridge sampling has {count} draws in `samples` or by `draws=`, in {chains} "
             f"chains; half of them have to give a covariance of {dim} parameters. It needs at "
             f"least {least}, and 8 in each chain."
         )
