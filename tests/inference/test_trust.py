@@ -1,0 +1,111 @@
+"""No estimate is called good that is off by more than half a nat, on densities made to deceive."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import pytest
+
+import volform as vf
+from volform.errors import VolformError
+from volform.inference import Automatic
+from volform.inference.evidence import Level, Trust
+
+from .adversaries import ADVERSARIES
+
+KEY = jax.random.key(0)
+ESTIMATORS = {
+    "Laplace": vf.Laplace(),
+    "Importance": vf.Importance(draws=4000),
+    "Bridge": vf.Bridge(draws=1000, warmup=300),
+    "Automatic": Automatic(),
+}
+# NUTS goes through these twice, the second time with sixteen thousand draws.
+LONG = {"funnel", "wells in 6-D, flat prior", "spike and slab", "three labels"}
+
+
+@cache
+def target(name: str) -> vf.MAP | vf.Posterior:
+    posterior = ADVERSARIES[name].posterior()
+    try:
+        return vf.find_map(posterior, key=KEY, starts=8)
+    except VolformError:
+        return posterior
+
+
+@cache
+def estimate(name: str, by: str) -> vf.Evidence | VolformError:
+    try:
+        return vf.evidence(target(name), by=ESTIMATORS[by], allow_improper=True, key=KEY)
+    except VolformError as error:
+        return error
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, by, marks=[pytest.mark.slow] * (by == "Automatic" and name in LONG))
+        for name in ADVERSARIES
+        for by in ESTIMATORS
+    ]
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize(("name", "by"), cases())
+def test_good_is_right(name: str, by: str) -> None:
+    found = estimate(name, by)
+    if isinstance(found, VolformError):
+        return  # to refuse is honest
+    off = abs(float(found.log_z) - ADVERSARIES[name].log_z)
+    # Not a number is off too.
+    assert off < 0.5 or found.trust.level is not Level.GOOD, (off, found)
+
+
+# Where an estimator can do it, it has to: distrust of everything would pass the test above.
+ABLE = [
+    ("boundary", "Bridge"),
+    ("boundary, log x", "Importance"),
+    ("boundary, log x", "Bridge"),
+    ("wells, wide prior", "Importance"),
+    ("wells, wide prior", "Automatic"),
+    ("banana", "Automatic"),
+    ("Cauchy", "Automatic"),
+]
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize(("name", "by"), ABLE)
+def test_good_where_it_can_be(name: str, by: str) -> None:
+    found = estimate(name, by)
+    assert isinstance(found, vf.Evidence)
+    assert found.trust.level is Level.GOOD
+    assert abs(float(found.log_z) - ADVERSARIES[name].log_z) < max(4.0 * float(found.error), 1e-6)
+
+
+def test_what_the_search_could_not_see_is_said() -> None:
+    found = estimate("wells, flat prior", "Importance")
+    assert isinstance(found, vf.Evidence)
+    assert found.trust.level is Level.FAIR
+    assert "far modes may be missing: x has no proper prior" in found.trust.reason
+
+
+def test_copies_that_were_not_found_are_said() -> None:
+    fit = vf.find_map(ADVERSARIES["three labels"].posterior(), key=KEY, starts=1)
+    found = vf.evidence(fit, by=ESTIMATORS["Importance"])
+    assert found.trust.level is not Level.GOOD
+    assert "1 of 6 equivalent modes were found; log Z may lack up to 1.792" in found.trust.reason
+    laplace = vf.evidence(fit)
+    assert abs(float(laplace.log_z)) < 1e-6
+
+
+def test_far_modes_are_said_by_quadrature() -> None:
+    found = vf.evidence(target("wells at a distance of 400"), by=vf.Quadrature())
+    assert found.trust.level is not Level.GOOD
+    assert "another mode lies 400 standard deviations away" in found.trust.reason
+
+
+def test_a_reservation_is_never_good() -> None:
+    levels = {level: Trust(level, "a").but(["b", "c"]) for level in Level}
+    assert str(levels[Level.GOOD]) == "fair: a; b; c"
+    assert str(levels[Level.POOR]) == "poor: a; b; c"
+    assert str(levels[Level.UNCHECKED]) == "unchecked: a; b; c"
+    assert Trust(Level.GOOD, "a").but([]) == Trust(Level.GOOD, "a")
