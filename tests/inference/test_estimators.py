@@ -328,6 +328,16 @@ def test_costs_are_those_of_the_model() -> None:
             assert found.cost.gradients == searched.gradients > 0
 
 
+@pytest.mark.standard_promotion
+def test_warmup_costs_too() -> None:
+    short, long = (
+        vf.evidence(fitted("conjugate"), by=vf.Bridge(draws=100, chains=2, warmup=warmup)).cost
+        for warmup in (0, 300)
+    )
+    assert short.densities == long.densities
+    assert long.gradients > short.gradients + 2 * 300
+
+
 def test_costs_add_up() -> None:
     found = vf.evidence(fitted("Poisson"), by=vf.Quadrature())
     assert found.cost.densities == found.diagnostics["nodes"]

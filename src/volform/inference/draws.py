@@ -24,7 +24,7 @@ class Chains(eqx.Module):
     Attributes:
         u: the draws, shape (chains, n, d).
         divergent: number of divergent transitions; None where it is not known.
-        gradients: gradient evaluations that NUTS spent, warm-up left out.
+        gradients: gradient evaluations that NUTS spent, warm-up included.
     """
 
     u: Float[Array, "c n d"]
@@ -84,10 +84,15 @@ def _run_nuts(
         state = kernel.sample(state, (), {})
         return state, (state.z, state.diverging, state.num_steps)
 
+    def warm(_: Any, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state = kernel.sample(carry[0], (), {})
+        return state, carry[1] + state.num_steps
+
     def chain(key: PRNGKeyArray, start: Float[Array, " d"]) -> tuple[Array, Array, Array]:
         state = kernel.init(key, warmup, start, (), {})
-        state = jax.lax.fori_loop(0, warmup, lambda _, s: kernel.sample(s, (), {}), state)
-        return jax.lax.scan(step, state, length=draws)[1]
+        state, spent = jax.lax.fori_loop(0, warmup, warm, (state, jnp.zeros_like(state.num_steps)))
+        u, diverging, steps = jax.lax.scan(step, state, length=draws)[1]
+        return u, diverging, spent + jnp.sum(steps)
 
     return jax.vmap(chain)(keys, starts)
 
