@@ -34,15 +34,17 @@ class Importance(Estimator):
     unconstrained coordinates. The weights are Pareto-smoothed; above k-hat = 0.7 the estimate is
     not to be trusted, and says so.
 
-    Where k-hat is above 0.5 the mixture is fitted to the weighted draws, and drawn from anew.
+    Where k-hat is above 0.5 the mixture is fitted to the weighted draws, and drawn from as well;
+    draws of all rounds count.
 
     Attributes:
-        draws: number of draws.
+        draws: number of draws in each round.
         df: degrees of freedom of Student's t; `math.inf` for Gaussians.
-        rounds: bound on the number of times the mixture is fitted; the last draws alone count.
+        rounds: bound on the number of times the mixture is fitted.
 
     References:
-        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling.
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling;
+        Cornuet, Marin, Mira & Robert (2012), adaptive multiple importance sampling.
 
     >>> import volform as vf
     >>> vf.Importance(draws=2000)
@@ -73,9 +75,10 @@ class Importance(Estimator):
         key = jax.random.fold_in(problem.key, 1)
         drawn = weigh(posterior, proposal, key, self.draws, self.rounds)
         log_z, error, effective = log_mean(drawn.log_weights)
+        used = len(drawn.log_weights)
         notes = []
         if drawn.outside:
-            notes.append(f"{drawn.outside} of {self.draws} draws outside the support")
+            notes.append(f"{drawn.outside} of {used} draws outside the support")
         if drawn.undefined:
             notes.append(f"{drawn.undefined} draws with a density of NaN, counted as zero")
         return Evidence(
@@ -84,10 +87,10 @@ class Importance(Estimator):
             None,
             posterior.metric_name,
             posterior.dim,
-            f"importance sampling ({self.draws:,} draws)",
+            f"importance sampling ({used:,} draws)",
             _trust(drawn, error, effective).but(problem.reservations),
             {"k_hat": drawn.k_hat, "effective_draws": effective},
-            search_cost(problem.fit) + Cost(densities=drawn.rounds * self.draws),
+            search_cost(problem.fit) + Cost(densities=used),
             "; ".join((*notes, *problem.facts.notes())),
             problem.facts.data,
         )
@@ -114,32 +117,47 @@ class Weighted(NamedTuple):
 def weigh(
     posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int, fits: int
 ) -> Weighted:
-    """Draw and weigh; while the tail is heavy, fit the proposal and draw anew, `fits` times."""
-    key, now = jax.random.split(key)
-    w, raw, inside = importance_weights(posterior, proposal, now, draws)
-    undefined = jnp.isnan(raw)
-    log_weights, k_hat = smoothed(np.asarray(jnp.where(undefined, -jnp.inf, raw)))
-    if k_hat < GOOD_K_HAT or fits == 0:
-        return Weighted(log_weights, k_hat, int((~inside).sum()), int(undefined.sum()), 1)
-    closer = adapted(proposal, w, jnp.asarray(log_weights))
-    last = weigh(posterior, closer, key, draws, fits - 1)
-    return last._replace(rounds=last.rounds + 1)
+    """Draw and weigh; while the tail is heavy, fit the proposal and draw more, `fits` times.
+
+    The draws of all rounds are weighed against the mixture of their proposals (Cornuet, Marin,
+    Mira & Robert 2012). To keep the last round alone, and stop at the first whose weights look
+    well, would forget the very draws that showed mass far out.
+    """
+    proposals, parts = [proposal], []
+    while True:
+        key, now = jax.random.split(key)
+        parts.append(draws_from(posterior, proposals[-1], now, draws))
+        w, log_p, inside = map(jnp.concatenate, zip(*parts, strict=True))
+        each = jnp.stack([log_density(q, w) for q in proposals])
+        raw = log_p - jax.nn.logsumexp(each, axis=0) + math.log(len(proposals))
+        undefined = jnp.isnan(raw)
+        log_weights, k_hat = smoothed(np.asarray(jnp.where(undefined, -jnp.inf, raw)))
+        if k_hat < GOOD_K_HAT or len(proposals) > fits:
+            break
+        proposals.append(adapted(proposals[-1], w, jnp.asarray(log_weights)))
+    return Weighted(log_weights, k_hat, int((~inside).sum()), int(undefined.sum()), len(proposals))
 
 
 @eqx.filter_jit
-def importance_weights(
+def draws_from(
     posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int
 ) -> tuple[Float[Array, "n d"], Float[Array, " n"], Any]:
-    """Draws in w, their log weights, and which are inside the support; -inf outside."""
+    """Draws in w, the log density of the posterior at them, and which are inside the support."""
 
-    def weight(w: Float[Array, " d"]) -> tuple[Array, Array]:
+    def log_p(w: Float[Array, " d"]) -> tuple[Array, Array]:
         u, inside = proposal.chart.unflatten(posterior, w)
         log_det = proposal.chart.flatten(posterior, u)[1]
-        log_p = posterior.log_density(u, "lebesgue") - log_det
-        return jnp.where(inside, log_p - proposal.log_prob(w), -jnp.inf), inside
+        value = posterior.log_density(u, "lebesgue") - log_det
+        return jnp.where(inside, value, -jnp.inf), inside
 
     w = proposal.sample(key, draws)
-    return w, *jax.lax.map(weight, w, batch_size=min(draws, BATCH))
+    return w, *jax.lax.map(log_p, w, batch_size=min(draws, BATCH))
+
+
+@eqx.filter_jit
+def log_density(proposal: Proposal, w: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Log density of a proposal at each draw."""
+    return jax.vmap(proposal.log_prob)(w)
 
 
 def log_mean(log_weights: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
