@@ -109,3 +109,12 @@ def test_a_reservation_is_never_good() -> None:
     assert str(levels[Level.POOR]) == "poor: a; b; c"
     assert str(levels[Level.UNCHECKED]) == "unchecked: a; b; c"
     assert Trust(Level.GOOD, "a").but([]) == Trust(Level.GOOD, "a")
+
+
+@pytest.mark.parametrize(("starts", "seed"), [(1, 0), (4, 1), (4, 4)])
+def test_a_draw_in_a_mode_that_the_search_missed_is_not_forgotten(starts: int, seed: int) -> None:
+    key = jax.random.key(seed)
+    fit = vf.find_map(ADVERSARIES["wells, wide prior"].posterior(), key=key, starts=starts)
+    assert len(fit.modes) == 1
+    found = vf.evidence(fit, by=vf.Importance(), key=key)
+    assert found.trust.level is not Level.GOOD, found

@@ -105,6 +105,7 @@ class Weighted(NamedTuple):
         outside: number of draws outside the support.
         undefined: number of draws with a density of NaN.
         rounds: how often was drawn, fits of the proposal included.
+        smoothing: what log Z by the raw weights is larger by.
     """
 
     log_weights: Float[np.ndarray, " n"]
@@ -112,6 +113,7 @@ class Weighted(NamedTuple):
     outside: int
     undefined: int
     rounds: int
+    smoothing: float
 
 
 def weigh(
@@ -131,11 +133,14 @@ def weigh(
         each = jnp.stack([log_density(q, w) for q in proposals])
         raw = log_p - jax.nn.logsumexp(each, axis=0) + math.log(len(proposals))
         undefined = jnp.isnan(raw)
-        log_weights, k_hat = smoothed(np.asarray(jnp.where(undefined, -jnp.inf, raw)))
+        raw = np.asarray(jnp.where(undefined, -jnp.inf, raw))
+        log_weights, k_hat = smoothed(raw)
         if k_hat < GOOD_K_HAT or len(proposals) > fits:
             break
         proposals.append(adapted(proposals[-1], w, jnp.asarray(log_weights)))
-    return Weighted(log_weights, k_hat, int((~inside).sum()), int(undefined.sum()), len(proposals))
+    smoothing = log_mean(raw)[0] - log_mean(log_weights)[0]
+    outside, nan = int((~inside).sum()), int(undefined.sum())
+    return Weighted(log_weights, k_hat, outside, nan, len(proposals), smoothing)
 
 
 @eqx.filter_jit
@@ -177,6 +182,9 @@ def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
     reservations = []
     if drawn.k_hat >= GOOD_K_HAT:
         reservations.append(f"it should be below {GOOD_K_HAT} for the error to hold")
+    if drawn.smoothing > max(0.01, 4.0 * error):
+        # One draw in a far mode makes no tail, but may outweigh all others.
+        reservations.append(f"log Z was {drawn.smoothing:.3f} larger before smoothing")
     if drawn.undefined:
         reservations.append(f"the density is NaN at {drawn.undefined} draws")
     if effective < LEAST_SHARE * len(drawn.log_weights):
