@@ -205,4 +205,4 @@ def test_an_unbounded_density_is_not_called_converged() -> None:
     with pytest.raises(ConvergenceError, match="is no strict mode"):
         vf.laplace(fit)
     told = vf.laplace(fit, refuse=False)
-    assert str(fit.verdict) in told.evidence.trust.reason
+    assert str(fit.verdict) in told.evidence.note

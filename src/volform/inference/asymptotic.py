@@ -121,7 +121,7 @@ _correction_small = eqx.filter_jit(correction, **_quick)
 
 def _trust(fit: MAP, c: Any, modes: Sequence[Expansion]) -> Trust:
     if not fit.converged:
-        return Trust(Level.POOR, str(fit.verdict))
+        return Trust(Level.POOR, "the search ended at no strict mode")
     if _overlap(modes):
         return Trust(Level.POOR, "modes overlap, so that their sum counts some mass twice")
     if c is None:
