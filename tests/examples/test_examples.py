@@ -1,5 +1,6 @@
 """The examples run as scripts and print the figures that they are known for."""
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,35 @@ def test_demo_in_quick_mode(tmp_path):
         "noise-sigma.png", "noise-precision.png",
     }  # fmt: skip
     assert str(tmp_path / "out") in out.splitlines()[-len(pictures) - 1]
+
+
+@pytest.mark.slow
+def test_evidence_study_in_quick_mode(tmp_path):
+    out = run("evidence_study.py", "--quick", "--jobs", "1", "--out", str(tmp_path))
+    row = words(out, "AR(3)")[0]
+    assert row[1:3] == ["5", "-37.535"]
+    assert abs(float(row[3])) > 0.05  # AutoLaplace
+    first, second = (float(part) for part in row[7].split(" / "))  # JointFisher
+    assert abs(second) < 1e-3 < abs(first) < 0.01
+    assert abs(float(row[8])) < 0.05  # importance sampling
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"evidence_study.{ending}" for ending in ("json", "md", "png")}
+    (study,) = json.loads((tmp_path / "evidence_study.json").read_text())
+    assert [e["estimator"] for e in study["entries"]] == [
+        "AutoLaplace", "JointFisher", "JointFisher", "Importance",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_evidence_study(tmp_path):
+    run("evidence_study.py", "--out", str(tmp_path))
+    studies = json.loads((tmp_path / "evidence_study.json").read_text())
+    assert len(studies) == 8
+    for study in studies:
+        for entry in study["entries"]:
+            if entry["trust"] == "good":  # its own error, and the reference's, explain the gap
+                bound = 5.0 * (entry["claimed"] + study["exact"]["error"])
+                assert abs(entry["gap"]) < bound, (study["name"], entry)
 
 
 @pytest.mark.slow
