@@ -295,7 +295,7 @@ def test_correction_is_its_formula_with_dense_tensors(d: int) -> None:
         + np.einsum("ij,ij", b2 + np.outer(b1, b1), K) / 2
         - np.einsum("i,jkl,ij,kl", b1, T, K, K) / 2
     )
-    assert_allclose(eqx.filter_jit(correction)(posterior, at), expected, rtol=1e-10)
+    assert_allclose(eqx.filter_jit(correction)(posterior, at.u, at.whitener), expected, rtol=1e-10)
 
 
 def test_eight_schools_with_a_lognormal_scale() -> None:

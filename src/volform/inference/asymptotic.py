@@ -50,9 +50,9 @@ def laplace_evidence(
             f"no second-order correction: {posterior.dim} parameters, it is computed up to "
             f"{SECOND_ORDER_LIMIT}"
         )
-    error = volume_error(posterior, fit.at.u)
-    if error is not None:
-        every.append(f"log volume by Monte Carlo, standard error {float(error):.2g}")
+    noise = volume_error(posterior, fit.at.u)
+    if noise is not None:
+        every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
     diagnostics = {} if c is None else {"c": float(c)}
     diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
     return Evidence(
@@ -62,7 +62,7 @@ def laplace_evidence(
         posterior.metric_name,
         posterior.dim,
         "Laplace",
-        _trust(fit, c, modes),
+        _trust(fit, c, modes, is_noisy=noise is not None),
         diagnostics,
         search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
         "; ".join(note for note in (*every, *facts.notes()) if note),
@@ -119,7 +119,7 @@ _quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
 _correction_small = eqx.filter_jit(correction, **_quick)
 
 
-def _trust(fit: MAP, c: Any, modes: Sequence[Expansion]) -> Trust:
+def _trust(fit: MAP, c: Any, modes: Sequence[Expansion], is_noisy: bool) -> Trust:
     if not fit.converged:
         return Trust(Level.POOR, "the search ended at no strict mode")
     if _overlap(modes):
