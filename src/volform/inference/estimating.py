@@ -138,7 +138,7 @@ def evidence(
             model: k! for k exchangeable mixture components, h! 2^h for h tanh units. By default
             what the model declares, `numpyro.sample(..., infer={"equivalent_modes": n})`. Laplace
             multiplies by it, which is valid while the modes do not overlap; the other estimators
-            integrate over what they reach, and ignore it.
+            integrate over what they reach, and say how many of the modes were found.
 
     Returns:
         An `Evidence`.
