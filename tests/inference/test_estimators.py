@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from scipy.stats import cauchy, chi2, multivariate_normal, norm
 
 import volform as vf
-from volform.inference import Automatic
+from volform.inference import Automatic, arviz_bridge
 from volform.inference.estimating import Estimator
 
 KEY = jax.random.key(0)
@@ -228,7 +228,8 @@ def test_bridge_takes_draws_from_numpyro_arviz_and_dicts() -> None:
     mcmc.run(KEY, jnp.asarray(X), jnp.asarray(Y))
     draws = mcmc.get_samples(group_by_chain=True)
     plain = {name: np.asarray(values) for name, values in draws.items()}
-    sources = [mcmc, draws, plain, arviz.from_numpyro(mcmc), arviz.from_dict(posterior=plain)]
+    by_hand = arviz_bridge.built({"posterior": plain}, {}, {})
+    sources = [mcmc, draws, plain, arviz.from_numpyro(mcmc), by_hand]
     found = [vf.evidence(fit, by=vf.Bridge(samples=s), key=KEY) for s in sources]
     assert_allclose([e.log_z for e in found], float(found[0].log_z), rtol=1e-12)
     exact = CASES["unknown precision"].exact()

@@ -47,7 +47,7 @@ def smoothed(
 def _psislw(log_weights: Float[np.ndarray, " n"]) -> tuple[Any, Any]:
     if _is_one():
         stats: Any = __import__("arviz_stats.base", fromlist=["array_stats"])
-        return stats.array_stats.psislw(log_weights)
+        return stats.array_stats.psislw(-log_weights)  # it takes log likelihoods, as of LOO
     import arviz  # noqa: PLC0415
 
     return arviz.psislw(log_weights)

@@ -173,8 +173,8 @@ def compare(
     >>> y = jnp.array([0.5, 1.5, 0.2])
     >>> narrow, wide = (vf.condition(model, y, scale) for scale in (1.0, 100.0))
     >>> table = vf.compare({"narrow": narrow, "wide": wide}, by=vf.Laplace(), loo=False)
-    >>> [(row.name, row.words) for row in table.rows]
-    [('narrow', 'best'), ('wide', 'strong')]
+    >>> {row.name: row.words for row in table.rows}
+    {'narrow': 'best', 'wide': 'strong'}
     """
     if not isinstance(models, Mapping) or not models:
         raise ModelError(

@@ -38,7 +38,8 @@ def to_arviz(
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
     >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
-    >>> vf.to_arviz(approx, draws=200)["posterior"]["mu"].shape
+    >>> draws = vf.to_arviz(approx, draws=200)["posterior"]
+    >>> draws["mu"].shape
     (1, 200)
     """
     samples = approx.sample(jax.random.key(0) if key is None else key, draws)
