@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal, norm
 
 import volform as vf
-from volform.errors import ModelError, TrustWarning
+from volform.errors import ModelError, SaddleError, TrustWarning
 from volform.inference import Comparison
 from volform.inference.evidence import Cost, Level, Trust
 
@@ -111,6 +111,16 @@ def test_an_evidence_that_is_nan_comes_last() -> None:
     table = vf.compare({"bad": bad, "good": found(-3.0)})
     assert [row.probability for row in table.rows] == [1.0, 0.0]
     assert "bad is not to be trusted (poor: no mode)" in table.cautions
+    with pytest.raises(ModelError, match=r"No evidence in `models`.*worse: poor: no mode"):
+        vf.compare({"bad": bad, "worse": bad})
+
+
+def test_unknown_error_is_not_shown_as_none() -> None:
+    table = vf.compare({"a": found(0.0, math.nan), "b": found(-1.0, 0.1)})
+    assert [math.isnan(row.probability_error) for row in table.rows] == [True, True]
+    assert repr(table).count("± ?") == 2
+    certain = vf.compare({"a": found(0.0, 0.1), "no mode": found(math.nan, math.nan)})
+    assert certain["a"].probability_error == 0.0
 
 
 # --- Cautions
@@ -172,6 +182,12 @@ def test_a_factor_may_leave_the_density_unnormalized() -> None:
 # --- What it takes
 
 
+def saddle(y: Any) -> None:
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+    numpyro.factor("ridge", 0.5 * x[1] ** 2)
+
+
 def improper(y: Any) -> None:
     mu = numpyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
@@ -184,6 +200,19 @@ def test_improper_prior_is_refused_by_name() -> None:
     }
     with pytest.raises(ModelError, match=r"'no prior' of `models` cannot be.*`mu` is improper"):
         vf.compare(models, by=vf.Laplace(), loo=False)
+
+
+def test_formal_integral_is_refused_too() -> None:
+    formal = vf.evidence(vf.condition(improper, Y), allow_improper=True)
+    assert "formal integral" in repr(formal)
+    with pytest.raises(ModelError, match=r"'no prior' of `models` cannot be.*`mu` is improper"):
+        vf.compare({"no prior": formal, "proper": found(-1.0)})
+
+
+def test_what_an_estimator_raises_names_the_model() -> None:
+    posterior = vf.condition(saddle, Y)
+    with pytest.raises(SaddleError, match=r"'flat' of `models` cannot be compared"):
+        vf.compare({"flat": posterior}, by=vf.Laplace(), loo=False)
 
 
 @pytest.mark.parametrize("models", [{}, [1, 2], None])

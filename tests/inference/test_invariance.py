@@ -2,6 +2,7 @@
 
 import pytest
 from hypothesis import Phase, given, settings, strategies as st
+from numpy.testing import assert_allclose
 
 import volform as vf
 
@@ -28,3 +29,18 @@ def test_every_scalar_is_the_same_in_both_spellings(d: int, seed: int) -> None:
     in_theta, in_psi = (scalars_of(model, ["theta"], problem) for model in models)
     assert_other_coordinates(in_theta, in_psi)
     assert_same(in_theta, in_psi)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, 2**31 - 1))
+def test_evidence_by_any_estimator_is_the_same_in_both_spellings(d: int, seed: int) -> None:
+    problem, metric = random_problem(d, seed), random_metric(d, seed + 1)
+    for by in (vf.Laplace(), vf.Quadrature()):
+        one, other = (
+            vf.evidence(
+                vf.condition(vf.attach(m, {"theta": metric}), problem), by=by, allow_improper=True
+            )
+            for m in SPELLINGS[d]
+        )
+        assert_allclose(other.log_z, one.log_z, rtol=1e-8)

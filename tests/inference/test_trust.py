@@ -4,6 +4,9 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import volform as vf
@@ -107,6 +110,18 @@ def test_far_modes_are_said_by_quadrature() -> None:
     found = vf.evidence(target("wells at a distance of 400"), by=vf.Quadrature())
     assert found.trust.level is not Level.GOOD
     assert "another mode lies 400 standard deviations away" in found.trust.reason
+
+
+def test_a_correction_under_a_monte_carlo_metric_is_no_check() -> None:
+    def angles(y: Any) -> None:
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.VonMises(mean, 2.0), obs=y)
+
+    model = vf.attach(angles, vf.LikelihoodFisher(key=KEY, draws=200))
+    found = vf.evidence(vf.condition(model, 0.3 + jnp.linspace(-1.0, 1.0, 9)))
+    assert found.trust.level is Level.UNCHECKED
+    assert "noise of a Monte Carlo metric" in found.trust.reason
+    assert "log volume by Monte Carlo" in found.note
 
 
 def test_a_reservation_is_never_good() -> None:

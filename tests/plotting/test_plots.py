@@ -1,5 +1,6 @@
 """The pictures hold what they say: curves, modes, eigenvalues."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -227,6 +228,13 @@ def test_evidences_of_compared_models():
     assert drawn == pytest.approx([float(row.evidence.log_z) for row in table.rows][::-1])
     assert all(same_color(line.get_markerfacecolor(), canvas.BLUE) for line in marks)
     assert ax.get_xlabel() == "log evidence"
+
+
+def test_evidences_that_are_nan_are_left_out():
+    good = vf.evidence(vf.condition(normal, Y))
+    nan = dataclasses.replace(good, log_z=jnp.array(jnp.nan))
+    ax = vf.plot.evidence(vf.compare({"bad": nan, "good": good}))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["good"]
 
 
 def test_marks_of_evidences_without_good_trust_are_open():

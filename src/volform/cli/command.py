@@ -196,7 +196,8 @@ def run_evidence(options: argparse.Namespace, console: Console) -> None:
         found = evidence(fit, by=estimator, key=draws, allow_improper=improper)
         console.print(repr(found), markup=False, highlight=False)
     if options.out is not None:
-        _report(console, write_files(options.out, approx, draws, _description(options)))
+        description = _description(options) | {"starts": options.starts}
+        _report(console, write_files(options.out, approx, draws, description))
 
 
 def run_compare(options: argparse.Namespace, console: Console) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from volform.cli.report import plain
@@ -18,17 +19,7 @@ def print_comparison(console: Console, table: Comparison) -> None:
     columns = ("model", "log Z", "error", "probability", "log BF", "against it", "trust", "LOO")
     rich = Table(*columns, title="Models, the best first", title_justify="left")
     for row in table.rows:
-        found = row.evidence
-        rich.add_row(
-            row.name,
-            f"{float(found.log_z):.3f}",
-            f"{float(found.error):.3f}",
-            f"{row.probability:.3f} ± {row.probability_error:.3f}",
-            f"{row.log_bayes_factor:.2f}",
-            row.words,
-            found.trust.level.value,
-            "" if row.loo is None else f"{row.loo.elpd:.1f} ± {row.loo.error:.1f}",
-        )
+        rich.add_row(*(escape(row.cells[column]) for column in columns))
     console.print(rich)
     for row in table.rows:
         found = row.evidence

@@ -66,7 +66,7 @@ def laplace_evidence(
         diagnostics,
         search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
         "; ".join(note for note in (*every, *facts.notes()) if note),
-        facts.data,
+        facts,
     )
 
 
@@ -131,6 +131,8 @@ def _trust(fit: MAP, c: Any, modes: Sequence[Expansion], is_noisy: bool) -> Trus
         return Trust(Level.POOR, f"{breaks}: do not use log Z")
     if abs(float(c)) > 0.3:
         return Trust(Level.POOR, "|c| is large: log Z may be off by that much and more")
+    if is_noisy:
+        return Trust(Level.UNCHECKED, "c holds the noise of a Monte Carlo metric's derivatives")
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
 
 

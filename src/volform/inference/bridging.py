@@ -83,22 +83,17 @@ class Bridge(Estimator):
         )
         used = sum(fold.at_draws.size for fold in folds)
         spread = {} if self.repeats == 1 else {"spread": float(values.std(ddof=1))}
-        return Evidence(
-            jnp.asarray(values.mean()),
-            jnp.asarray(error),
-            None,
-            posterior.metric_name,
-            posterior.dim,
-            f"bridge sampling ({used:,} draws)",
-            _trust(posterior, chains, error).but(_reservations(problem)),
-            {
+        return problem.estimated(
+            float(values.mean()),
+            error,
+            method=f"bridge sampling ({used:,} draws)",
+            trust=_trust(posterior, chains, error).but(_reservations(problem)),
+            diagnostics={
                 "r_hat": float(chains.r_hat().max()),
                 "effective_draws": float(chains.effective().min()),
             }
             | spread,
-            Cost(2 * used * (1 + self.repeats), chains.gradients),
-            "; ".join(problem.facts.notes()),
-            problem.facts.data,
+            cost=Cost(2 * used * (1 + self.repeats), chains.gradients),
         )
 
     def _chains(self, problem: Problem, key: PRNGKeyArray) -> Chains:

@@ -12,7 +12,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from volform.errors import ModelError, TrustWarning, VolformError
 from volform.inference.escalation import Automatic
-from volform.inference.estimating import Estimator, Problem, problem_of
+from volform.inference.estimating import Estimator, problem_of
 from volform.inference.evidence import Evidence, Level
 from volform.inference.loo import Loo, loo_of
 
@@ -48,6 +48,27 @@ class Row:
         if self.log_bayes_factor == 0.0:
             return "best"
         return next((w for bound, w in WORDS if self.log_bayes_factor < bound), "very strong")
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The row as a reader sees it: a text for each column's title."""
+        found, k_hat = self.evidence, self.evidence.diagnostics.get("k_hat")
+        share = f"{self.probability:.3f}"
+        if not self.probability_error < 0.0005:
+            share += f" ± {_or_unknown(self.probability_error)}"
+        return {
+            "model": self.name,
+            "log Z": f"{float(found.log_z):.3f}",
+            "error": _or_unknown(float(found.error)),
+            "probability": share,
+            "log BF": f"{self.log_bayes_factor:.2f}",
+            "against it": self.words,
+            "trust": found.trust.level.value,
+            "k-hat": "" if k_hat is None else f"{k_hat:.2f}",
+            "LOO": "" if self.loo is None else f"{self.loo.elpd:.1f} ± {self.loo.error:.1f}",
+            "method": found.method,
+            "metric": found.metric.removesuffix("()"),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +123,8 @@ class Comparison:
         return pd.DataFrame(records).set_index("model")
 
     def __repr__(self) -> str:
-        header = [
-            "model", "log Z", "error", "probability", "log BF", "against it", "trust", "k-hat",
-            "LOO", "method", "metric",
-        ]  # fmt: skip
-        table = [header, *map(_cells, self.rows)]
+        cells = [row.cells for row in self.rows]
+        table = [list(cells[0]), *(list(row.values()) for row in cells)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -115,25 +133,8 @@ class Comparison:
         return "\n".join([*lines, *(f"caution: {text}" for text in self.cautions)])
 
 
-def _cells(row: Row) -> list[str]:
-    found = row.evidence
-    k_hat = found.diagnostics.get("k_hat")
-    share = f"{row.probability:.3f}"
-    if row.probability_error >= 0.0005:
-        share += f" ± {row.probability_error:.3f}"
-    return [
-        row.name,
-        f"{float(found.log_z):.3f}",
-        f"{float(found.error):.3f}",
-        share,
-        f"{row.log_bayes_factor:.2f}",
-        row.words,
-        found.trust.level.value,
-        "" if k_hat is None else f"{k_hat:.2f}",
-        "" if row.loo is None else f"{row.loo.elpd:.1f} ± {row.loo.error:.1f}",
-        found.method,
-        found.metric.removesuffix("()"),
-    ]
+def _or_unknown(error: float) -> str:
+    return "?" if math.isnan(error) else f"{error:.3f}"
 
 
 def compare(
@@ -161,7 +162,9 @@ def compare(
         larger than differences, or where an evidence cannot be trusted.
 
     Raises:
-        ModelError: no models, a value of another type, or an improper prior.
+        ModelError: no models, a value of another type, an improper prior, or no evidence at all
+            that is a number.
+        VolformError: whatever the estimator raises, with the name of the model.
 
     References:
         Kass & Raftery (1995), Bayes factors, JASA 90, 773.
@@ -186,29 +189,30 @@ def compare(
     found: dict[str, Evidence] = {}
     scores: dict[str, Loo | None] = {}
     for index, (name, model) in enumerate(models.items()):
-        if isinstance(model, Evidence):
-            found[name], scores[name] = model, None
-            continue
-        problem = _named_problem(name, model, jax.random.fold_in(key, index))
-        found[name] = estimator.estimate(problem)
-        scores[name] = loo_of(problem) if loo else None
+        try:
+            if isinstance(model, Evidence):
+                model.facts.require_proper(allow_improper=False)
+                found[name], scores[name] = model, None
+                continue
+            problem = problem_of(model, jax.random.fold_in(key, index))
+            found[name] = estimator.estimate(problem)
+            scores[name] = loo_of(problem) if loo else None
+        except VolformError as error:
+            message = f"The model {name!r} of `models` cannot be compared: {error}"
+            raise type(error)(message) from error
+    if not any(math.isfinite(float(e.log_z)) for e in found.values()):
+        reasons = "; ".join(f"{name}: {e.trust}" for name, e in found.items())
+        raise ModelError(f"No evidence in `models` is a finite number to be ranked by ({reasons}).")
     cautions = _cautions(found)
-    if len({e.data for e in found.values()}) > 1:
+    if len({e.facts.data for e in found.values()}) > 1:
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
     return Comparison(_rows(found, scores), tuple(cautions))
-
-
-def _named_problem(name: str, model: Any, key: PRNGKeyArray) -> Problem:
-    try:
-        return problem_of(model, key)
-    except VolformError as error:
-        raise ModelError(f"The model {name!r} of `models` cannot be compared: {error}") from error
 
 
 def _rows(found: dict[str, Evidence], scores: dict[str, Loo | None]) -> tuple[Row, ...]:
     names = sorted(found, key=lambda name: -_finite(found[name].log_z))
     log_z = np.array([_finite(found[name].log_z) for name in names])
-    errors = np.nan_to_num(np.array([float(found[name].error) for name in names]))
+    errors = np.array([float(found[name].error) for name in names])
     shares = np.exp(log_z - np.logaddexp.reduce(log_z))
     share_errors = _delta(shares, errors)
     gaps = np.hypot(errors, errors[0])
@@ -234,12 +238,13 @@ def _finite(log_z: Any) -> float:
 def _delta(shares: Float[np.ndarray, " k"], errors: Float[np.ndarray, " k"]) -> Any:
     """Standard errors of softmax: d p_i = p_i sum_j (delta_ij - p_j) d log Z_j."""
     jacobian = shares[:, None] * (np.eye(len(shares)) - shares)
-    return np.sqrt((jacobian**2) @ errors**2)
+    # An unknown error, NaN, is of no account where nothing depends on it.
+    return np.linalg.norm(np.where(jacobian == 0.0, 0.0, jacobian * errors), axis=1)
 
 
 def _cautions(found: dict[str, Evidence]) -> list[str]:
     cautions = []
-    if len({e.data for e in found.values()}) > 1:
+    if len({e.facts.data for e in found.values()}) > 1:
         cautions.append(
             "the models have different data, so that their evidences cannot be compared: "
             + "; ".join(f"{name} {_shapes(e)}" for name, e in found.items())
@@ -259,10 +264,9 @@ def _cautions(found: dict[str, Evidence]) -> list[str]:
         trust = found[name].trust
         if trust.level in {Level.POOR, Level.UNCHECKED}:
             cautions.append(f"{name} is not to be trusted ({trust})")
-        if found[name].note and "integral of" in found[name].note:
-            cautions.append(f"{name}: {found[name].note}")
+        cautions += [f"{name}: {note}" for note in found[name].facts.notes()]
     return cautions
 
 
 def _shapes(found: Evidence) -> str:
-    return " ".join(f"{list(shape)} {digest[:6]}" for shape, digest in found.data) or "none"
+    return " ".join(f"{list(shape)} {digest[:6]}" for shape, digest in found.facts.data) or "none"

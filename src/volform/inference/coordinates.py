@@ -39,13 +39,13 @@ class UnconstrainedChart(Chart):
     def flatten(
         self, posterior: Posterior, u: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-        """U itself."""
+        """The point unchanged, and log det of the identity."""
         return u, jnp.zeros((), u.dtype)
 
     def unflatten(
         self, posterior: Posterior, w: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
-        """W itself."""
+        """The point unchanged; all of R^d is inside."""
         return w, jnp.array(True)
 
     def __str__(self) -> str:

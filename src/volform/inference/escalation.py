@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from volform.errors import VolformError
 from volform.inference.bridging import Bridge
 from volform.inference.estimating import Estimator, Laplace, Problem
-from volform.inference.evidence import Cost, Evidence, Level
+from volform.inference.evidence import Evidence, Level
 from volform.inference.importance import Importance
 from volform.inference.quadrature import Quadrature
 
@@ -39,17 +39,21 @@ class Automatic(Estimator):
     def estimate(self, problem: Problem) -> Evidence:
         """The first estimate to be trusted, with what came before in the note."""
         tried: list[Evidence] = []
+        failures: list[VolformError] = []
         for estimator in _ladder(problem.posterior.dim):
             try:
-                tried.append(estimator.estimate(problem))
-            except VolformError:
-                if isinstance(estimator, Bridge):  # it needs no mode: nothing else is left
-                    raise
+                found = estimator.estimate(problem)
+            except VolformError as error:
+                failures.append(error)
                 continue
-            tried[-1] = _cross_checked(tried[-1], tried[0])
+            tried.append(_cross_checked(found, tried[0] if tried else found))
             if self._suffices(tried[-1]):
                 break
-        return _concluded(tried, self._suffices(tried[-1]))
+        if not tried:
+            raise failures[-1]
+        best = _concluded(tried, self._suffices(tried[-1]))
+        own = [found.cost - problem.searched for found in tried]
+        return dataclasses.replace(best, cost=sum(own, problem.searched))
 
     def _suffices(self, found: Evidence) -> bool:
         return found.trust.level is Level.GOOD and float(found.error) < self.tolerance
@@ -85,13 +89,11 @@ def _concluded(tried: list[Evidence], suffices: bool) -> Evidence:
         error = max([error, *[gap for gap in gaps if math.isfinite(gap)]])
     before = [f"{_named(e)} {_best_value(e):.3f} ({e.trust.level.value})" for e in tried]
     earlier = "; ".join(text for e, text in zip(tried, before, strict=True) if e is not best)
-    cost = sum((e.cost for e in tried), Cost())
     note = "; ".join(text for text in (best.note, f"also {earlier}" if earlier else "") if text)
     return dataclasses.replace(
         best,
         log_z=jnp.asarray(_best_value(best)),
         error=jnp.asarray(error),
-        cost=cost,
         note=note,
     )
 

@@ -3,16 +3,23 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from volform.errors import ModelError
 from volform.inference.approximation import LaplaceApproximation, laplace
-from volform.inference.asymptotic import are_copies, laplace_evidence, without_copies
-from volform.inference.evidence import Evidence
+from volform.inference.asymptotic import (
+    are_copies,
+    laplace_evidence,
+    search_cost,
+    without_copies,
+)
+from volform.inference.evidence import Cost, Evidence, Trust
 from volform.inference.local import Expansion
 from volform.inference.mode import MAP, find_map
 from volform.models import Posterior
@@ -80,6 +87,38 @@ class Problem:
                 f"{math.log(expected / found):.3f}"
             )
         return tuple(reasons)
+
+    @property
+    def searched(self) -> Cost:
+        """Evaluations of the search for the mode, if there has been one."""
+        fit = vars(self).get("fit", self.given)
+        return Cost() if fit is None else search_cost(fit)
+
+    def estimated(
+        self,
+        log_z: float,
+        error: float,
+        *,
+        method: str,
+        trust: Trust,
+        diagnostics: dict[str, float],
+        cost: Cost,
+        notes: Sequence[str] = (),
+    ) -> Evidence:
+        """An estimate as an `Evidence` of this posterior; the cost of the search is added."""
+        return Evidence(
+            jnp.asarray(log_z),
+            jnp.asarray(error),
+            None,
+            self.posterior.metric_name,
+            self.posterior.dim,
+            method,
+            trust,
+            diagnostics,
+            self.searched + cost,
+            "; ".join((*notes, *self.facts.notes())),
+            self.facts,
+        )
 
 
 class Estimator(eqx.Module):

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from volform.models.facts import Facts
+
 
 class Level(enum.Enum):
     """How far a result can be trusted, in one word."""
@@ -55,6 +57,10 @@ class Cost(eqx.Module):
         """Both together."""
         return Cost(self.densities + other.densities, self.gradients + other.gradients)
 
+    def __sub__(self, other: "Cost") -> "Cost":
+        """This without the other."""
+        return Cost(self.densities - other.densities, self.gradients - other.gradients)
+
     def __str__(self) -> str:
         return f"{self.densities:,} densities, {self.gradients:,} gradients"
 
@@ -81,7 +87,7 @@ class Evidence(eqx.Module):
         diagnostics: the numbers behind the verdict, by name.
         cost: evaluations of the model.
         note: what a reader must know, empty where there is nothing.
-        data: shape and digest of each observed site, by which `compare` knows equal data.
+        facts: of which data it is, and whether priors and factors leave it comparable.
     """
 
     log_z: Float[Array, ""]
@@ -94,7 +100,7 @@ class Evidence(eqx.Module):
     diagnostics: dict[str, float]
     cost: Cost
     note: str = eqx.field(static=True, default="")
-    data: tuple = eqx.field(static=True, default=())
+    facts: Facts = eqx.field(static=True, default=Facts())
 
     @property
     def log_z_second_order(self) -> Float[Array, ""] | None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import ModelError
 from volform.inference.arviz_bridge import smoothed
-from volform.inference.asymptotic import log_evidence, search_cost
+from volform.inference.asymptotic import log_evidence
 from volform.inference.coordinates import sampling_chart
 from volform.inference.estimating import Estimator, Problem
 from volform.inference.evidence import Cost, Evidence, Level, Trust
@@ -81,18 +81,14 @@ class Importance(Estimator):
             notes.append(f"{drawn.outside} of {used} draws outside the support")
         if drawn.undefined:
             notes.append(f"{drawn.undefined} draws with a density of NaN, counted as zero")
-        return Evidence(
-            jnp.asarray(log_z),
-            jnp.asarray(error),
-            None,
-            posterior.metric_name,
-            posterior.dim,
-            f"importance sampling ({used:,} draws)",
-            _trust(drawn, error, effective).but(problem.reservations),
-            {"k_hat": drawn.k_hat, "effective_draws": effective},
-            search_cost(problem.fit) + Cost(densities=used),
-            "; ".join((*notes, *problem.facts.notes())),
-            problem.facts.data,
+        return problem.estimated(
+            log_z,
+            error,
+            method=f"importance sampling ({used:,} draws)",
+            trust=_trust(drawn, error, effective).but(problem.reservations),
+            diagnostics={"k_hat": drawn.k_hat, "effective_draws": effective},
+            cost=Cost(densities=used),
+            notes=notes,
         )
 
 
@@ -104,7 +100,6 @@ class Weighted(NamedTuple):
         k_hat: Pareto's shape of their tail.
         outside: number of draws outside the support.
         undefined: number of draws with a density of NaN.
-        rounds: how often was drawn, fits of the proposal included.
         smoothing: what log Z by the raw weights is larger by.
     """
 
@@ -112,7 +107,6 @@ class Weighted(NamedTuple):
     k_hat: float
     outside: int
     undefined: int
-    rounds: int
     smoothing: float
 
 
@@ -140,7 +134,7 @@ def weigh(
         proposals.append(adapted(proposals[-1], w, jnp.asarray(log_weights)))
     smoothing = log_mean(raw)[0] - log_mean(log_weights)[0]
     outside, nan = int((~inside).sum()), int(undefined.sum())
-    return Weighted(log_weights, k_hat, outside, nan, len(proposals), smoothing)
+    return Weighted(log_weights, k_hat, outside, nan, smoothing)
 
 
 @eqx.filter_jit

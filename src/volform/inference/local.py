@@ -110,11 +110,6 @@ def diagonalized(at: Quadratic) -> Expansion:
     return Expansion(at.u, at.value, gradient, at.hessian, at.gram, eigenvalues, frame)
 
 
-def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
-    """Expand -log q^G to second order at u, in the eigenbasis of E."""
-    return diagonalized(quadratic(posterior, u))
-
-
 def eigenbasis(relative: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     """Eigenvalues in ascending order and orthonormal eigenvectors of a symmetric matrix.
 

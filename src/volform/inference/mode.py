@@ -121,8 +121,8 @@ def find_map(
     """Find the mode of q^G = p / sqrt(det G), the invariant maximum a posteriori.
 
     BFGS (optimistix) from several starts at once, then Newton's method with the exact Hessian of
-    -log q^G in a trust region of the metric. The mode is one and the same point of the parameter
-    manifold however the model is parametrized. Compiled once for each model and shape of data.
+    -log q^G in a trust region. The mode is one and the same point of the parameter manifold
+    however the model is parametrized. Compiled once for each model and shape of data.
 
     Args:
         posterior: from `condition`.

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.errors import ModelError
-from volform.inference.asymptotic import search_cost
 from volform.inference.estimating import Estimator, Problem
 from volform.inference.evidence import Cost, Evidence, Level, Trust
 from volform.models import Posterior
@@ -58,19 +57,15 @@ class Quadrature(Estimator):
         log_z, error, used, undefined = _refined(
             posterior, at.u, whitener, self.tolerance, self.nodes
         )
-        notes = [f"{undefined} nodes with a density of NaN, counted as zero" if undefined else ""]
-        return Evidence(
-            jnp.asarray(log_z),
-            jnp.asarray(error),
-            None,
-            posterior.metric_name,
-            posterior.dim,
-            "quadrature",
-            _trust(error).but(_far_modes(problem)),
-            {"change_at_last_refinement": error, "nodes": float(used)},
-            search_cost(problem.fit) + Cost(densities=used),
-            "; ".join(note for note in (*notes, *problem.facts.notes()) if note),
-            problem.facts.data,
+        notes = [f"{undefined} nodes with a density of NaN, counted as zero"] if undefined else []
+        return problem.estimated(
+            log_z,
+            error,
+            method="quadrature",
+            trust=_trust(error).but(_far_modes(problem)),
+            diagnostics={"change_at_last_refinement": error, "nodes": float(used)},
+            cost=Cost(densities=used),
+            notes=notes,
         )
 
 

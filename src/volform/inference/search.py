@@ -1,4 +1,4 @@
-"""Minimizing -log q^G: BFGS from several starts, then Newton in a trust region of the metric."""
+"""Minimizing -log q^G: BFGS from several starts, then Newton's method in a trust region."""
 
 from typing import Any
 

@@ -25,10 +25,10 @@ class Facts(NamedTuple):
         data: shape and digest of the values of each observed site, sorted; names do not enter.
     """
 
-    improper: tuple[str, ...]
-    factors: tuple[str, ...]
-    equivalent_modes: int | None
-    data: tuple[tuple[tuple[int, ...], str], ...]
+    improper: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+    equivalent_modes: int | None = None
+    data: tuple[tuple[tuple[int, ...], str], ...] = ()
 
     def require_proper(self, allow_improper: bool) -> None:
         """Check that there is an evidence.

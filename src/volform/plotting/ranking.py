@@ -16,7 +16,9 @@ def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
     """Draw the log evidences of compared models with two standard errors, the best on top.
 
     Filled marks can be trusted; open ones are no better than fair, and say why in the table.
-    Vertical bands are the words of Kass & Raftery (1995) for evidence against a model.
+    Dashed lines at log Bayes factors 1, 3, 5 bound the words of Kass & Raftery (1995).
+
+    Models whose evidence is NaN are left out.
 
     Args:
         table: from `volform.compare`.
@@ -35,7 +37,7 @@ def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
     >>> ax.get_xlabel()
     'log evidence'
     """
-    rows = table.rows
+    rows = [row for row in table.rows if np.isfinite(float(row.evidence.log_z))]
     ax = canvas.new_axes(1, 6.0, 1.2 + 0.42 * len(rows))[0] if ax is None else ax
     values = np.array([float(row.evidence.log_z) for row in rows])
     errors = np.nan_to_num([float(row.evidence.error) for row in rows])
