@@ -194,6 +194,9 @@ def is_regular(gram: _Matrix, dtype: Any) -> bool:
 
 def _is_above(matrix: _Matrix, bound: float) -> bool:
     """Whether every eigenvalue of a symmetric matrix is above `bound`, by Cholesky."""
+    diagonal = np.diagonal(matrix)
+    if np.count_nonzero(matrix) == np.count_nonzero(diagonal):
+        return bool(np.all(diagonal > bound))
     try:
         np.linalg.cholesky(matrix - bound * np.eye(len(matrix)))
     except np.linalg.LinAlgError:

@@ -1,5 +1,6 @@
 """The local expansion of -log q^G: gradient, Hessian, metric, spectrum of E = G^-1 H."""
 
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -9,11 +10,15 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from volform.geometry.information import MonteCarlo
+from volform.geometry.structure import logdet, whiten
 from volform.models import Posterior
 
 
-class Quadratic(eqx.Module):
-    """l = -log q^G at u to second order, in coordinates.
+class Expansion(eqx.Module):
+    """l = -log q^G at u to second order.
+
+    What follows from the matrices is computed when it is first asked for: a Cholesky factor
+    costs little where an eigenbasis of a thousand parameters costs more than the search.
 
     Attributes:
         u: the point, shape (d,).
@@ -22,6 +27,7 @@ class Quadratic(eqx.Module):
         hessian: second partial derivatives of l in u, shape (d, d).
         gram: the metric in u, shape (d, d).
         gradient_norm: norm of dl in the metric, sqrt(dl^T G^-1 dl).
+        log_volume: 1/2 log det G.
     """
 
     u: Float[Array, " d"]
@@ -30,46 +36,44 @@ class Quadratic(eqx.Module):
     hessian: Float[Array, "d d"]
     gram: Float[Array, "d d"]
     gradient_norm: Float[Array, ""]
+    log_volume: Float[Array, ""]
 
+    @cached_property
+    def log_det(self) -> Float[Array, ""]:
+        """log det E = log det H - log det G; NaN where H is not positive definite."""
+        units, lower = self._root
+        half = jnp.sum(jnp.log(jnp.diagonal(lower))) + jnp.sum(jnp.log(units))
+        return 2.0 * (half - self.log_volume)
 
-class Expansion(eqx.Module):
-    """l = -log q^G at u to second order, in the eigenbasis of E = G^-1 H.
-
-    With G = L L^T and L^-1 H L^-T = V diag(eigenvalues) V^T, the columns of `frame` = L^-T V are
-    tangent vectors that are orthonormal in the metric and diagonalize E.
-
-    Attributes:
-        u: the point, shape (d,).
-        value: -log q^G(u).
-        gradient: dl in the frame, shape (d,); its Euclidean norm is the metric's norm of dl.
-        hessian: second partial derivatives of l in u, shape (d, d).
-        gram: the metric in u, shape (d, d).
-        eigenvalues: eigenvalues of E in ascending order, shape (d,).
-        frame: orthonormal eigenvectors of E as columns, in u, shape (d, d).
-    """
-
-    u: Float[Array, " d"]
-    value: Float[Array, ""]
-    gradient: Float[Array, " d"]
-    hessian: Float[Array, "d d"]
-    gram: Float[Array, "d d"]
-    eigenvalues: Float[Array, " d"]
-    frame: Float[Array, "d d"]
-
-    @property
-    def gradient_norm(self) -> Float[Array, ""]:
-        """Norm of dl in the metric, sqrt(dl^T G^-1 dl)."""
-        return jnp.linalg.norm(self.gradient)
-
-    @property
+    @cached_property
     def whitener(self) -> Float[Array, "d d"]:
         """W with W^T H W = I; NaN where H is not positive definite."""
-        return self.frame / jnp.sqrt(self.eigenvalues)
+        units, lower = self._root
+        eye = jnp.eye(units.size, dtype=units.dtype)
+        return solve_triangular(lower.T, eye, lower=False) / units[:, None]
 
-    @property
+    @cached_property
     def decrement(self) -> Float[Array, ""]:
         """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
-        return jnp.linalg.norm(self.gradient / jnp.sqrt(jnp.abs(self.eigenvalues)))
+        return _decrement(*self._root, self.hessian, self.gradient)
+
+    @cached_property
+    def _root(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+        return _root(self.hessian)
+
+    @property
+    def eigenvalues(self) -> Float[Array, " d"]:
+        """Eigenvalues of E in ascending order."""
+        return self._spectrum[0]
+
+    @property
+    def frame(self) -> Float[Array, "d d"]:
+        """Eigenvectors of E as columns, orthonormal in the metric, in u. Not differentiable."""
+        return self._spectrum[1]
+
+    @cached_property
+    def _spectrum(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+        return _spectrum(self.hessian, self.gram)
 
 
 def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
@@ -91,23 +95,52 @@ def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[A
     return value, gradient, 0.5 * (columns + columns.T)
 
 
-def quadratic(posterior: Posterior, u: Float[Array, " d"]) -> Quadratic:
+def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
     """Expand -log q^G to second order at u."""
     value, gradient, hessian = hessian_of(lambda u: objective(u, posterior), u)
-    gram = posterior.metric(u).as_matrix()
-    whitened = solve_triangular(jnp.linalg.cholesky(gram), gradient, lower=True)
-    return Quadratic(u, value, gradient, hessian, gram, jnp.linalg.norm(whitened))
+    metric = posterior.metric(u)
+    norm = jnp.linalg.norm(whiten(metric, gradient))
+    volume = 0.5 * logdet(metric)
+    return Expansion(u, value, gradient, hessian, metric.as_matrix(), norm, volume)
 
 
-def diagonalized(at: Quadratic) -> Expansion:
-    """The expansion in the eigenbasis of E. Not differentiable."""
-    lower = jnp.linalg.cholesky(at.gram)
-    half = solve_triangular(lower, at.hessian, lower=True)
+@jax.jit
+def _root(matrix: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Units s and lower triangular L with `matrix = diag(s) L L^T diag(s)`."""
+    units = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
+    units = jnp.where(units > 0.0, units, 1.0)
+    return units, jnp.linalg.cholesky(matrix / (units[:, None] * units))
+
+
+@jax.jit
+def _decrement(
+    units: Float[Array, " d"],
+    lower: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+    gradient: Float[Array, " d"],
+) -> Float[Array, ""]:
+    slope = gradient / units
+
+    def by_eigenbasis() -> Float[Array, ""]:
+        values, vectors = jnp.linalg.eigh(hessian / (units[:, None] * units))
+        return jnp.linalg.norm((vectors.T @ slope) / jnp.sqrt(jnp.abs(values)))
+
+    def by_factor() -> Float[Array, ""]:
+        return jnp.linalg.norm(solve_triangular(lower, slope, lower=True))
+
+    return jax.lax.cond(jnp.all(jnp.isfinite(lower)), by_factor, by_eigenbasis)
+
+
+@jax.jit
+def _spectrum(
+    hessian: Float[Array, "d d"], gram: Float[Array, "d d"]
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """With G = L L^T and L^-1 H L^-T = V diag(eigenvalues) V^T: the eigenvalues and L^-T V."""
+    lower = jnp.linalg.cholesky(gram)
+    half = solve_triangular(lower, hessian, lower=True)
     relative = solve_triangular(lower, half.T, lower=True)
     eigenvalues, vectors = eigenbasis(0.5 * (relative + relative.T))
-    frame = solve_triangular(lower.T, vectors, lower=False)
-    gradient = frame.T @ at.gradient
-    return Expansion(at.u, at.value, gradient, at.hessian, at.gram, eigenvalues, frame)
+    return eigenvalues, solve_triangular(lower.T, vectors, lower=False)
 
 
 def eigenbasis(relative: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:

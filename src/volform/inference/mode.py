@@ -200,7 +200,7 @@ def _gather(modes: list[Mode], posterior: Posterior, end: End) -> None:
     1e-3 posterior standard deviations of each other are one.
     """
     at = end.at
-    is_strict = bool(at.eigenvalues[0] > 0) and float(at.decrement) < 1e-3
+    is_strict = bool(jnp.isfinite(at.log_det)) and float(at.decrement) < 1e-3
     if not is_strict or not diagnosis.is_regular(np.asarray(at.gram), at.u.dtype):
         return
     if diagnosis.at_the_edge(posterior, at.u):
@@ -220,8 +220,10 @@ def default_tolerance(dtype: Any) -> float:
 
 def warn_of_precision(at: Expansion) -> None:
     """One warning where float32 cannot hold the Hessian's conditioning."""
+    if at.u.dtype == jnp.float64:
+        return
     spread = float(jnp.max(jnp.abs(at.eigenvalues)) / jnp.min(jnp.abs(at.eigenvalues)))
-    if at.u.dtype != jnp.float64 and not spread * float(jnp.finfo(at.u.dtype).eps) < 1e-4:
+    if not spread * float(jnp.finfo(at.u.dtype).eps) < 1e-4:
         warnings.warn(
             f"The eigenvalues of E spread over a factor {spread:.1e}, too much for "
             f"`{at.u.dtype}`: mode, Hessian and evidence are accurate to a few digits at best. "

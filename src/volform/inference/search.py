@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import init_to_sample
 
-from volform.inference.local import Expansion, Quadratic, diagonalized, objective, quadratic
+from volform.inference.local import Expansion, expand, objective
 from volform.models import Posterior
 
 
@@ -29,7 +29,7 @@ class Trajectory(eqx.Module):
         stalled: whether no step improves any more, to rounding.
     """
 
-    at: Quadratic
+    at: Expansion
     scale: Float[Array, " d"]
     move: Float[Array, " d"]
     promise: Float[Array, ""]
@@ -101,7 +101,7 @@ def refine(
 
     def run(u: Float[Array, " d"]) -> End:
         end = newton(posterior, u, tolerance, max_steps)
-        return End(diagonalized(end.at), end.steps)
+        return End(end.at, end.steps)
 
     # Not vmapped: under vmap every step would pay for both kinds.
     return jax.lax.map(run, starts)
@@ -121,7 +121,7 @@ def newton(
 
     def step(state: Trajectory) -> Trajectory:
         at, promise, first = state.at, state.promise, state.steps == 0
-        trial = quadratic(posterior, at.u + state.move)
+        trial = expand(posterior, at.u + state.move)
         actual = at.value - trial.value
         # Below rounding of l itself its differences say nothing; the gradient still does.
         rounding = max(1e-10, 100.0 * float(jnp.finfo(at.u.dtype).eps))
@@ -141,7 +141,7 @@ def newton(
         count, stalled = state.steps + 1, ~first & slow
         return Trajectory(best, scale, move, promise, decrement, radius, count, stalled)
 
-    shapes = eqx.filter_eval_shape(quadratic, posterior, u)
+    shapes = eqx.filter_eval_shape(expand, posterior, u)
     nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     nowhere = eqx.tree_at(
         lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
@@ -152,7 +152,7 @@ def newton(
 
 
 def _step(
-    at: Quadratic, units: Float[Array, " d"], radius: Float[Array, ""]
+    at: Expansion, units: Float[Array, " d"], radius: Float[Array, ""]
 ) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""]]:
     """The step within `radius`, the radius itself, and the Newton decrement.
 
