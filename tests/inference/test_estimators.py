@@ -23,6 +23,7 @@ import volform as vf
 from volform.inference import Automatic, arviz_bridge
 from volform.inference.estimating import Estimator
 from volform.inference.evidence import Cost
+from volform.inference.importance import log_mean
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(3)
@@ -328,6 +329,20 @@ def test_costs_are_those_of_the_model() -> None:
         assert found.cost.densities <= len(calls) <= found.cost.densities + 2
         if isinstance(by, vf.Importance):
             assert found.cost.gradients == searched.gradients > 0
+
+
+@pytest.mark.parametrize(("k", "naive"), [(0.3, 0.95), (0.7, 0.75)])
+def test_error_of_importance_holds_for_heavy_tails(k: float, naive: float) -> None:
+    """Weights 1 + Pareto(k) have the mean 1 + 1 / (1 - k)."""
+    rng, inside, inside_naive = np.random.default_rng(0), [], []
+    for _ in range(100):
+        raw = np.log1p((rng.uniform(size=2000) ** -k - 1.0) / k)
+        log_weights, k_hat = arviz_bridge.smoothed(raw)
+        gap = abs(log_mean(log_weights)[0] - math.log1p(1.0 / (1.0 - k)))
+        inside.append(gap < 2.0 * log_mean(log_weights, k_hat)[1])
+        inside_naive.append(gap < 2.0 * log_mean(log_weights)[1])
+    assert np.mean(inside) >= 0.85
+    assert np.mean(inside_naive) <= naive
 
 
 @pytest.mark.standard_promotion

@@ -90,9 +90,8 @@ class Problem:
 
     @property
     def searched(self) -> Cost:
-        """Evaluations of the search for the mode, if there has been one."""
-        fit = vars(self).get("fit", self.given)
-        return Cost() if fit is None else search_cost(fit)
+        """Evaluations of the search for the mode, if an estimator has asked for it."""
+        return search_cost(self.fit) if "fit" in vars(self) else Cost()
 
     def estimated(
         self,

@@ -35,7 +35,8 @@ class Importance(Estimator):
     not to be trusted, and says so.
 
     Where k-hat is above 0.5 the mixture is fitted to the weighted draws, and drawn from as well;
-    draws of all rounds count.
+    draws of all rounds count. If it stays above, the variance of the weights is infinite, and the
+    error is widened from the rate n^(-1/2) to n^(k-1), for n draws.
 
     Attributes:
         draws: number of draws in each round.
@@ -74,7 +75,7 @@ class Importance(Estimator):
         proposal = proposal_at(posterior, chart, modes, log_weights, self.df)
         key = jax.random.fold_in(problem.key, 1)
         drawn = weigh(posterior, proposal, key, self.draws, self.rounds)
-        log_z, error, effective = log_mean(drawn.log_weights)
+        log_z, error, effective = log_mean(drawn.log_weights, drawn.k_hat)
         used = len(drawn.log_weights)
         notes = []
         if drawn.outside:
@@ -159,14 +160,21 @@ def log_density(proposal: Proposal, w: Float[Array, "n d"]) -> Float[Array, " n"
     return jax.vmap(proposal.log_prob)(w)
 
 
-def log_mean(log_weights: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """Log of the mean weight, its standard error, and the effective number of draws."""
+def log_mean(
+    log_weights: Float[np.ndarray, " n"], k_hat: float = 0.0
+) -> tuple[float, float, float]:
+    """Log of the mean weight, its standard error, and the effective number of draws.
+
+    Weights with a tail of shape k above 1/2 have no variance; that of the sample then falls short
+    of the error, which goes as n^(k-1), by about n^(k-1/2).
+    """
     shift = np.max(log_weights)
     weights = np.exp(log_weights - shift)
     total, n = weights.sum(), len(weights)
     effective = float(total**2 / np.sum(weights**2))
     relative = math.sqrt(max(1.0 / effective - 1.0 / n, 0.0) * n / (n - 1))
-    return float(shift + np.log(total / n)), relative, effective
+    widening = n ** min(max(k_hat - GOOD_K_HAT, 0.0), 0.5)
+    return float(shift + np.log(total / n)), relative * widening, effective
 
 
 def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
@@ -175,7 +183,7 @@ def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
         return Trust(Level.POOR, f"{tail} > {K_HAT_LIMIT}: a few draws carry the estimate")
     reservations = []
     if drawn.k_hat >= GOOD_K_HAT:
-        reservations.append(f"it should be below {GOOD_K_HAT} for the error to hold")
+        reservations.append(f"above {GOOD_K_HAT} the error falls slowly with the number of draws")
     if drawn.smoothing > max(0.01, 4.0 * error):
         # One draw in a far mode makes no tail, but may outweigh all others.
         reservations.append(f"log Z was {drawn.smoothing:.3f} larger before smoothing")
