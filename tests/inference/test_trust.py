@@ -1,5 +1,6 @@
 """No estimate is called good that is off by more than half a nat, on densities made to deceive."""
 
+import math
 from functools import cache
 from typing import Any
 
@@ -110,6 +111,21 @@ def test_far_modes_are_said_by_quadrature() -> None:
     found = vf.evidence(target("wells at a distance of 400"), by=vf.Quadrature())
     assert found.trust.level is not Level.GOOD
     assert "another mode lies 400 standard deviations away" in found.trust.reason
+
+
+def test_copies_that_overlap_are_said() -> None:
+    """Components that the data do not tell apart have one mode, not 20!."""
+
+    def alike(y: Any) -> None:
+        infer = {"equivalent_modes": math.factorial(20)}
+        w = numpyro.sample("w", dist.Normal(jnp.zeros(20), 1.0).to_event(1), infer=infer)
+        numpyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
+
+    posterior = vf.condition(alike, jnp.array([0.3, -0.2]))
+    found = vf.evidence(posterior)
+    assert found.trust.level is Level.POOR
+    assert "log Z is above the log likelihood at the mode, -1." in found.trust.reason
+    assert vf.evidence(posterior, equivalent_modes=1).trust.level is Level.FAIR
 
 
 def test_a_correction_under_a_monte_carlo_metric_is_no_check() -> None:

@@ -62,7 +62,7 @@ def laplace_evidence(
         posterior.metric_name,
         posterior.dim,
         "Laplace",
-        _trust(fit, c, modes, is_noisy=noise is not None),
+        _copies_overlap(fit, facts, log_z) or _trust(fit, c, modes, is_noisy=noise is not None),
         diagnostics,
         search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
         "; ".join(note for note in (*every, *facts.notes()) if note),
@@ -133,6 +133,22 @@ def _trust(fit: MAP, c: Any, modes: Sequence[Expansion], is_noisy: bool) -> Trus
     if is_noisy:
         return Trust(Level.UNCHECKED, "c holds the noise of a Monte Carlo metric's derivatives")
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
+
+
+def _copies_overlap(fit: MAP, facts: Facts, log_z: Any) -> Trust | None:
+    """The verdict on copies of a mode whose sum exceeds what normalized densities allow.
+
+    An evidence is the mean of the likelihood under the prior. A network with more units than the
+    data ask for has modes with units that are alike, or idle: its copies are not h! 2^h.
+    """
+    if not facts.equivalent_modes or not facts.data or facts.factors or facts.improper:
+        return None
+    densities = fit.posterior.program.site_densities(fit.values)
+    most = float(sum(jnp.sum(densities[name]) for name in fit.posterior.observed))
+    if not float(log_z) > most:
+        return None
+    above = f"log Z is above the log likelihood at the mode, {most:.3f}"
+    return Trust(Level.POOR, f"{above}: equivalent modes overlap, and count mass many times")
 
 
 def _overlap(modes: Sequence[Expansion]) -> bool:
