@@ -31,6 +31,7 @@ from volform.models import (
     VolumeDensity as VolumeDensity,
     attach as attach,
     condition as condition,
+    networks as networks,
 )
 
 plot = _plotting

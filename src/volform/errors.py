@@ -25,6 +25,10 @@ class DataError(VolformError):
     """Data that no posterior can be conditioned on: NaN, infinite, empty or of unequal length."""
 
 
+class NetworkError(VolformError):
+    """A neural network whose sizes, parameters or parametrization cannot be."""
+
+
 class ConvergenceError(VolformError):
     """No mode was found, so there is no point to expand around."""
 

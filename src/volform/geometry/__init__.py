@@ -19,6 +19,16 @@ from volform.geometry.metric import (
     Sum as Sum,
     pullback as pullback,
 )
+from volform.geometry.parametrization import (
+    NTP as NTP,
+    SP as SP,
+    Fans as Fans,
+    ImprovedSP as ImprovedSP,
+    MuP as MuP,
+    Parametrization as Parametrization,
+    Scaling as Scaling,
+    WithPrior as WithPrior,
+)
 from volform.geometry.structure import (
     BlockDiagonal as BlockDiagonal,
     Dense as Dense,

@@ -1,5 +1,6 @@
 """NumPyro models with metrics: attaching, conditioning, model-wide Fisher metrics, priors."""
 
+from volform.models import networks as networks
 from volform.models.attaching import Attached as Attached, attach as attach
 from volform.models.binding import Unconstrained as Unconstrained
 from volform.models.charts import StereographicTransform as StereographicTransform
