@@ -102,12 +102,14 @@ class Observer(Messenger):
 
     Attributes:
         metrics: what `infer={"metric": ...}` said, by site.
+        equivalent_modes: what `infer={"equivalent_modes": ...}` said, by site.
     """
 
     def __init__(self, fn: Callable):
         self._rewritten: list[str] = []
         self._auxiliary: set[Any] = set()
         self.metrics: dict[str, Any] = {}
+        self.equivalent_modes: dict[str, Any] = {}
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
@@ -122,16 +124,18 @@ class Observer(Messenger):
         for origin in _being_rewritten():
             self._auxiliary.add(msg.get("name"))
             self._rewritten.append(origin["name"])
-            self._note_metric(origin)
+            self._note_settings(origin)
         if msg["type"] == "sample":
-            self._note_metric(msg)
+            self._note_settings(msg)
 
     @property
     def rewritten(self) -> tuple[str, ...]:
         """Names of the sample sites that were made deterministic, without auxiliary ones."""
         return tuple(name for name in self._rewritten if name not in self._auxiliary)
 
-    def _note_metric(self, msg: Any) -> None:
+    def _note_settings(self, msg: Any) -> None:
+        if "equivalent_modes" in msg["infer"]:
+            self.equivalent_modes[msg["name"]] = msg["infer"]["equivalent_modes"]
         metric = msg["infer"].get("metric")
         if metric is not None:
             require_metric(metric, f"`infer` of the site `{msg['name']}`")

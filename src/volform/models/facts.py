@@ -9,9 +9,11 @@ import numpy as np
 from numpyro.distributions import ImproperUniform, Unit
 
 from volform.errors import ModelError
+from volform.models.attaching import Observer
 from volform.models.observations import core_of
 from volform.models.posterior import Posterior
 from volform.models.priors import VolumeDensity
+from volform.models.program import Program
 
 
 class Facts(NamedTuple):
@@ -69,13 +71,15 @@ def facts_of(posterior: Posterior) -> Facts:
     Raises:
         ModelError: when a declared number of equivalent modes is no positive integer.
     """
-    trace = posterior.program.run(posterior.values(jnp.zeros(posterior.dim)))
+    # A site that `handlers.reparam` rewrote has lost its settings by the time it is traced.
+    observer = Observer(posterior.model)
+    program = Program(observer, posterior.program.data)
+    trace = program.run(posterior.values(jnp.zeros(posterior.dim)))
     sites = {name: trace[name] for name in (*posterior.names, *posterior.observed)}
     improper = (ImproperUniform, VolumeDensity)
     counts = [
-        _checked(site["infer"]["equivalent_modes"], f"`infer` of the site `{name}`")
-        for name, site in sites.items()
-        if "equivalent_modes" in site["infer"]
+        _checked(count, f"`infer` of the site `{name}`")
+        for name, count in observer.equivalent_modes.items()
     ]
     data = [name for name in posterior.observed if not isinstance(core_of(sites[name]["fn"]), Unit)]
     return Facts(

@@ -188,9 +188,8 @@ def weight_norm(
     the prior of the weights carried to it, and a deterministic site `layer0.w`, on which the metric
     stays. So mode, spectrum and evidence are those of the model as it was written.
 
-    A row of a single weight has a sign for a direction, which stays that of `at`: the model is
-    then restricted to it, and to a part of the evidence of 1/2 for each such row. The number of
-    equivalent modes that a rewritten site declared is not carried: give it to `vf.evidence`.
+    A row of a single weight has a sign for a direction, which stays that of `at`. Nothing changes
+    at a mode; integrals over all of the posterior are over the weights with that sign only.
 
     Args:
         model: a NumPyro model.
