@@ -13,6 +13,7 @@ from numpyro.distributions import biject_to
 import volform as vf
 from volform import networks as nn
 from volform.errors import DataError, NetworkError, SingularMetricError
+from volform.inference.local import expand
 from volform.models.facts import facts_of
 
 CHARTS = {"polar": nn.PolarTransform, "log-polar": nn.log_polar}
@@ -69,48 +70,62 @@ def test_charts_are_equal_where_their_poles_are():
     assert jax.jit(lambda chart: chart)(one) == one
 
 
-def laplace_of(model, initial):
-    posterior = vf.condition(model, X, Y)
-    key = jax.random.key(0)
-    fit = vf.find_map(posterior, key=key, initial=initial, starts=1)
-    return posterior, fit, vf.laplace(fit, second_order=False)
-
-
 @pytest.fixture(scope="module")
 def cartesian():
-    return laplace_of(nn.regression(NET, 0.3), NET.init(jax.random.key(3), 2))
+    posterior = vf.condition(nn.regression(NET, 0.3), X, Y)
+    initial = NET.init(jax.random.key(3), 2)
+    fit = vf.find_map(posterior, key=jax.random.key(0), initial=initial, starts=1)
+    return posterior, fit, vf.laplace(fit, second_order=False).evidence.log_z
+
+
+def in_chart(make, fit):
+    """The posterior in a chart, whose poles are not at the mode, and the mode's coordinates."""
+    poles = {name: w + 0.3 * jnp.sign(w[:, ::-1]) for name, w in fit.values.items()}
+    posterior = vf.condition(nn.weight_norm(nn.regression(NET, 0.3), poles, make), X, Y)
+    return posterior, {f"{n}.polar": make(poles[n]).inv(w) for n, w in fit.values.items()}
 
 
 @pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
 def test_mode_and_evidence_are_those_of_the_weights(make, cartesian):
-    plain, fit, expected = cartesian
-    # The chart's poles are away from the mode, so that nothing is special about it there.
-    poles = {name: w + 0.3 * jnp.sign(w[:, ::-1]) for name, w in fit.values.items()}
-    model = nn.weight_norm(nn.regression(NET, 0.3), poles, make)
-    start = {f"{name}.polar": make(poles[name]).inv(w) for name, w in fit.values.items()}
-    posterior, found, approx = laplace_of(model, start)
-    assert posterior.dim == plain.dim
-    assert_allclose(approx.evidence.log_z, expected.evidence.log_z, rtol=1e-8)
-    assert_allclose(found.log_density, fit.log_density, rtol=1e-8)
+    plain, fit, log_z = cartesian
+    posterior, start = in_chart(make, fit)
+    assert posterior.dim == plain.dim == 6
+    at = jax.jit(lambda u: expand(posterior, u))(posterior.unconstrain(start))
+    assert at.gradient_norm < 1e-8  # the mode of the weights is a mode here
+    assert_allclose(-at.value, fit.log_density, rtol=1e-10)
+    assert_allclose(at.eigenvalues, fit.eigenvalues, rtol=1e-8)
+    found = -at.value + 3.0 * np.log(2.0 * np.pi) - 0.5 * np.sum(np.log(at.eigenvalues))
+    assert_allclose(found + np.log(8), log_z, rtol=1e-8)  # 8 equivalent modes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+def test_search_in_the_chart(make, cartesian):
+    _, fit, log_z = cartesian
+    posterior, start = in_chart(make, fit)
+    start = {name: 1.1 * z for name, z in start.items()}
+    found = vf.find_map(posterior, key=jax.random.key(0), initial=start, starts=1)
+    approx = vf.laplace(found, second_order=False)
+    assert_allclose(approx.evidence.log_z, log_z, rtol=1e-8)
     assert_allclose(found.eigenvalues, fit.eigenvalues, rtol=1e-8)
-    values = posterior.values(found.at.u, ("layer0.w", "layer1.w"))
-    for name, value in values.items():
+    for name, value in posterior.values(found.at.u, ("layer0.w", "layer1.w")).items():
         assert_allclose(value, fit.values[name], rtol=1e-8)
 
 
 def test_density_is_carried(cartesian):
-    """Without a search: q^G is a function, and the mass of the prior goes with the chart."""
+    """q^G is a function, the same at every point."""
     plain, fit, _ = cartesian
-    model = nn.weight_norm(nn.regression(NET, 0.3), fit.values)
-    posterior = vf.condition(model, X, Y)
-    for seed in range(3):
-        u = posterior.unconstrain(
-            posterior.values(0.3 * jax.random.normal(jax.random.key(seed), (6,)))
-        )
+    posterior, _ = in_chart(nn.PolarTransform, fit)
+
+    @jax.jit
+    def both(u):
         weights = posterior.values(u, ("layer0.w", "layer1.w"))
-        assert_allclose(
-            posterior.log_density(u), plain.log_density(plain.unconstrain(weights)), rtol=1e-10
-        )
+        flat = jnp.concatenate([w.ravel() for w in weights.values()])
+        return posterior.log_density(u), plain.log_density(flat)
+
+    for seed in range(3):
+        here, there = both(0.5 * jax.random.normal(jax.random.key(seed), (6,)))
+        assert_allclose(here, there, rtol=1e-10)
 
 
 def test_equivalent_modes_are_carried(cartesian):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -16,43 +15,7 @@ from volform.models.observations import check_support
 Outputs = Float[Array, "n outputs"]
 
 
-class Supervised(eqx.Module):
-    """A NumPyro model of y given x; built by `supervised`, `regression`, `classification`."""
-
-    network: Callable[[Any], Array]
-    likelihood: Callable[[Array], dist.Distribution]
-
-    def __call__(self, x: Float[Array, "n ..."], y: Any = None) -> Array:
-        """Samples the parameters and y, or observes y if it is given."""
-        fn = self.likelihood(self.network(x))
-        if not isinstance(fn, dist.Distribution):
-            raise NetworkError(
-                f"`likelihood` returned {type(fn).__name__}; it should return a NumPyro "
-                "distribution, for example `dist.Poisson(jnp.exp(outputs))`."
-            )
-        if y is not None:
-            y = jnp.asarray(y)
-            if y.shape != fn.shape():
-                raise DataError(
-                    f"`y` has shape {y.shape}, but the likelihood of the outputs for this `x` has "
-                    f"shape {fn.shape()}; they should be the same. Write the response of a single "
-                    "output as `y[:, None]`, the labels of a classification as `y` of shape (n,)."
-                )
-            check_support("y", fn, y)
-        return jnp.asarray(numpyro.sample("y", fn, obs=y))
-
-
-class Gaussian(eqx.Module):
-    """The likelihood `Normal(outputs, noise)`, with a given noise or a prior of it."""
-
-    noise: Any
-
-    def __call__(self, outputs: Outputs) -> dist.Distribution:
-        """Normal around the outputs; samples the site `noise` if it has a prior."""
-        noise = self.noise
-        if isinstance(noise, dist.Distribution):
-            noise = numpyro.sample("noise", noise)
-        return dist.Normal(outputs, noise)
+Model = Callable[..., Array]
 
 
 def categorical(outputs: Outputs) -> dist.Distribution:
@@ -71,7 +34,7 @@ def categorical(outputs: Outputs) -> dist.Distribution:
 
 def supervised(
     network: Callable[[Any], Array], likelihood: Callable[[Array], dist.Distribution]
-) -> Supervised:
+) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ likelihood(network(x))`.
 
     Args:
@@ -91,10 +54,23 @@ def supervised(
     """
     _require_callable(network, "network", "a network such as `MLP(widths=(50,))`")
     _require_callable(likelihood, "likelihood", "a function from outputs to a distribution")
-    return Supervised(network, likelihood)
+
+    def model(x: Float[Array, "n ..."], y: Any = None) -> Array:
+        fn = likelihood(network(x))
+        if not isinstance(fn, dist.Distribution):
+            raise NetworkError(
+                f"`likelihood` returned {type(fn).__name__}; it should return a NumPyro "
+                "distribution, for example `dist.Poisson(jnp.exp(outputs))`."
+            )
+        if y is not None:
+            y = jnp.asarray(y)
+            _check_observed(y, fn)
+        return jnp.asarray(numpyro.sample("y", fn, obs=y))
+
+    return model
 
 
-def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Supervised:
+def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ Normal(network(x), noise)`.
 
     Args:
@@ -108,7 +84,7 @@ def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Supervised:
     >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
     >>> model = vf.networks.regression(vf.networks.MLP(widths=(2,)), dist.HalfNormal(1.0))
     >>> vf.condition(model, jnp.ones((4, 1)), jnp.zeros((4, 1)))
-    Posterior of Supervised: 5 parameters (layer0.w[2, 1], layer1.w[1, 2], noise), observed y
+    Posterior of model: 5 parameters (layer0.w[2, 1], layer1.w[1, 2], noise), observed y
     ...
     """
     is_number = isinstance(noise, float | int) or (hasattr(noise, "dtype") and jnp.ndim(noise) == 0)
@@ -117,10 +93,15 @@ def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Supervised:
             f"`noise` is {noise!r}; it should be a positive standard deviation, or a prior of it "
             "such as `dist.HalfNormal(1.0)`."
         )
-    return supervised(network, Gaussian(noise))
+
+    def gaussian(outputs: Outputs) -> dist.Distribution:
+        scale = numpyro.sample("noise", noise) if isinstance(noise, dist.Distribution) else noise
+        return dist.Normal(outputs, scale)
+
+    return supervised(network, gaussian)
 
 
-def classification(network: Callable[[Any], Array]) -> Supervised:
+def classification(network: Callable[[Any], Array]) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ Categorical(logits=network(x))`.
 
     Args:
@@ -136,6 +117,16 @@ def classification(network: Callable[[Any], Array]) -> Supervised:
     8
     """
     return supervised(network, categorical)
+
+
+def _check_observed(y: Array, fn: dist.Distribution) -> None:
+    if y.shape != fn.shape():
+        raise DataError(
+            f"`y` has shape {y.shape}, but the likelihood of the outputs for this `x` has shape "
+            f"{fn.shape()}; they should be the same. Write the response of a single output as "
+            "`y[:, None]`, the labels of a classification as `y` of shape (n,)."
+        )
+    check_support("y", fn, y)
 
 
 def _require_callable(value: Any, argument: str, wanted: str) -> None:
