@@ -52,6 +52,13 @@ def test_demo_in_quick_mode(tmp_path):
     assert str(tmp_path / "out") in out.splitlines()[-len(pictures) - 1]
 
 
+def test_weight_norm():
+    out = run("weight_norm.py")  # the script checks its own figures
+    assert words(out, "weights w")[0][1:] == ["-143.42 ± 0.04", "-69.29 ± 3.38", "-212.71 ± 3.37"]
+    assert words(out, "polar (r, s)")[0][1:] == words(out, "weights w")[0][1:]
+    assert "weights -212.68 ± 3.38, (g, v) -227.04 ± 3.63" in out
+
+
 @pytest.mark.slow
 def test_evidence_study_in_quick_mode(tmp_path):
     out = run("evidence_study.py", "--quick", "--jobs", "1", "--out", str(tmp_path))

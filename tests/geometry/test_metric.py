@@ -191,6 +191,7 @@ ELEMENTWISE = {
         [transforms.AffineTransform(2.0, 3.0), transforms.ExpTransform()]
     ),
     "inverse": transforms.ExpTransform().inv,
+    "of a site with to_event": transforms.IndependentTransform(transforms.ExpTransform(), 1),
 }
 VECTOR = {
     "stick breaking": transforms.StickBreakingTransform(),

@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -215,6 +216,14 @@ def test_any_likelihood():
     counts = jnp.arange(10)[:, None]
     model = nn.supervised(nn.MLP((2,)), lambda outputs: dist.Poisson(jnp.exp(outputs)))
     assert vf.condition(model, X, counts).observed == ("y",)
+
+
+def test_lenet_has_a_diagonal_metric(key):
+    """Not 48,000 x 48,000 entries for its largest layer."""
+    net = nn.LeNet(parametrization=nn.NTP())
+    posterior = vf.condition(nn.classification(net), jnp.ones((2, 28, 28, 1)), jnp.arange(2))
+    assert isinstance(posterior.metric(jnp.ones(61706)), lx.DiagonalLinearOperator)
+    assert float(posterior.log_volume(jnp.ones(61706))) == 0.0
 
 
 def test_prior_predictive(key):

@@ -11,6 +11,7 @@ import lineax as lx
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
+from numpyro.distributions.transforms import IndependentTransform
 
 from volform.errors import MetricError
 from volform.geometry.structure import (
@@ -252,6 +253,8 @@ def pullback(metric: Metric, f: Callable[[Any], Any], *, elementwise: bool = Fal
 
 def is_elementwise(f: Any) -> bool:
     """Whether `f` is a NumPyro transform that says of itself that it acts elementwise."""
+    while isinstance(f, IndependentTransform):  # of a site with `to_event`
+        f = f.base_transform
     domain, codomain = getattr(f, "domain", None), getattr(f, "codomain", None)
     if domain is None or codomain is None:
         return False
