@@ -161,6 +161,15 @@ def test_standard_metric_has_a_kernel_that_grows_with_the_width():
     assert_allclose(slope, 1.0, atol=0.05)
 
 
+def test_improved_standard_kernel():
+    """Its own metric: base width times E[a a'] in the last layer, that of SP in the first."""
+    own = nn.ImprovedSP(16)
+    rows = kernels(nn.MLP((4096,), parametrization=own, **RELU), own, seeds=20)
+    expected = np.array([0.17979 * 3 / 1.69, 16 * 0.20749])
+    assert np.all(np.abs(rows.mean(0) - expected) < 4 * rows.std(0, ddof=1) / 20**0.5)
+    assert_allclose(rows.mean(0), expected, rtol=0.03)
+
+
 def test_maximal_update_has_a_kernel_in_every_layer():
     """First, hidden and last layer keep their size from width 32 to 256."""
     rows = [
@@ -216,6 +225,45 @@ def test_any_likelihood():
     counts = jnp.arange(10)[:, None]
     model = nn.supervised(nn.MLP((2,)), lambda outputs: dist.Poisson(jnp.exp(outputs)))
     assert vf.condition(model, X, counts).observed == ("y",)
+
+
+def test_two_networks_in_one_model():
+    def model(x, y):
+        mean = handlers.scope(nn.MLP((2,)), "mean")(x)
+        log_scale = handlers.scope(nn.MLP((1,), parametrization=nn.MuP()), "scale")(x)
+        numpyro.sample("y", dist.Normal(mean, jnp.exp(log_scale)), obs=y)
+
+    names = vf.condition(model, X, Y).names
+    assert names == tuple(f"{net}/layer{i}.w" for net in ("mean", "scale") for i in range(2))
+
+
+class Averaged(nn.Network):
+    """An architecture of one's own: a convolution, averaged over the image."""
+
+    parametrization: nn.Parametrization = nn.NTP()
+    w_std: float = 1.0
+    b_std: float | None = None
+
+    def stages(self):
+        def average(x):
+            return x.mean((1, 2))
+
+        return (nn.Stage(nn.Conv(4, (3, 2)), (jnp.tanh, average)), nn.Stage(nn.Dense(1)))
+
+    def check_inputs(self, shape):
+        assert len(shape) == 3
+
+
+def test_network_of_ones_own(key):
+    net = Averaged()
+    params = net.init(key, (5, 5, 2))
+    assert [p.shape for p in params.values()] == [(4, 12), (1, 4)]
+    x = jax.random.normal(key, (3, 5, 5, 2))
+    windows = sliding_window_view(np.asarray(x), (3, 2), axis=(1, 2))
+    kernel = np.asarray(params["layer0.w"]).reshape(4, 3, 2, 2) / 12**0.5
+    hidden = np.tanh(np.einsum("nhwcij,oijc->nhwo", windows, kernel)).mean((1, 2))
+    expected = hidden @ np.asarray(params["layer1.w"]).T / 2.0
+    assert_allclose(net.apply(params, x), expected, rtol=1e-12)
 
 
 def test_lenet_has_a_diagonal_metric(key):
@@ -280,6 +328,21 @@ def test_own_flat_metrics():
     assert_allclose(two.mode.eigenvalues, one.mode.eigenvalues * 1.5**2 / 2, rtol=1e-8)
     gap = two.mode.log_density - one.mode.log_density
     assert_allclose(gap, -0.5 * 6 * math.log(2 / 1.5**2), rtol=1e-7)
+
+
+def test_own_flat_metrics_where_the_factor_is_sampled():
+    """Then the coordinates are not affine in each other: one model, but two evidences."""
+    found = []
+    for parametrization in (nn.SP(), nn.NTP()):
+
+        def model(x, y, parametrization=parametrization):
+            w_std = numpyro.sample("w_std", dist.LogNormal(0.5, 0.2))
+            net = nn.MLP((1,), parametrization=parametrization, w_std=w_std)
+            return nn.regression(net, 0.3)(x, y)
+
+        fit = vf.find_map(vf.condition(model, X, Y), key=jax.random.key(0), starts=2)
+        found.append(vf.laplace(fit, second_order=False).evidence.log_z)
+    assert abs(found[0] - found[1]) > 0.01
 
 
 # --- Equivalent parameters
