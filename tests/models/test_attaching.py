@@ -172,6 +172,17 @@ def test_infer_is_attach_from_inside():
     assert vf.condition(observed, Y).metric_name == "Euclidean()"
 
 
+def test_outer_group_takes_the_place_of_infer():
+    def model():
+        for name in ("a", "b", "c"):
+            numpyro.sample(name, dist.Normal(0.0, 1.0), infer={"metric": vf.Euclidean(0.5)})
+
+    joint = vf.geometry.MatrixField(lambda a, b: jnp.array([[2.0, 1.0], [1.0, 3.0]]))
+    posterior = vf.condition(vf.attach(model, {("a", "b"): joint}))
+    expected = [[2.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 4.0]]
+    assert posterior.metric(jnp.zeros(3)).as_matrix().tolist() == expected
+
+
 def test_outer_attach_wins():
     inner = vf.attach(sites, {"mu": vf.Euclidean(5.0), "sigma": vf.Euclidean(5.0)})
     nested = vf.attach(handlers.seed(inner, 0), {"sigma": vf.Euclidean(2.0)})

@@ -350,7 +350,13 @@ def test_own_flat_metrics_where_the_factor_is_sampled():
 
 @pytest.mark.parametrize(
     ("activation", "expected"),
-    [(jnp.tanh, 6 * 8 * 2 * 4), (jax.nn.relu, 6 * 2), (jax.nn.gelu, 12), (lambda x: 2 * x, None)],
+    [
+        (jnp.tanh, 6 * 8 * 2 * 4),
+        (jax.nn.relu, 6 * 2),
+        (jax.nn.gelu, 12),
+        (jnp.cos, 6 * 8 * 2 * 4),
+        (lambda x: 2 * x, None),
+    ],
 )
 def test_equivalent_modes_are_declared(activation, expected):
     model = nn.regression(nn.MLP((3, 2), activation=activation))

@@ -163,8 +163,9 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     layout, program = inspection.layout, inspection.program
     known = (*layout.names, *inspection.deterministic)
     if wide is None:
-        inside = {name: m for name, m in inspection.metrics.items() if name in known}
-        by_site = {**inside, **by_site}
+        outside = _named_in(by_site)  # which wins, also where it is a group
+        found = inspection.metrics.items()
+        by_site = {**{n: m for n, m in found if n in known and n not in outside}, **by_site}
 
     def carriers() -> tuple[str, ...]:
         return find_carriers(inspection, by_site)
@@ -179,6 +180,10 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     return Posterior(layout, program, parts, inspection.observed, known, title)
 
 
+def _named_in(by_site: dict[Sites, Metric]) -> set[str]:
+    return {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+
+
 def _unwrapped(model: Callable) -> Callable:
     # Attached only annotates; without it, equal models are equal keys of the compilation cache.
     while isinstance(model, Attached) and model.fn is not None:
@@ -191,7 +196,7 @@ def _bind_all(
 ) -> tuple[tuple[Part, ...], str]:
     for sites in by_site:
         binder.check_sites(sites)
-    named = {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+    named = _named_in(by_site)
     parts = tuple(p for sites, m in by_site.items() for p in bind(m, sites, binder, 1.0))
     if wide is not None and not by_site:
         return bind(wide, None, binder, 1.0), repr(wide)

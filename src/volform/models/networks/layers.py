@@ -103,21 +103,23 @@ def flatten(x: Float[Array, "n h w c"]) -> Float[Array, "n m"]:
 def copies_of(activation: Callable[[Array], Array], units: int) -> int | None:
     """Number of parameters with the function and the prior of one: `units!`, or times `2^units`.
 
-    Units may be exchanged; behind an odd activation (tanh) the sign of a unit may be turned too.
-    The scalings that leave a positively homogeneous activation (relu) the function do not leave
-    the prior as it is, and do not count. Neither finite count is right where the activation is
-    linear: None.
+    Units may be exchanged; behind an odd activation (tanh) or an even one the sign of a unit may be
+    turned too. The scalings of units that leave the function as it is, behind a positively
+    homogeneous activation (relu), do not leave the prior so, and do not count. Where the activation
+    is linear, equivalent parameters form a continuum: None.
 
     The activation is asked on a grid, as one that acts elementwise.
     """
     with jax.ensure_compile_time_eval():  # under `jit` too
         grid = jnp.linspace(0.1, 3.0, 16)
         value = activation(grid)
-        is_odd = bool(jnp.allclose(activation(-grid), -value, atol=1e-6))
+        mirrored = activation(-grid)
+        is_odd = bool(jnp.allclose(mirrored, -value, atol=1e-6))
+        is_even = bool(jnp.allclose(mirrored, value, atol=1e-6))
         is_homogeneous = bool(jnp.allclose(activation(2.0 * grid), 2.0 * value, atol=1e-6))
     if is_odd and is_homogeneous:
         return None
-    return math.factorial(units) * (2**units if is_odd else 1)
+    return math.factorial(units) * (2**units if is_odd or is_even else 1)
 
 
 def require_units(value: object, argument: str) -> None:

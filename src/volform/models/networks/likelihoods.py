@@ -13,8 +13,6 @@ from volform.errors import DataError, NetworkError
 from volform.models.observations import check_support
 
 Outputs = Float[Array, "n outputs"]
-
-
 Model = Callable[..., Array]
 
 
