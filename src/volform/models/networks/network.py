@@ -41,7 +41,9 @@ class Network(eqx.Module):
     `network.apply(params, x)` is the function. `network(x)` inside a NumPyro model samples the
     parameters at sites `layer0.w`, `layer0.b`, ... and returns the function's value. Each site has
     the prior that the parametrization says and, in `infer`, its flat metric `Euclidean()` and the
-    number of equivalent modes. Two networks in one model: `numpyro.handlers.scope`.
+    number of equivalent modes. That number counts the copies of a mode whose units all differ and
+    lie apart: it is too large for networks with more units than the data ask for. Two networks in
+    one model are kept apart by `numpyro.handlers.scope`.
 
     Attributes:
         parametrization: multipliers, priors and metric of each layer.
