@@ -217,6 +217,12 @@ def test_importance_of_a_gaussian_from_its_own_gaussian_has_no_error() -> None:
     assert float(found.error) < 1e-6
 
 
+def test_equal_weights_have_no_tail() -> None:
+    log_weights, k_hat = arviz_bridge.smoothed(np.full(1000, -3.0))
+    assert_allclose(log_weights, -3.0)
+    assert k_hat == -math.inf
+
+
 # --- Draws that are at hand
 
 

@@ -5,6 +5,7 @@ import of volform.
 """
 
 import importlib.metadata
+import math
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,14 @@ def loo(data: Any) -> tuple[float, float, bool]:
 def smoothed(
     log_weights: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], float]:
-    """Log weights with their tail Pareto-smoothed (unnormalized), and Pareto's k-hat."""
+    """Log weights with their tail Pareto-smoothed (unnormalized), and Pareto's k-hat.
+
+    Weights that are equal to rounding have no tail: k-hat is then minus infinity.
+    """
+    n = len(log_weights)
+    tail = np.sort(log_weights)[-math.ceil(min(0.2 * n, 3.0 * n**0.5)) :]
+    if np.isfinite(tail[0]) and tail[-1] - tail[0] < 1e-12:
+        return log_weights, -math.inf  # ArviZ 1.x raises an error, 0.x fits rounding
     shift = np.max(log_weights)
     # Fitting the tail, ArviZ lets weights of shapes that do not fit overflow on their way to 0.
     with np.errstate(over="ignore"):
