@@ -37,6 +37,18 @@ class SaddleError(ConvergenceError):
     """The stationary point is not a strict minimum of -log q^G."""
 
 
+class OperatorError(VolformError):
+    """An operator that cannot be made or asked: wrong structure, not symmetric, not finite."""
+
+
+class IndefiniteError(OperatorError):
+    """A log-determinant or condition number of an operator that is not positive definite."""
+
+
+class SizeError(OperatorError, MemoryError):
+    """A matrix that would not fit into the memory allowed for it."""
+
+
 class PrecisionWarning(UserWarning):
     """float32 is too coarse for a Hessian of this conditioning."""
 

@@ -9,12 +9,19 @@ import jax.numpy as jnp
 import lineax as lx
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.geometry.dependence import dependence
-from volform.geometry.information import MonteCarlo, Move, Silent, choose_route, tangent_like
+from volform.geometry.information import (
+    MonteCarlo,
+    Move,
+    Route,
+    Silent,
+    choose_route,
+    tangent_like,
+)
 from volform.geometry.metric import Metric, name_of, spread
-from volform.geometry.structure import Dense, Point
+from volform.geometry.structure import Dense, Point, size_of
 
 
 class Fisher(Metric):
@@ -50,6 +57,28 @@ class Fisher(Metric):
 
     def __call__(self, point: Point) -> lx.AbstractLinearOperator:
         """`F(point)`."""
+        route, move = self._along_axes(point)
+        if move is None:
+            n = size_of(point)
+            return Dense(jnp.zeros((n, n), ravel_pytree(point)[0].dtype), point)
+        return Dense(route.gram(move), point)
+
+    def root(self, point: Point) -> Float[Array, "m n"]:
+        """C with `C^T C = F(point)`, n the number of coordinates in `ravel_pytree` order.
+
+        In closed form wherever F is; m depends on the family and is at most n only for some.
+
+        >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
+        >>> vf.Fisher(dist.Normal).root((jnp.array(0.0), jnp.array(2.0))).round(4).tolist()
+        [[-0.5, -0.0], [0.0, 0.7071]]
+        """
+        route, move = self._along_axes(point)
+        if move is None:
+            return jnp.zeros((0, size_of(point)), ravel_pytree(point)[0].dtype)
+        return route.root(move).T
+
+    def _along_axes(self, point: Point) -> tuple[Route, Move | None]:
+        """The route, and the move along each coordinate; None where nothing moves."""
         flat, unravel = ravel_pytree(point)
 
         def fn_at(x: Any) -> dist.Distribution:
@@ -59,14 +88,13 @@ class Fisher(Metric):
         sampler = None if self.key is None else MonteCarlo(self.key, self.draws)
         route = choose_route(fn, latent=False, moving=dependence(fn_at, flat), sampler=sampler)
         if isinstance(route, Silent):  # which may have no leaf to read a dimension off
-            return Dense(jnp.zeros((flat.size, flat.size), flat.dtype), point)
+            return route, None
 
         def tangent(direction: Any) -> Any:
             return tangent_like(*jax.jvp(fn_at, (flat,), (direction,)))
 
         dfn = jax.vmap(tangent)(jnp.eye(flat.size, dtype=flat.dtype))
-        gram = route.gram(Move(None, None, None, fn, dfn).reduced())
-        return Dense(gram, point)
+        return route, Move(None, None, None, fn, dfn).reduced()
 
     def __repr__(self) -> str:
         return f"Fisher({name_of(self.family)})"

@@ -67,6 +67,10 @@ class Route(eqx.Module):
         """G_ij of `move`: shape (d, d), symmetric positive semi-definite."""
 
     @abc.abstractmethod
+    def root(self, move: Move) -> Float[Array, "d m"]:
+        """R of `move` with `R R^T = G`: shape (d, m)."""
+
+    @abc.abstractmethod
     def __str__(self) -> str:
         """The name shown in the `repr` of a metric."""
 
@@ -76,8 +80,12 @@ class ClosedForm(Route):
 
     def gram(self, move: Move) -> Float[Array, "d d"]:
         """Gram matrix of the coframe."""
+        return _square(self.root(move))
+
+    def root(self, move: Move) -> Float[Array, "d m"]:
+        """The coframe along each tangent."""
         e = jax.vmap(lambda dx, dfn: _coframe(move.fn, move.x, dx, dfn))(move.dx, move.dfn)
-        return _gram(e, move.weight)
+        return _weighted(e, move.weight)
 
     def __str__(self) -> str:
         return "closed form"
@@ -96,6 +104,11 @@ class DivergenceHessian(Route):
         d = jax.tree.leaves(move.dfn)[0].shape[0]
         return jax.hessian(divergence)(jnp.zeros(d, jnp.result_type(float)))
 
+    def root(self, move: Move) -> Float[Array, "d d"]:
+        """Root by the eigenvectors of G; rounding below zero is cut off."""
+        values, vectors = jnp.linalg.eigh(self.gram(move))
+        return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+
     def __str__(self) -> str:
         return "Hessian of the KL divergence"
 
@@ -107,6 +120,10 @@ class Enumeration(Route):
 
     def gram(self, move: Move) -> Float[Array, "d d"]:
         """Gram matrix of the scores, weighted by the probabilities of the support."""
+        return _square(self.root(move))
+
+    def root(self, move: Move) -> Float[Array, "d m"]:
+        """Scores along each tangent, by the roots of the probabilities of the support."""
         fn: Any = move.fn
         if self.largest is None:
             support, beyond = fn.enumerate_support(expand=True), False
@@ -116,7 +133,7 @@ class Enumeration(Route):
             k = k.reshape(-1, *(1 for _ in fn.batch_shape))
             support, beyond = jnp.minimum(k, count), k > count
         weights = jnp.exp(jax.vmap(fn.log_prob)(support))
-        return _score_gram(move, support, jnp.where(beyond, 0.0, weights))
+        return _score_root(move, support, jnp.where(beyond, 0.0, weights))
 
     def __str__(self) -> str:
         return "enumeration"
@@ -130,8 +147,12 @@ class MonteCarlo(Route):
 
     def gram(self, move: Move) -> Float[Array, "d d"]:
         """Gram matrix of the scores at the draws."""
+        return _square(self.root(move))
+
+    def root(self, move: Move) -> Float[Array, "d m"]:
+        """Scores along each tangent at the draws."""
         points, weights = _draws(move.fn, self.key, self.draws)
-        return _score_gram(move, points, weights)
+        return _score_root(move, points, weights)
 
     def __str__(self) -> str:
         return f"Monte Carlo, {self.draws} draws"
@@ -142,8 +163,12 @@ class Silent(Route):
 
     def gram(self, move: Move) -> Float[Array, "d d"]:
         """Zeros."""
+        return _square(self.root(move))
+
+    def root(self, move: Move) -> Float[Array, "d 0"]:
+        """No columns."""
         d = jax.tree.leaves((move.dx, move.dfn))[0].shape[0]
-        return jnp.zeros((d, d))
+        return jnp.zeros((d, 0))
 
     def __str__(self) -> str:
         return "none"
@@ -269,10 +294,13 @@ def _pulled_through(transforms: Any, x: Any, dx: Any) -> tuple[Any, Any]:
     return x, dx
 
 
-def _gram(e: Float[Array, "d *batch m"], weight: Any) -> Float[Array, "d d"]:
+def _weighted(e: Float[Array, "d *batch m"], weight: Any) -> Float[Array, "d n"]:
     e = e * jnp.sqrt(jnp.asarray(weight, e.dtype))[..., None]
-    flat = e.reshape(e.shape[0], -1)
-    return flat @ flat.T
+    return e.reshape(e.shape[0], -1)
+
+
+def _square(root: Float[Array, "d m"]) -> Float[Array, "d d"]:
+    return root @ root.T
 
 
 def _shift(fn: Any, step: Any) -> Any:
@@ -283,7 +311,7 @@ def _shift(fn: Any, step: Any) -> Any:
     return jax.tree.map(moved, fn, step)
 
 
-def _score_gram(move: Move, points: Any, weights: Any) -> Float[Array, "d d"]:
+def _score_root(move: Move, points: Any, weights: Any) -> Float[Array, "d m"]:
     def score(dt: Any, dfn: Any) -> Float[Array, "n *batch"]:
         def at(x: Any) -> Array:
             return jax.jvp(*_log_density_along(move.fn, x, dt, dfn))[1]
@@ -292,7 +320,7 @@ def _score_gram(move: Move, points: Any, weights: Any) -> Float[Array, "d d"]:
 
     s = jax.vmap(score)(move.dt, move.dfn)
     e = jnp.sqrt(weights) * s
-    return _gram(e[..., None], move.weight)
+    return _weighted(e[..., None], move.weight)
 
 
 def _log_density_along(fn: Any, x: Any, dt: Any, dfn: Any) -> tuple[Any, tuple, tuple]:

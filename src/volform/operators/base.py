@@ -1,0 +1,172 @@
+"""What the operators of this room share: structure, batches of vectors, dense forms, arithmetic."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+from numpy.typing import DTypeLike
+
+from volform.errors import OperatorError, SizeError
+
+DENSE_GIB = 8.0  # largest matrix that is formed
+_TOGETHER = 64  # vectors that go through an operator at once where a matrix is formed
+
+
+class Operator(lx.AbstractLinearOperator):
+    """A lineax operator on the pytree of parameters that also adds numbers and takes batches.
+
+    `A + 0.1` is `A + 0.1 I`; sums and multiples are lineax's own. A symmetric operator is a
+    bilinear form on tangent vectors: its products are covectors laid out like the parameters.
+    """
+
+    def __add__(self, other: Any) -> lx.AbstractLinearOperator:
+        if isinstance(other, lx.AbstractLinearOperator):
+            return lx.AddLinearOperator(self, other)
+        return lx.AddLinearOperator(self, lx.IdentityLinearOperator(self.in_structure()) * other)
+
+    __radd__ = __add__
+
+    @abc.abstractmethod
+    def cheaper(self) -> lx.AbstractLinearOperator:
+        """The same operator with everything computed that does not depend on the vector."""
+
+    def mm(self, vectors: PyTree, *, batch: int | None = None) -> PyTree:
+        """The operator applied to each of the vectors along the leading axis.
+
+        Args:
+            vectors: a pytree like the parameters, with one more leading axis on each leaf.
+            batch: vectors that are worked on at once; all of them by default.
+        """
+        if batch is None:
+            return jax.vmap(self.mv)(vectors)
+        check_positive(batch, "batch", "mm")
+        return jax.lax.map(self.mv, vectors, batch_size=batch)
+
+    def as_matrix(self) -> Float[Array, "n n"]:
+        """The matrix in `ravel_pytree` order, by n products; refused beyond 8 GiB."""
+        check_dense(self.in_size(), self.in_size(), dtype_of(self))
+        return _columns(self)
+
+    def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Structure of what it gives, which is that of what it takes."""
+        return self.in_structure()
+
+
+@eqx.filter_jit
+def _columns(operator: Operator) -> Float[Array, "n n"]:
+    flat_mv, zero = flattened(operator.cheaper())
+
+    def column(index: Array) -> Float[Array, " n"]:
+        return flat_mv(zero.at[index].set(1.0))
+
+    return jax.lax.map(column, jnp.arange(zero.size), batch_size=_TOGETHER).T
+
+
+@eqx.filter_jit
+def entries_of(operator: Operator) -> Float[Array, " n"]:
+    """The diagonal, by n products of which only one entry each is kept."""
+    flat_mv, zero = flattened(operator.cheaper())
+
+    def entry(index: Array) -> Float[Array, ""]:
+        return flat_mv(zero.at[index].set(1.0))[index]
+
+    return jax.lax.map(entry, jnp.arange(zero.size), batch_size=_TOGETHER)
+
+
+def flattened(operator: lx.AbstractLinearOperator) -> tuple[Any, Float[Array, " n"]]:
+    """The product as a function of flat vectors, and the zero vector."""
+    zero, unravel = ravel_pytree(zeros(operator.in_structure()))
+
+    def flat_mv(vector: Float[Array, " n"]) -> Float[Array, " n"]:
+        return ravel_pytree(operator.mv(unravel(vector)))[0]
+
+    return flat_mv, zero
+
+
+def hoisted(operator: Operator, tags: object = ()) -> lx.AbstractLinearOperator:
+    """`operator` linearized in its vector, so that what is fixed is computed once."""
+    _, push = jax.linearize(operator.mv, zeros(operator.in_structure()))
+    return lx.FunctionLinearOperator(push, operator.in_structure(), tags)
+
+
+def zeros(structure: PyTree[jax.ShapeDtypeStruct]) -> PyTree[Array]:
+    """The zero vector of a structure."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
+
+
+def dtype_of(operator: lx.AbstractLinearOperator) -> Any:
+    """The dtype of flat vectors."""
+    return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(operator.in_structure())))
+
+
+def is_known(*values: Any) -> bool:
+    """Whether no value is traced, so that Python may look at it."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check_params(params: PyTree, function: str) -> None:
+    """Refuse parameters that curvature cannot be computed in."""
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise OperatorError(
+            f"`params` of {function} is {params!r} and holds no array; it should be a pytree of "
+            "the arrays to differentiate in."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if dtype not in (jnp.float32, jnp.float64):
+            name = jax.tree_util.keystr(path)
+            raise OperatorError(
+                f"`params{name}` of {function} has dtype {dtype}; curvature needs float32 or "
+                f"float64: cast with `jnp.asarray(params{name}, float)`, or leave it out of "
+                "`params` if it is no parameter."
+            )
+
+
+def check_positive(number: Any, argument: str, function: str) -> None:
+    """Refuse what is no positive whole number."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise OperatorError(
+            f"`{argument}` of {function} is {number!r}; it should be a whole number of at least "
+            "one."
+        )
+
+
+def check_dense(rows: int, columns: int, dtype: DTypeLike) -> None:
+    """Refuse to form a (rows, columns) matrix of more than 8 GiB."""
+    needed = rows * columns * jnp.dtype(dtype).itemsize / 2**30
+    if needed > DENSE_GIB:
+        raise SizeError(
+            f"A matrix of the `operator`, of shape ({rows}, {columns}), would take "
+            f"{_short(needed)} GiB, more than the {_short(DENSE_GIB)} GiB allowed; use "
+            "`by=Krylov(key)`, which needs products with vectors only."
+        )
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def register(operator: type[Operator], *, symmetric: bool, semidefinite: bool = False) -> None:
+    """Tell lineax about a class of operators, as its own rules are told."""
+    lx.is_symmetric.register(operator)(lambda _: symmetric)
+    lx.is_positive_semidefinite.register(operator)(lambda _: semidefinite)
+    for question in (
+        lx.is_negative_semidefinite,
+        lx.is_diagonal,
+        lx.is_tridiagonal,
+        lx.has_unit_diagonal,
+        lx.is_lower_triangular,
+        lx.is_upper_triangular,
+    ):
+        question.register(operator)(lambda _: False)
+    lx.linearise.register(operator)(lambda operator: operator.cheaper())
+    lx.materialise.register(operator)(lambda operator: lx.materialise(operator.cheaper()))
+    lx.conj.register(operator)(lambda operator: operator)
+    lx.diagonal.register(operator)(entries_of)

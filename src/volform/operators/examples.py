@@ -1,0 +1,177 @@
+"""Data as examples: checks, sums in chunks of bounded memory, outputs and their likelihood."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from volform.errors import DataError, MetricError, OperatorError
+from volform.geometry import Fisher
+from volform.geometry.metric import spread
+from volform.operators.base import check_params, check_positive
+
+Family = Callable[..., dist.Distribution]
+Network = Callable[[Any, Any], Any]
+
+
+def sum_over(
+    fn: Callable[[Any, Float[Array, " b"]], Any], data: PyTree, like: Any, chunk: int | None
+) -> Any:
+    """Sum of `fn(examples, weights)` over chunks; the last is filled up with weights of zero."""
+    count = count_of(data)
+    if chunk is None or chunk >= count:
+        return fn(data, jnp.ones(count, like))
+
+    def step(total: Any, rows: Array) -> tuple[Any, None]:
+        part = _taken(data, rows, count)
+        value = fn(part, (rows < count).astype(like))
+        return jax.tree.map(jnp.add, total, value), None
+
+    shapes = jax.eval_shape(fn, _taken(data, jnp.arange(chunk), count), jnp.ones(chunk, like))
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(step, start, _in_rows(count, chunk))[0]
+
+
+def in_chunks(fn: Callable[[Any], Any], data: PyTree, chunk: int | None) -> Any:
+    """`fn(examples)` for each chunk, the leading axes of the results joined again."""
+    count = count_of(data)
+    if chunk is None or chunk >= count:
+        return fn(data)
+    parts = jax.lax.map(lambda rows: fn(_taken(data, rows, count)), _in_rows(count, chunk))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], parts)
+
+
+def _in_rows(count: int, chunk: int) -> Array:
+    return jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
+
+
+def _taken(data: PyTree, rows: Array, count: int) -> PyTree:
+    # The fill is made of true examples, so that nothing computed from it is infinite.
+    return jax.tree.map(lambda leaf: leaf[jnp.minimum(rows, count - 1)], data)
+
+
+def count_of(data: PyTree) -> int:
+    """Number of examples."""
+    return jax.tree.leaves(data)[0].shape[0]
+
+
+def first_of(data: PyTree) -> PyTree:
+    """The first example."""
+    return jax.tree.map(lambda leaf: leaf[0], data)
+
+
+def log_density(likelihood: Family, z: Any, y: Any) -> Float[Array, ""]:
+    """`log p(y | z)`, summed over the elements of one example."""
+    return jnp.sum(spread(likelihood, z).log_prob(y))
+
+
+def checked(
+    function: str,
+    network: Network,
+    likelihood: Family,
+    params: PyTree,
+    data: Any,
+    chunk: int | None,
+) -> tuple[PyTree, tuple[Any, Any]]:
+    """Parameters and data as arrays, after checks of everything that can be checked.
+
+    Raises:
+        OperatorError: for parameters, a network or a likelihood that do not fit.
+        DataError: for data that are empty, of unequal length, or no pair.
+    """
+    check_params(params, function)
+    if chunk is not None:
+        check_positive(chunk, "chunk", function)
+    params = jax.tree.map(jnp.asarray, params)
+    x, y = _checked_data(function, data)
+    z = _output(function, network, params, first_of(x))
+    try:
+        family = jax.eval_shape(lambda z: spread(likelihood, z), z)
+    except Exception as error:
+        raise OperatorError(
+            f"`likelihood` of {function} does not take the output of `network`, {_shapes(z)} for "
+            f"one example: {error}"
+        ) from error
+    if not isinstance(family, dist.Distribution):
+        raise OperatorError(
+            f"`likelihood` of {function} returned {type(family).__name__}; it should return a "
+            "NumPyro distribution, as in `lambda z: dist.Normal(z, 1.0)`."
+        )
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(y)]
+    if shapes != [family.shape()]:
+        raise OperatorError(
+            f"`likelihood` of {function} gives one example the shape {family.shape()} for the "
+            f"network's output {_shapes(z)}, while `y` has {shapes} for each example; they should "
+            "be the same: the network maps one example to the parameters of one label."
+        )
+    return params, (x, y)
+
+
+def _checked_data(function: str, data: Any) -> tuple[Any, Any]:
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise DataError(
+            f"`data` of {function} should be a pair `(x, y)` of arrays with one example along each "
+            f"leading axis; got {type(data).__name__}."
+        )
+    x, y = (jax.tree.map(jnp.asarray, part) for part in data)
+    counts = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((x, y))}
+    if len(counts) != 1 or None in counts or 0 in counts:
+        raise DataError(
+            f"`data` of {function} has leading axes of length {sorted(counts, key=str)}; `x` and "
+            "`y` should hold the same number of examples, and at least one."
+        )
+    return x, y
+
+
+def _output(function: str, network: Network, params: PyTree, x: Any) -> Any:
+    try:
+        z = jax.eval_shape(network, params, x)
+    except Exception as error:
+        raise OperatorError(
+            f"`network` of {function} should map `(params, x)` for one example x, here "
+            f"{_shapes(x)}, to an output; it failed: {error}"
+        ) from error
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(z)):
+        raise OperatorError(
+            f"`network` of {function} returned {_shapes(z)}; its output should be real numbers, "
+            "the parameters of the likelihood."
+        )
+    return z
+
+
+def _shapes(tree: PyTree) -> Any:
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+
+
+def is_canonical(likelihood: Family, z: PyTree[jax.ShapeDtypeStruct]) -> bool:
+    """Whether `-d^2 log p(y | z) / dz^2` equals its expectation whatever y is.
+
+    Then Gauss-Newton is Fisher, and a Gram matrix. Found by comparing the two at 16 random outputs
+    with labels drawn from the likelihood; False where that depends on traced values.
+    """
+    with jax.ensure_compile_time_eval():
+        try:
+            return bool(_hessians_are_fisher(likelihood, z))
+        except (MetricError, NotImplementedError, jax.errors.ConcretizationTypeError):
+            return False
+
+
+def _hessians_are_fisher(likelihood: Family, z: PyTree[jax.ShapeDtypeStruct]) -> Bool[Array, ""]:
+    flat, unravel = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z))
+    fisher = Fisher(likelihood)
+
+    def agree(key: Array, size: Array) -> Bool[Array, ""]:
+        z = size * jax.random.normal(key, flat.shape, flat.dtype)
+        y = jax.lax.stop_gradient(spread(likelihood, unravel(z)).sample(key))
+        observed = -jax.hessian(lambda z: log_density(likelihood, unravel(z), y))(z)
+        root = fisher.root(unravel(z))
+        expected = root.T @ root
+        tolerance = jnp.sqrt(jnp.finfo(flat.dtype).eps) * jnp.abs(expected).max()
+        return jnp.all(jnp.abs(observed - expected) <= tolerance)
+
+    sizes = jnp.repeat(jnp.array([1.0, 3.0], flat.dtype), 8)
+    return jnp.all(jax.vmap(agree)(jax.random.split(jax.random.key(0), 16), sizes))

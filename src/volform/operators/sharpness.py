@@ -1,0 +1,249 @@
+"""Sharpness of a minimum in the metric of the optimizer that found it."""
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from volform.errors import IndefiniteError, MetricError, OperatorError
+from volform.geometry import Euclidean, Metric
+from volform.geometry.structure import Point
+from volform.operators.base import is_known
+from volform.operators.curvature import hessian, under_metric
+from volform.operators.functionals import logdet, trace
+from volform.operators.methods import Estimate, Method
+from volform.operators.spectrum import eigenvalues
+
+
+class Sharpness(eqx.Module):
+    """Invariants of `E = G^-1 H`; made by `sharpness`.
+
+    Attributes:
+        trace: tr E.
+        logdet: log det E, NaN where H is not positive definite.
+        top: the largest eigenvalue of E, its error the residual.
+        learning_rate: that of the optimizer, or None.
+        stability: `learning_rate * top`, or None. Plain gradient descent in the metric G is stable
+            where it is below 2.
+    """
+
+    trace: Estimate
+    logdet: Estimate
+    top: Estimate
+    learning_rate: Any
+    stability: Estimate | None
+
+    def __repr__(self) -> str:
+        if not is_known(self.logdet.value):
+            return f"Sharpness(trace={self.trace}, logdet={self.logdet}, top={self.top})"
+        undefined = bool(jnp.isnan(self.logdet.value))
+        lines = [
+            f"trace    {self.trace}",
+            f"log det  {'undefined: H is not positive definite' if undefined else self.logdet}",
+            f"top      {self.top}",
+        ]
+        if self.stability is not None:
+            lines.append(f"learning rate x top  {self.stability}")
+        return "\n".join(["Sharpness of E = G^-1 H", *("  " + line for line in lines)])
+
+
+def sharpness(
+    loss: Callable[[Any], Float[Array, ""]],
+    params: PyTree,
+    *,
+    metric: Callable[[Point], lx.AbstractLinearOperator] | None = None,
+    learning_rate: Any = None,
+    by: Method | None = None,
+) -> Sharpness:
+    """Trace, log det and largest eigenvalue of `E = G^-1 H`, H the Hessian of the loss.
+
+    The trace of H itself is no property of a minimum: with theta written as 2 psi it is four times
+    as large. Those of E are the same numbers in all coordinates if the metric is carried along;
+    with the same key, also as estimates under changes of scale.
+
+    (c G, c * learning rate) is the same optimizer as (G, learning rate), while E becomes E / c. So
+    compare optimizers by `stability` = learning rate x top, or under one common metric.
+
+    Args:
+        loss: from a pytree like `params` to a scalar.
+        params: a minimum, or any point of the search.
+        metric: `metric_of(opt_state)`, or any metric; `vf.Euclidean()` by default.
+        learning_rate: the learning rate of the optimizer.
+        by: as for `trace`.
+
+    Returns:
+        The three numbers, each with its error.
+
+    Raises:
+        OperatorError: as for `hessian` and `trace`.
+        MetricError: as for `under_metric`.
+
+    References:
+        Kristiadi, Dangel & Hennig (2023), section 5.3, compared by learning rate x trace; Cohen et
+        al. (2021), Gradient descent on neural networks typically occurs at the edge of stability.
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> vf.operators.sharpness(lambda x: x[0] ** 2 + 4 * x[1] ** 2, jnp.zeros(2), learning_rate=0.1)
+    Sharpness of E = G^-1 H
+      trace    Estimate(10)
+      log det  Estimate(2.772589)
+      top      Estimate(8)
+      learning rate x top  Estimate(0.8)
+    """
+    E = under_metric(hessian(loss, params), Euclidean() if metric is None else metric, params)
+    total = trace(E, by=by)
+    try:
+        volume = logdet(E, by=by)
+    except IndefiniteError:
+        volume = Estimate(jnp.full_like(total.value, jnp.nan), jnp.full_like(total.value, jnp.nan))
+    pairs = eigenvalues(E, 1, by=by)
+    top = Estimate(pairs.values[0], pairs.residuals[0])
+    if learning_rate is None:
+        return Sharpness(total, volume, top, None, None)
+    rate = jnp.asarray(learning_rate, top.value.dtype)
+    return Sharpness(total, volume, top, rate, Estimate(rate * top.value, rate * top.error))
+
+
+class Preconditioner(Metric):
+    """The constant diagonal metric whose entries are `weights`; made by `metric_of`."""
+
+    weights: PyTree
+
+    def __call__(self, point: Point) -> lx.AbstractLinearOperator:
+        """`diag(weights)`, whatever the point."""
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (self.weights, point)]
+        if jax.tree.structure(self.weights) != jax.tree.structure(point) or shapes[0] != shapes[1]:
+            raise MetricError(
+                f"`params` have the shapes {shapes[1]}, but `opt_state` of metric_of was made for "
+                f"{shapes[0]}; they should be those of one optimizer."
+            )
+        return lx.DiagonalLinearOperator(
+            jax.tree.map(lambda w, p: w.astype(jnp.result_type(p)), self.weights, point)
+        )
+
+
+class _Settings(NamedTuple):
+    """What the state of an optimizer does not hold."""
+
+    decay: Any
+    eps: Any
+
+
+def metric_of(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Metric:
+    """The metric in which an optax optimizer descends: `step = learning rate * G^-1 gradient`.
+
+    | optimizer | metric |
+    |---|---|
+    | Adam, AdamW, NAdam | `G = diag(sqrt(v / (1 - decay^t)) + eps)` |
+    | RMSProp | `G = diag(sqrt(v + eps))` |
+    | SGD, momentum | `G = I` |
+
+    v is the running average of squared gradients. Momentum, schedules, clipping and weight decay
+    do not enter. The metric depends on the path of the search, and is no tensor of the model: in
+    other coordinates the optimizer has another path. To compare coordinates, carry it along.
+
+    Args:
+        opt_state: the state of an optax optimizer, after at least one step; nested as `chain`,
+            `inject_hyperparams`, `MultiSteps`, `masked` or `apply_if_finite` nest it.
+        decay: the optimizer's decay of v, which its state does not hold; by default that of
+            optax's Adam, `b2` = 0.999. Read off the state of `inject_hyperparams`.
+        eps: the optimizer's eps, likewise. For optimizers with `eps_root` or
+            `eps_in_sqrt=False`, write the metric with `volform.geometry.DiagonalField`.
+
+    Returns:
+        A metric on pytrees like the parameters.
+
+    Raises:
+        OperatorError: for a state of another optimizer, for one before the first step, and for
+            more than one Adam or RMSProp in it.
+
+    References:
+        Kingma & Ba (2015), Adam; Kristiadi, Dangel & Hennig (2023), section 5.3.
+
+    >>> import jax.numpy as jnp, optax, volform as vf
+    >>> squares = jnp.array([0.00025, 0.004])  # 0.001 g^2 after one step with g = (0.5, 2)
+    >>> state = optax.ScaleByAdamState(count=jnp.array(1), mu=jnp.zeros(2), nu=squares)
+    >>> vf.operators.metric_of(state)(jnp.ones(2)).as_matrix().round(6).tolist()
+    [[0.5, 0.0], [0.0, 2.0]]
+    """
+    found = _weights(opt_state, _Settings(decay, eps))
+    if len(found) > 1:
+        raise OperatorError(
+            f"`opt_state` of metric_of holds {len(found)} running averages of squared gradients; "
+            "give the state of one optimizer on all parameters."
+        )
+    if not found:
+        return Euclidean()
+    known = is_known(found[0])
+    if known and not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found[0])):
+        raise OperatorError(
+            "`opt_state` of metric_of has averages that are not finite once their bias is "
+            "corrected; take it after at least one step, of finite gradients."
+        )
+    return Preconditioner(found[0])
+
+
+@singledispatch
+def _weights(state: Any, settings: _Settings) -> list[PyTree]:
+    """The diagonal metrics that a state implies."""
+    raise OperatorError(
+        f"`opt_state` of metric_of holds a {type(state).__name__}, whose metric is not known; "
+        "known are the states of Adam, RMSProp, SGD and momentum. Write another metric with "
+        "`volform.geometry.DiagonalField`."
+    )
+
+
+@_weights.register
+def _(state: tuple, settings: _Settings) -> list[PyTree]:
+    if type(state) is not tuple:
+        return _weights.dispatch(object)(state, settings)
+    return [weights for part in state for weights in _weights(part, settings)]
+
+
+def _without_metric(state: Any, settings: _Settings) -> list[PyTree]:
+    return []
+
+
+for _state in (optax.EmptyState, optax.TraceState, optax.ScaleByScheduleState, optax.ScaleState):
+    _weights.register(_state)(_without_metric)
+
+
+def _of_inner(state: Any, settings: _Settings) -> list[PyTree]:
+    return _weights(state.inner_state, settings)
+
+
+for _state in (optax.MaskedState, optax.ApplyIfFiniteState):
+    _weights.register(_state)(_of_inner)
+
+
+@_weights.register
+def _(state: optax.MultiStepsState, settings: _Settings) -> list[PyTree]:
+    return _weights(state.inner_opt_state, settings)
+
+
+@_weights.register(optax.InjectHyperparamsState)
+@_weights.register(optax.InjectStatefulHyperparamsState)
+def _(state: Any, settings: _Settings) -> list[PyTree]:
+    held = state.hyperparams
+    read = _Settings(held.get("b2", settings.decay), held.get("eps", settings.eps))
+    return _weights(state.inner_state, read)
+
+
+@_weights.register
+def _(state: optax.ScaleByAdamState, settings: _Settings) -> list[PyTree]:
+    def root(v: Array) -> Array:
+        decay, eps = (jnp.asarray(number, v.dtype) for number in settings)
+        return jnp.sqrt(v / (1.0 - decay ** state.count.astype(v.dtype))) + eps
+
+    return [jax.tree.map(root, state.nu)]
+
+
+@_weights.register
+def _(state: optax.ScaleByRmsState, settings: _Settings) -> list[PyTree]:
+    return [jax.tree.map(lambda v: jnp.sqrt(v + jnp.asarray(settings.eps, v.dtype)), state.nu)]
