@@ -32,6 +32,9 @@ class Operator(lx.AbstractLinearOperator):
 
     __radd__ = __add__
 
+    def __sub__(self, other: Any) -> lx.AbstractLinearOperator:
+        return self + (-other)
+
     @abc.abstractmethod
     def cheaper(self) -> lx.AbstractLinearOperator:
         """The same operator with everything computed that does not depend on the vector."""

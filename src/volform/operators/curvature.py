@@ -237,7 +237,7 @@ def diagonal_of(gram: lx.AbstractLinearOperator) -> Float[Array, " n"] | None:
             return ravel_pytree(gram.diagonal)[0]
         case BlockDiagonal() | Segments():
             parts = gram.parts() if isinstance(gram, BlockDiagonal) else gram.blocks
-            found = [diagonal_of(part) for part in parts]
-            return None if any(d is None for d in found) else jnp.concatenate(found)
+            found = [entries for entries in map(diagonal_of, parts) if entries is not None]
+            return jnp.concatenate(found) if len(found) == len(parts) else None
         case _:
             return None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -160,6 +161,7 @@ def is_canonical(likelihood: Family, z: PyTree[jax.ShapeDtypeStruct]) -> bool:
             return False
 
 
+@eqx.filter_jit
 def _hessians_are_fisher(likelihood: Family, z: PyTree[jax.ShapeDtypeStruct]) -> Bool[Array, ""]:
     flat, unravel = ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z))
     fisher = Fisher(likelihood)

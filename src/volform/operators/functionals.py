@@ -45,7 +45,7 @@ def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> E
     match method:
         case Krylov():
             value, error = _hutchinson(form, method)
-        case XTrace():
+        case XTrace() if 2 * method.probes < form.size():
             value, error = _xtrace(form, method)
         case _:
             value = jnp.sum(_exact_diagonal(form))
@@ -65,7 +65,7 @@ def _xtrace(form: Pencil, by: XTrace) -> tuple[Array, Array]:
     product = form.mv()
     like = jnp.zeros(form.size(), form.dtype())
     # matfree compares with an absolute tolerance, so it is given an operator of size one.
-    sampler = stochtrace.sampler_sphere(like, num=min(by.probes, form.size()))
+    sampler = stochtrace.sampler_sphere(like, num=by.probes)
     first = sampler(by.key)[0]
     scale = jnp.linalg.norm(product(first)) / jnp.linalg.norm(first)
     scale = jnp.where(scale > 0, scale, 1.0)

@@ -54,8 +54,8 @@ def ggn(
     params, data = checked("ggn", network, likelihood, params, data, chunk)
     z = jax.eval_shape(network, params, first_of(data[0]))
     if is_canonical(likelihood, z):
-        return Gram(network, params, data, FisherRoot(likelihood), chunk)
-    return OutputHessian(network, params, data, likelihood, chunk)
+        return Gram(network, params, data, root=FisherRoot(likelihood), chunk=chunk)
+    return OutputHessian(network, params, data, likelihood=likelihood, chunk=chunk)
 
 
 def fisher(
@@ -101,7 +101,7 @@ def fisher(
     [[3.333333]]
     """
     params, data = checked("fisher", network, likelihood, params, data, chunk)
-    return Gram(network, params, data, FisherRoot(likelihood, key, draws), chunk)
+    return Gram(network, params, data, root=FisherRoot(likelihood, key, draws), chunk=chunk)
 
 
 def empirical_fisher(
@@ -142,7 +142,7 @@ def empirical_fisher(
     [[20.0]]
     """
     params, data = checked("empirical_fisher", network, likelihood, params, data, chunk)
-    return Gram(network, params, data, ScoreRoot(likelihood), chunk)
+    return Gram(network, params, data, root=ScoreRoot(likelihood), chunk=chunk)
 
 
 def monte_carlo_fisher(
@@ -190,4 +190,4 @@ def monte_carlo_fisher(
     """
     check_positive(draws, "draws", "monte_carlo_fisher")
     params, data = checked("monte_carlo_fisher", network, likelihood, params, data, chunk)
-    return Gram(network, params, data, DrawnRoot(likelihood, key, draws), chunk)
+    return Gram(network, params, data, root=DrawnRoot(likelihood, key, draws), chunk=chunk)

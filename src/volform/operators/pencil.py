@@ -102,9 +102,9 @@ class Pencil(eqx.Module):
         total = jnp.full(self.size(), self.shift, self.dtype())
         weights = None if self.gram is None else diagonal_of(self.gram)
         for c, form in self.terms:
-            if not isinstance(form, Gram):
-                entries = c * diagonal_of(form)
-                total = total + (entries if weights is None else entries / weights)
+            entries = diagonal_of(form)
+            if entries is not None:
+                total = total + c * (entries if weights is None else entries / weights)
         return total
 
     def rows(self) -> Float[Array, "r n"]:

@@ -239,7 +239,7 @@ def _(state: Any, settings: _Settings) -> list[PyTree]:
 def _(state: optax.ScaleByAdamState, settings: _Settings) -> list[PyTree]:
     def root(v: Array) -> Array:
         decay, eps = (jnp.asarray(number, v.dtype) for number in settings)
-        return jnp.sqrt(v / (1.0 - decay ** state.count.astype(v.dtype))) + eps
+        return jnp.sqrt(v / (1.0 - decay ** jnp.asarray(state.count, v.dtype))) + eps
 
     return [jax.tree.map(root, state.nu)]
 
