@@ -223,7 +223,9 @@ def test_dual_form(name, factor):
     ):
         expected = np.linalg.slogdet(total.as_matrix())[1]
         assert_allclose(logdet(total).value, expected, rtol=1e-9, atol=1e-9)
-        assert_allclose(eqx.filter_jit(lambda t: logdet(t).value)(total), expected, rtol=1e-9, atol=1e-9)
+        assert_allclose(
+            eqx.filter_jit(lambda t: logdet(t).value)(total), expected, rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize(
