@@ -2,10 +2,9 @@
 
     python benchmarks/curvature.py
 
-prints medians over alternating rounds, in milliseconds. Compilation is left out.
+prints the best of alternating rounds, in milliseconds. Compilation is left out.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ from matfree import decomp, funm, stochtrace
 
 from volform.operators import Krylov, fisher, ggn, hessian, logdet, trace
 
-ROUNDS = 7
+ROUNDS = 5  # at least
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
 
@@ -174,12 +173,11 @@ CASES = {
 }
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Time of one run, the mean of several."""
+def seconds(run: Callable[[], Any]) -> float:
+    """Time of one run."""
     start = time.perf_counter()
-    for _ in range(repeats):
-        jax.block_until_ready(run())
-    return (time.perf_counter() - start) / repeats
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -187,9 +185,9 @@ def main() -> None:
     for name, make in CASES.items():
         pair = make()
         jax.block_until_ready([run() for run in pair])
-        repeats = max(1, int(0.05 / max(seconds(pair[1], 1), 1e-5)))
-        found = [[seconds(run, repeats) for run in pair] for _ in range(ROUNDS)]
-        ours, theirs = (statistics.median(column) for column in zip(*found, strict=True))
+        rounds = max(ROUNDS, min(500, int(1.0 / seconds(pair[1]))))
+        found = [[seconds(run) for run in pair] for _ in range(rounds)]
+        ours, theirs = (min(column) for column in zip(*found, strict=True))
         print(f"{name:46}{1e3 * ours:10.3f}{1e3 * theirs:10.3f}{ours / theirs:8.2f}", flush=True)
         jax.clear_caches()
 

@@ -81,13 +81,13 @@ def test_dtypes_of_parameters(bad):
 
 
 def test_no_parameters():
-    with pytest.raises(OperatorError, match="`params` of hessian is {} and holds no array"):
+    with pytest.raises(OperatorError, match=r"`params` of hessian is {} and holds no array"):
         hessian(loss, {})
 
 
 def test_loss_that_is_no_scalar():
     for bad in (lambda w: w**2, lambda w: (jnp.sum(w), 1.0)):
-        with pytest.raises(OperatorError, match="`loss` of hessian returned.*sum or average"):
+        with pytest.raises(OperatorError, match=r"`loss` of hessian returned.*sum or average"):
             hessian(bad, W)
 
 
@@ -106,7 +106,7 @@ def test_loss_that_is_not_finite():
         lambda H, by: effective_dimension(H, 1.0, by=by),
     ):
         for by in (Exact(), krylov):
-            with pytest.raises(OperatorError, match="`operator` of .* not finite; check.*loss"):
+            with pytest.raises(OperatorError, match=r"`operator` of .* not finite; check.*loss"):
                 functional(undefined, by=by)
 
 
@@ -142,9 +142,9 @@ def test_likelihood_that_does_not_fit(of):
         of(network, normal, W, (X, jnp.ones((4, 2))))
     with pytest.raises(OperatorError, match=r"`likelihood` of .* shape \(2,\).*`y` has \[\(\)\]"):
         of(lambda w, x: w * x, normal, W, (X, Y))
-    with pytest.raises(OperatorError, match="`likelihood` of .* does not take the output"):
+    with pytest.raises(OperatorError, match=r"`likelihood` of .* does not take the output"):
         of(network, lambda a, b: dist.Normal(a, b), W, (X, Y))
-    with pytest.raises(OperatorError, match="`likelihood` of .* returned .*NumPyro distribution"):
+    with pytest.raises(OperatorError, match=r"`likelihood` of .* returned .*NumPyro distribution"):
         of(network, lambda z: z**2, W, (X, Y))
 
 
@@ -152,12 +152,12 @@ def test_likelihood_that_does_not_fit(of):
 def test_network_that_does_not_fit(of):
     with pytest.raises(OperatorError, match=r"`network` of .* for one example x.*float64\[2\]"):
         of(lambda w, x: x @ w[:1], normal, W, (X, Y))
-    with pytest.raises(OperatorError, match="`network` of .* should be real numbers"):
+    with pytest.raises(OperatorError, match=r"`network` of .* should be real numbers"):
         of(lambda w, x: jnp.argmax(w * x), normal, W, (X, Y))
 
 
 def test_draws():
-    with pytest.raises(OperatorError, match="`draws` of monte_carlo_fisher is 0"):
+    with pytest.raises(OperatorError, match=r"`draws` of monte_carlo_fisher is 0"):
         monte_carlo_fisher(network, normal, W, (X, Y), key=KEY, draws=0)
 
 
@@ -171,33 +171,35 @@ def test_fisher_without_a_form_or_key():
 
 
 def test_metric_of_another_structure():
-    with pytest.raises(MetricError, match="`metric` of under_metric acts on .* and `operator` on"):
+    with pytest.raises(MetricError, match=r"`metric` of under_metric acts on .* and `operator` on"):
         under_metric(H, vf.Euclidean(), {"w": W})
-    with pytest.raises(MetricError, match="`opt_state` of metric_of was made for"):
+    with pytest.raises(MetricError, match=r"`opt_state` of metric_of was made for"):
         under_metric(H, metric_of(adam(jnp.ones(3))), W)
 
 
 def test_metric_that_is_none():
     for bad in (3.0, lambda w: w**2):
         with pytest.raises(
-            MetricError, match="`metric` of under_metric is .*function from `params`"
+            MetricError, match=r"`metric` of under_metric is .*function from `params`"
         ):
             under_metric(H, bad, W)
 
 
 def test_singular_metric():
     for weight in (0.0, -1.0):
-        with pytest.raises(SingularMetricError, match="`metric` of under_metric is not positive"):
+        with pytest.raises(SingularMetricError, match=r"`metric` of under_metric is not positive"):
             under_metric(H, lambda w, a=weight: lx.DiagonalLinearOperator(a * w**2), W)
 
 
 def test_form_that_is_not_symmetric():
     E = under_metric(H, vf.Euclidean(2.0), W)
-    with pytest.raises(OperatorError, match="`operator` of under_metric is UnderMetric.*symmetric"):
+    with pytest.raises(
+        OperatorError, match=r"`operator` of under_metric is UnderMetric.*symmetric"
+    ):
         under_metric(E, vf.Euclidean(2.0), W)
     skewed = lx.MatrixLinearOperator(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
     with pytest.raises(
-        OperatorError, match="`operator` of trace has the term Matrix.*under_metric"
+        OperatorError, match=r"`operator` of trace has the term Matrix.*under_metric"
     ):
         trace(skewed)
 
@@ -205,7 +207,7 @@ def test_form_that_is_not_symmetric():
 def test_terms_under_different_metrics():
     E, F = (under_metric(H, vf.Euclidean(scale), W) for scale in (2.0, 3.0))
     for bad in (E + F, E + H):
-        with pytest.raises(OperatorError, match="`operator` of logdet .*different metrics.*H1"):
+        with pytest.raises(OperatorError, match=r"`operator` of logdet .*different metrics.*H1"):
             logdet(bad)
     assert trace(E + 0.5 + E).value == 2 * trace(E).value + 1.0
 
@@ -229,11 +231,11 @@ def test_probes(probes):
 
 
 def test_depth_and_batch():
-    with pytest.raises(OperatorError, match="`depth` of Krylov is 0"):
+    with pytest.raises(OperatorError, match=r"`depth` of Krylov is 0"):
         Krylov(KEY, depth=0)
-    with pytest.raises(OperatorError, match="`batch` of Krylov is -1"):
+    with pytest.raises(OperatorError, match=r"`batch` of Krylov is -1"):
         Krylov(KEY, batch=-1)
-    with pytest.raises(OperatorError, match="`batch` of mm is 0"):
+    with pytest.raises(OperatorError, match=r"`batch` of mm is 0"):
         H.mm(jnp.ones((3, 2)), batch=0)
 
 
@@ -249,12 +251,12 @@ def test_by_is_no_method():
     "functional", [logdet, diagonal, eigenvalues_of_two, condition_number, spectral_density]
 )
 def test_xtrace_is_for_traces(functional):
-    with pytest.raises(OperatorError, match="`by` of .* is `XTrace`, which estimates traces only"):
+    with pytest.raises(OperatorError, match=r"`by` of .* is `XTrace`, which estimates traces only"):
         functional(H, by=XTrace(KEY))
 
 
 def test_what_is_no_operator():
-    with pytest.raises(OperatorError, match="`operator` of trace is .*lineax operator"):
+    with pytest.raises(OperatorError, match=r"`operator` of trace is .*lineax operator"):
         trace(jnp.eye(2))
 
 
@@ -278,13 +280,13 @@ def test_too_large_for_a_matrix():
 
 
 def test_numbers():
-    with pytest.raises(OperatorError, match="`k` of eigenvalues is 0"):
+    with pytest.raises(OperatorError, match=r"`k` of eigenvalues is 0"):
         eigenvalues(H, 0)
-    with pytest.raises(OperatorError, match="`k` of eigenvalues is 3, but the operator has 2"):
+    with pytest.raises(OperatorError, match=r"`k` of eigenvalues is 3, but the operator has 2"):
         eigenvalues(H, 3)
-    with pytest.raises(OperatorError, match="`damping` of effective_dimension is 0.0"):
+    with pytest.raises(OperatorError, match=r"`damping` of effective_dimension is 0.0"):
         effective_dimension(H, 0.0)
-    with pytest.raises(OperatorError, match="`width` of a spectral density is -1.0"):
+    with pytest.raises(OperatorError, match=r"`width` of a spectral density is -1.0"):
         spectral_density(H)(W, width=-1.0)
 
 
@@ -311,17 +313,17 @@ def test_state_of_another_optimizer(state, name):
 
 
 def test_state_before_the_first_step():
-    with pytest.raises(OperatorError, match="`opt_state` of metric_of .*after at least one step"):
+    with pytest.raises(OperatorError, match=r"`opt_state` of metric_of .*after at least one step"):
         metric_of(adam(0.0 * W, count=0))
 
 
 def test_state_of_two_optimizers():
-    with pytest.raises(OperatorError, match="`opt_state` of metric_of holds 2 running averages"):
+    with pytest.raises(OperatorError, match=r"`opt_state` of metric_of holds 2 running averages"):
         metric_of((adam(W), adam(W)))
 
 
 def test_sharpness_passes_errors_on():
-    with pytest.raises(OperatorError, match="`loss` of hessian returned"):
+    with pytest.raises(OperatorError, match=r"`loss` of hessian returned"):
         sharpness(lambda w: w, W)
-    with pytest.raises(MetricError, match="`metric` of under_metric is"):
+    with pytest.raises(MetricError, match=r"`metric` of under_metric is"):
         sharpness(loss, W, metric=3.0)

@@ -1,6 +1,7 @@
 """What the operators of this room share: structure, batches of vectors, dense forms, arithmetic."""
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -46,10 +47,9 @@ class Operator(lx.AbstractLinearOperator):
             vectors: a pytree like the parameters, with one more leading axis on each leaf.
             batch: vectors that are worked on at once; all of them by default.
         """
-        if batch is None:
-            return jax.vmap(self.mv)(vectors)
-        check_positive(batch, "batch", "mm")
-        return jax.lax.map(self.mv, vectors, batch_size=batch)
+        if batch is not None:
+            check_positive(batch, "batch", "mm")
+        return mapped(self.mv, vectors, batch)
 
     def as_matrix(self) -> Float[Array, "n n"]:
         """The matrix in `ravel_pytree` order, by n products; refused beyond 8 GiB."""
@@ -68,7 +68,7 @@ def _columns(operator: Operator) -> Float[Array, "n n"]:
     def column(index: Array) -> Float[Array, " n"]:
         return flat_mv(zero.at[index].set(1.0))
 
-    return jax.lax.map(column, jnp.arange(zero.size), batch_size=_TOGETHER).T
+    return mapped(column, jnp.arange(zero.size), _TOGETHER).T
 
 
 @eqx.filter_jit
@@ -79,7 +79,17 @@ def entries_of(operator: Operator) -> Float[Array, " n"]:
     def entry(index: Array) -> Float[Array, ""]:
         return flat_mv(zero.at[index].set(1.0))[index]
 
-    return jax.lax.map(entry, jnp.arange(zero.size), batch_size=_TOGETHER)
+    return mapped(entry, jnp.arange(zero.size), _TOGETHER)
+
+
+def mapped(fn: Callable[[Any], Any], over: PyTree, batch: int | None) -> Any:
+    """`fn` of each entry along the leading axis, `batch` at a time.
+
+    All at once where they fit: on CPUs, XLA runs convolutions several times slower in a loop.
+    """
+    if batch is None or batch >= jax.tree.leaves(over)[0].shape[0]:
+        return jax.vmap(fn)(over)
+    return jax.lax.map(fn, over, batch_size=batch)
 
 
 def flattened(operator: lx.AbstractLinearOperator) -> tuple[Any, Float[Array, " n"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from matfree import stochtrace
 
 from volform.errors import IndefiniteError, OperatorError
-from volform.operators.base import check_dense, is_known
+from volform.operators.base import check_dense, is_known, mapped
 from volform.operators.krylov import Quadrature, averaged, quadrature, signs
 from volform.operators.methods import Estimate, Krylov, Method, XTrace, chosen
 from volform.operators.pencil import Pencil, pencil
@@ -57,7 +57,7 @@ def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> E
 def _hutchinson(form: Pencil, by: Krylov) -> tuple[Array, Array]:
     product = form.mv()
     probes = signs(by, jnp.zeros(form.size(), form.dtype()))
-    return averaged(jax.lax.map(lambda z: z @ product(z), probes, batch_size=by.batch))
+    return averaged(mapped(lambda z: z @ product(z), probes, by.batch))
 
 
 @eqx.filter_jit
@@ -116,7 +116,7 @@ def diagonal(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -
 def _diagonal_by_probes(form: Pencil, by: Krylov) -> tuple[Array, Array]:
     product = form.tangent_mv()
     probes = signs(by, jnp.zeros(form.size(), form.dtype()))
-    return averaged(jax.lax.map(lambda z: z * product(z), probes, batch_size=by.batch))
+    return averaged(mapped(lambda z: z * product(z), probes, by.batch))
 
 
 def logdet(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> Estimate:

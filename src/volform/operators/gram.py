@@ -178,13 +178,18 @@ class Gram(OverExamples):
 
     def row_count(self) -> int:
         """Number of rows of A."""
-        one = jax.eval_shape(lambda: _rows(self, jax.tree.map(lambda a: a[:1], self.numbered())))
-        return one.shape[1] * count_of(self.data)
+        return _first_rows(self).shape[1] * count_of(self.data)
 
     def as_matrix(self) -> Float[Array, "n n"]:
         """`A^T A`, a chunk of examples at a time; refused beyond 8 GiB."""
         check_dense(self.in_size(), self.in_size(), dtype_of(self))
         return _squared_rows(self)
+
+
+@eqx.filter_jit
+def _first_rows(gram: Gram) -> Float[Array, "1 m n"]:
+    # Compiled, since a shape takes longer to trace each time than these rows to compute.
+    return _rows(gram, jax.tree.map(lambda leaf: leaf[:1], gram.numbered()))
 
 
 @eqx.filter_jit

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 from matfree.stochtrace import sampler_signs
 
+from volform.operators.base import mapped
 from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
 
@@ -89,7 +90,7 @@ def quadrature(form: Pencil, by: Krylov) -> Quadrature:
         values, vectors = lanczos(product, probe, depth, by.key).ritz()
         return Quadrature(values, vectors[0] ** 2)
 
-    return jax.lax.map(of_one, signs(by, like), batch_size=by.batch)
+    return mapped(of_one, signs(by, like), by.batch)
 
 
 def averaged(samples: Any) -> tuple[Any, Any]:

@@ -41,7 +41,7 @@ class Krylov(Method):
             ratios of operators of the same structure have far less noise than each.
         probes: number of vectors, at least two.
         depth: products for each vector in Lanczos' method; cut off at the size of the operator.
-        batch: vectors that are worked on at once, which bounds the memory.
+        batch: vectors worked on at once, which bounds the memory; all of them by default.
 
     References:
         Hutchinson (1990); Ubaru, Chen & Saad (2017), Fast estimation of tr(f(A)) via stochastic
@@ -51,13 +51,14 @@ class Krylov(Method):
     key: PRNGKeyArray
     probes: int = eqx.field(static=True, default=64)
     depth: int = eqx.field(static=True, default=48)
-    batch: int = eqx.field(static=True, default=16)
+    batch: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         """Whether the numbers can be used."""
         _check_probes(self.probes, "Krylov")
         check_positive(self.depth, "depth", "Krylov")
-        check_positive(self.batch, "batch", "Krylov")
+        if self.batch is not None:
+            check_positive(self.batch, "batch", "Krylov")
 
 
 class XTrace(Method):

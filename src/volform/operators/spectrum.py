@@ -97,7 +97,7 @@ def _by_lanczos(form: Pencil, by: Krylov, k: int) -> tuple[Array, Array, Array]:
     found = lanczos(product, start, depth, by.key)
     values, small = found.ritz()
     vectors = (small.T @ found.basis)[::-1][:k]
-    return _with_residuals(form, values[::-1][:k], vectors, jax.lax.map(product, vectors))
+    return _with_residuals(form, values[::-1][:k], vectors, jax.vmap(product)(vectors))
 
 
 @eqx.filter_jit
@@ -165,7 +165,7 @@ def _extremes(form: Pencil, by: Krylov) -> tuple[Array, Array]:
     values, small = found.ritz()
     ends = jnp.array([0, -1])
     vectors = (small.T @ found.basis)[ends]
-    residuals = _with_residuals(form, values[ends], vectors, jax.lax.map(product, vectors))[2]
+    residuals = _with_residuals(form, values[ends], vectors, jax.vmap(product)(vectors))[2]
     return values[ends], residuals
 
 
