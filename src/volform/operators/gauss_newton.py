@@ -21,8 +21,9 @@ def ggn(
     The Hessian of the negative log likelihood with the curvature of the network left out. Where
     L_n does not depend on y (Normal of fixed scale, Bernoulli and Categorical of logits, Poisson
     of the log rate: canonical links) this is the Fisher matrix, and returned as the `Gram` that
-    `fisher` makes. That is found by comparing the two at random outputs. Elsewhere (Student t,
-    both parameters of a Normal) they differ, and L_n may be indefinite.
+    `fisher` makes. That is found by comparing the two at random outputs; where the likelihood holds
+    a value traced by `jit` it cannot be, so call `fisher` there. Elsewhere (Student t, both
+    parameters of a Normal) they differ, and L_n may be indefinite.
 
     Args:
         network: `network(params, x)` is the output z for *one* example: an array of any shape, or
