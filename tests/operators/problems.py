@@ -41,12 +41,6 @@ LABELS = jnp.array([0, 1, 1, 0, 1, 0, 0])
 FAMILIES = {
     "Normal": (scalar, lambda z: dist.Normal(z, 0.5), REAL, True),
     "Normal, two outputs": (network, lambda z: dist.Normal(z, 0.5).to_event(1), PAIRS, True),
-    "Normal, one scale each": (
-        network,
-        lambda z: dist.Normal(z, jnp.array([0.5, 2.0])),
-        PAIRS,
-        True,
-    ),
     "Bernoulli": (
         scalar,
         lambda z: dist.BernoulliLogits(z, validate_args=False),

@@ -107,7 +107,7 @@ def test_eigenvectors_are_tangent_vectors_of_length_one():
     assert (found.residuals < 1e-10 * abs(found.values).max()).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_invariant_under_changes_of_coordinates(seed):
     """psi = phi(theta) at a critical point, where the Hessian is a tensor."""
     rng = np.random.default_rng(seed)
