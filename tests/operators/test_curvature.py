@@ -154,3 +154,20 @@ def test_arithmetic_with_numbers():
         assert_allclose(total.as_matrix(), DENSE + 0.5 * np.eye(N), rtol=1e-9, atol=1e-12)
     both = 2.0 * H - H / 4.0
     assert_allclose(trace(both).value, 1.75 * np.trace(DENSE), rtol=1e-10)
+
+
+@pytest.mark.parametrize("d", [1, 3, 10])
+def test_closed_form_of_a_stretch(d):
+    """L = |theta|^2 with psi = 3 theta: det H is 2^d, then (2/9)^d; det E is 2^d in both."""
+
+    def back(psi):
+        return psi / 3.0
+
+    def in_psi(psi):
+        return jnp.sum(back(psi) ** 2)
+
+    at = jnp.ones(d)
+    assert_allclose(logdet(hessian(lambda x: jnp.sum(x**2), at)).value, d * np.log(2), rtol=1e-10)
+    assert_allclose(logdet(hessian(in_psi, at)).value, d * np.log(2 / 9), rtol=1e-10)
+    E = under_metric(hessian(in_psi, at), vf.pullback(vf.Euclidean(), back), at)
+    assert_allclose(logdet(E).value, d * np.log(2), rtol=1e-10)
