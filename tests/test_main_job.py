@@ -12,8 +12,6 @@ from numpyro.infer.autoguide import AutoLaplaceApproximation
 from numpyro.infer.reparam import LocScaleReparam
 
 import volform as vf
-from volform.inference.correction import correction
-from volform.inference.local import objective
 
 # NUTS and Adam mix dtypes inside NumPyro.
 pytestmark = pytest.mark.standard_promotion
@@ -122,45 +120,6 @@ def test_nuts_starts_at_the_mode_with_the_laplace_covariance():
     mcmc.run(jax.random.key(3), SIGMA, y=Y)
     mu = np.asarray(mcmc.get_samples()["mu"])
     assert mu.mean() == pytest.approx(4.4, abs=0.5)  # posteriordb: 4.4
-
-
-def test_correction_against_dense_contraction():
-    """c by einsum over full third and fourth derivative tensors, under a curved metric."""
-
-    def model():
-        numpyro.sample("a", dist.Gamma(4.0, 2.0))
-        numpyro.sample("b", dist.Normal(0.5, 0.8))
-        numpyro.sample("c", dist.Beta(3.0, 5.0))
-
-    metric = vf.geometry.MatrixField(
-        lambda a, b, c: jnp.array(
-            [[1 + a**2, 0.2 * b, 0.1], [0.2 * b, 2 + jnp.sin(b), 0.0], [0.1, 0.0, 3 + c]]
-        )
-    )
-    posterior = vf.condition(vf.attach(model, {("a", "b", "c"): metric}))
-    fit = vf.find_map(posterior, key=jax.random.key(0))
-    u = fit.at.u
-
-    def volume(u):
-        return posterior.log_volume(u)
-
-    def loss(u):
-        return objective(u, posterior)
-
-    k = jnp.linalg.inv(fit.at.hessian)
-    t = jax.jit(jax.jacfwd(jax.hessian(loss)))(u)
-    q = jax.jit(jax.jacfwd(jax.jacfwd(jax.hessian(loss))))(u)
-    b1, b2 = jax.jit(jax.grad(volume))(u), jax.jit(jax.hessian(volume))(u)
-    expected = (
-        -jnp.einsum("ijkl,ij,kl", q, k, k) / 8
-        + jnp.einsum("ijk,lmn,ij,kl,mn", t, t, k, k, k) / 8
-        + jnp.einsum("ijk,lmn,il,jm,kn", t, t, k, k, k) / 12
-        + jnp.einsum("ij,ij", b2 + jnp.outer(b1, b1), k) / 2
-        - jnp.einsum("i,jkl,ij,kl", b1, t, k, k) / 2
-    )
-    found = jax.jit(lambda at: correction(posterior, at.u, at.whitener))(fit.at)
-    assert float(found) == pytest.approx(float(expected), rel=1e-9)
-    assert float(fit.gradient_norm) < 1e-8
 
 
 def test_draws_outside_the_support_are_counted():

@@ -31,7 +31,7 @@ def test_every_scalar_is_the_same_in_both_spellings(d: int, seed: int) -> None:
     assert_same(in_theta, in_psi)
 
 
-@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("d", [2])
 @settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**31 - 1))
 def test_evidence_by_any_estimator_is_the_same_in_both_spellings(d: int, seed: int) -> None:
