@@ -2,6 +2,7 @@
 
 from volform.geometry.connection import (
     christoffel as christoffel,
+    christoffel_along as christoffel_along,
     covariant_hessian as covariant_hessian,
     eigenvalues as eigenvalues,
     relative as relative,

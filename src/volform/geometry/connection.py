@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
@@ -52,9 +53,7 @@ def covariant_hessian(
 ) -> Float[Array, "n n"]:
     """Covariant Hessian `H_ij = d_i d_j L - Gamma^k_ij d_k L`, a tensor at every point.
 
-    At a critical point of L it is the matrix of second derivatives, whatever the metric. The
-    Christoffel symbols are not formed: with v = grad L at `point` held fixed,
-    `Gamma^k_ij d_k L = 1/2 [d_i (G v)_j + d_j (G v)_i - (v . d) G_ij]`.
+    At a critical point of L it is the matrix of second derivatives, whatever the metric.
 
     Args:
         metric: a metric.
@@ -73,19 +72,41 @@ def covariant_hessian(
     0.222...
     """
     x, unravel = ravel_pytree(point)
-    v = gradient(metric, function, point)
-    flat_v, _ = ravel_pytree(v)
+    plain = jax.hessian(lambda x: spread(function, unravel(x)))(x)
+    return plain - christoffel_along(metric, point, gradient(metric, function, point))
+
+
+def christoffel_along(
+    metric: Callable[[Point], lx.AbstractLinearOperator], point: Point, vector: Point
+) -> Float[Array, "n n"]:
+    """`Gamma^k_ij w_k` of a covector w = G v, without the Christoffel symbols.
+
+    With v held fixed it is `1/2 [d_i (G v)_j + d_j (G v)_i - (v . d) G_ij]`.
+
+    Args:
+        metric: a metric.
+        point: where to evaluate it.
+        vector: the tangent vector v = G^-1 w, laid out like the point.
+
+    Returns:
+        A symmetric matrix, shape (n, n).
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> g = vf.pullback(vf.Euclidean(), jnp.log)  # x^-2, with Gamma = -1/x
+    >>> christoffel_along(g, jnp.array(2.0), jnp.array(4.0)).item()  # w = 1
+    -0.5
+    """
+    x, unravel = ravel_pytree(point)
 
     def lowered(x: Float[Array, " n"]) -> Float[Array, " n"]:
-        return ravel_pytree(metric(unravel(x)).mv(v))[0]
+        return ravel_pytree(metric(unravel(x)).mv(vector))[0]
 
     def matrix(x: Float[Array, " n"]) -> Float[Array, "n n"]:
         return metric(unravel(x)).as_matrix()
 
     slope = jax.jacfwd(lowered)(x)
-    along = jax.jvp(matrix, (x,), (flat_v,))[1]
-    plain = jax.hessian(lambda x: spread(function, unravel(x)))(x)
-    return plain - 0.5 * (slope + slope.T - along)
+    along = jax.jvp(matrix, (x,), (ravel_pytree(vector)[0],))[1]
+    return 0.5 * (slope + slope.T - along)
 
 
 def relative(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, "n n"]:

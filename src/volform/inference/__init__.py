@@ -6,6 +6,7 @@ from volform.inference.approximation import (
 )
 from volform.inference.bridging import Bridge as Bridge
 from volform.inference.comparison import Comparison as Comparison, compare as compare
+from volform.inference.curvature import GGN as GGN, Curvature as Curvature
 from volform.inference.empirical import (
     EmpiricalBayes as EmpiricalBayes,
     maximize_evidence as maximize_evidence,

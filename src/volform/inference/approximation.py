@@ -1,6 +1,8 @@
 """The invariant Laplace approximation."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +14,13 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 
 from volform.errors import ConvergenceError, SaddleError
-from volform.inference.asymptotic import laplace_evidence
+from volform.inference.asymptotic import curved_evidence, laplace_evidence
 from volform.inference.coordinates import Chart, sampling_chart
+from volform.inference.curvature import Curvature
 from volform.inference.diagnosis import Flat, Minimum, Saddle
 from volform.inference.evidence import Evidence
-from volform.inference.mode import MAP, find_map
+from volform.inference.local import Expansion
+from volform.inference.mode import MAP, find_map, map_at
 from volform.inference.proposal import proposal_at
 from volform.inference.sampling import Samples, draw
 from volform.models import Posterior
@@ -28,14 +32,18 @@ class LaplaceApproximation(eqx.Module):
 
     Attributes:
         mode: the invariant MAP that it is centered on.
+        at: -log q^G there to second order, with the curvature that was asked for.
         second_order: whether the evidence holds the second-order correction.
         allow_improper: whether the evidence may be a formal integral over an improper prior.
+        curvature: what takes the place of the Hessian, None for the Hessian itself.
         note: what a reader must know of it, empty where there is nothing.
     """
 
     mode: MAP
+    at: Expansion
     second_order: bool
     allow_improper: bool = eqx.field(static=True, default=False)
+    curvature: Curvature | None = None
     note: str = eqx.field(static=True, default="")
 
     @property
@@ -56,7 +64,7 @@ class LaplaceApproximation(eqx.Module):
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """H^-1 at the mode, in unconstrained coordinates u."""
-        whitener = self.mode.at.whitener
+        whitener = self.at.whitener
         return whitener @ whitener.T
 
     @cached_property
@@ -71,8 +79,10 @@ class LaplaceApproximation(eqx.Module):
         others = len(self.mode.modes) - 1
         uncounted = f"{others} other modes are not counted; `vf.evidence` sums them"
         notes = [self.note, uncounted if others > 0 else ""]
+        if self.curvature is not None:
+            return curved_evidence(self.mode, self.at, facts, self.curvature, notes)
         return laplace_evidence(
-            self.mode, [self.mode.at], facts, second_order=self.second_order, notes=notes
+            self.mode, [self.at], facts, second_order=self.second_order, notes=notes
         )
 
     def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
@@ -84,8 +94,8 @@ class LaplaceApproximation(eqx.Module):
             key: key of the draws.
             draws: number of draws n.
         """
-        one = jnp.zeros(1, self.mode.at.u.dtype)
-        proposal = proposal_at(self.posterior, self.chart, [self.mode.at], one, math.inf)
+        one = jnp.zeros(1, self.at.u.dtype)
+        proposal = proposal_at(self.posterior, self.chart, [self.at], one, math.inf)
         return draw(self.posterior, proposal, key, draws)
 
     def predictive(
@@ -112,6 +122,8 @@ class LaplaceApproximation(eqx.Module):
 
     def __repr__(self) -> str:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
+        if self.curvature is not None:
+            rows.append(f"curvature {self.curvature}")
         if self.note:
             rows.append(self.note)
         return "\n".join([*rows, repr(self.mode)])
@@ -121,6 +133,8 @@ def laplace(
     target: MAP | Posterior,
     *,
     key: PRNGKeyArray | None = None,
+    at: Mapping[str, Any] | None = None,
+    curvature: Curvature | None = None,
     second_order: bool = True,
     refuse: bool = True,
     allow_improper: bool = False,
@@ -134,6 +148,11 @@ def laplace(
     Args:
         target: a `MAP`, or a `Posterior` whose mode is found first.
         key: key of the random starts, for a `Posterior`; `jax.random.key(0)` by default.
+        at: values of the latent sites to expand at, for a `Posterior`, in place of a search: the
+            end of a training that was done elsewhere. Where it is no strict mode, the result says
+            so.
+        curvature: what takes the place of the Hessian: `GGN()`, with which saddles are accepted
+            too. The evidence names it, and has no correction c.
         second_order: whether the evidence should hold the correction c; it is computed when
             `evidence` is first read.
         refuse: whether a point that is no strict mode is refused. With False a point that has
@@ -146,7 +165,9 @@ def laplace(
 
     Raises:
         ConvergenceError: when the MAP has not converged.
-        SaddleError: when it is a saddle or has flat directions.
+        SaddleError: when it is a saddle or has flat directions, or when `curvature` is not
+            positive definite there.
+        UnknownSiteError: when `at` lacks a latent site.
 
     References:
         Kristiadi, Dangel & Hennig (2023), section 5.2, with the sign and factor of Eq. (5)
@@ -162,15 +183,30 @@ def laplace(
     trust fair: |c| is small; other modes and heavy tails are not seen from one mode
     """
     if not isinstance(target, MAP):
-        target = find_map(target, key=jax.random.key(0) if key is None else key)
-    verdict = target.verdict
-    if isinstance(verdict, Minimum):
-        return LaplaceApproximation(target, second_order, allow_improper)
-    if refuse:
-        kind = SaddleError if isinstance(verdict, Saddle | Flat) else ConvergenceError
-        raise kind(
-            f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
-            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
-            "`find_map`, or another metric; `refuse=False` goes on and says so in the result."
-        )
-    return LaplaceApproximation(target, second_order, allow_improper, str(verdict))
+        search = jax.random.key(0) if key is None else key
+        target = find_map(target, key=search) if at is None else map_at(target, at)
+    verdict, note = target.verdict, ""
+    if not isinstance(verdict, Minimum):
+        is_indefinite = isinstance(verdict, Saddle | Flat)
+        accepted = curvature is not None if is_indefinite else at is not None
+        if refuse and not accepted:
+            raise (SaddleError if is_indefinite else ConvergenceError)(
+                f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
+                f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
+                "`find_map`, another metric, or `curvature=GGN()`, which is positive definite at "
+                "saddles of networks too; `refuse=False` goes on and says so in the result."
+            )
+        note = str(verdict)
+    here = target.at
+    if curvature is not None:
+        matrix = curvature.matrix(target.posterior, here.u)
+        here = dataclasses.replace(here, hessian=matrix)
+        if refuse and not bool(jnp.isfinite(here.log_det)):
+            negative = int(jnp.sum(here.eigenvalues <= 0.0))
+            raise SaddleError(
+                f"`curvature={curvature}` is not positive definite at the mode: {negative} of "
+                f"{here.u.size} eigenvalues under the metric are not positive, the lowest "
+                f"{float(here.eigenvalues[0]):.3g}. A likelihood that is not log-concave in its "
+                "parameters, or a flat prior, makes it so; use the Hessian, or a proper prior."
+            )
+    return LaplaceApproximation(target, here, second_order, allow_improper, curvature, note)

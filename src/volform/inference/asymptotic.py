@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.inference.correction import correction
-from volform.inference.diagnosis import Flat, Saddle
+from volform.inference.curvature import Curvature
+from volform.inference.diagnosis import Flat, Saddle, Unfinished
 from volform.inference.evidence import Cost, Evidence, Level, Trust
 from volform.inference.local import Expansion, volume_error
 from volform.inference.mode import MAP
@@ -34,13 +35,8 @@ def laplace_evidence(
     has_none = isinstance(fit.verdict, Saddle | Flat)
     each = jnp.stack([_nan_if(has_none, log_evidence(at)) for at in modes])
     c = _mean_correction(fit, modes, each) if second_order else None
-    log_z, every = jax.nn.logsumexp(each), list(notes)
-    if facts.equivalent_modes:
-        log_z += math.log(facts.equivalent_modes)
-        every.append(
-            f"times {facts.equivalent_modes:,} equivalent modes "
-            f"(+{math.log(facts.equivalent_modes):.3f}): valid while they do not overlap"
-        )
+    log_z, copies, overlap = _with_copies(fit, facts, jax.nn.logsumexp(each))
+    every = [*notes, copies]
     weights = np.asarray(jax.nn.softmax(each))
     if len(modes) > 1:
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
@@ -62,10 +58,33 @@ def laplace_evidence(
         posterior.metric_name,
         posterior.dim,
         "Laplace",
-        _copies_overlap(fit, facts, log_z) or _trust(fit, c, modes, is_noisy=noise is not None),
+        overlap or _trust(fit, c, modes, is_noisy=noise is not None),
         diagnostics,
         search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
         "; ".join(note for note in (*every, *facts.notes()) if note),
+        facts,
+    )
+
+
+def curved_evidence(
+    fit: MAP, at: Expansion, facts: Facts, curvature: Curvature, notes: Sequence[str]
+) -> Evidence:
+    """First-order Laplace evidence with another curvature than the Hessian, which it names."""
+    log_z, copies, overlap = _with_copies(fit, facts, log_evidence(at))
+    trust = Trust(Level.UNCHECKED, f"with {curvature} there is no second order to gauge it by")
+    if isinstance(fit.verdict, Unfinished):
+        trust = Trust(Level.POOR, "the point is not stationary")
+    return Evidence(
+        log_z,
+        jnp.asarray(jnp.nan),
+        None,
+        fit.posterior.metric_name,
+        fit.posterior.dim,
+        f"Laplace with {curvature}",
+        overlap or trust,
+        {},
+        search_cost(fit) + Cost(0, fit.posterior.dim),
+        "; ".join(note for note in (*notes, copies, *facts.notes()) if note),
         facts,
     )
 
@@ -135,20 +154,32 @@ def _trust(fit: MAP, c: Any, modes: Sequence[Expansion], is_noisy: bool) -> Trus
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
 
 
-def _copies_overlap(fit: MAP, facts: Facts, log_z: Any) -> Trust | None:
-    """The verdict on copies of a mode whose sum exceeds what normalized densities allow.
+def _with_copies(fit: MAP, facts: Facts, one: Any) -> tuple[Any, str, Trust | None]:
+    """Log evidence with equivalent modes counted, a note, and the verdict if they overlap.
 
-    An evidence is the mean of the likelihood under the prior. A network with more units than the
-    data ask for has modes with units that are alike, or idle: its copies are not h! 2^h.
+    An evidence is a mean of likelihoods. Where the copies of a mode come to more than the
+    likelihood there, they overlap, as of a network with more units than the data ask for: units
+    are alike, or idle, and the copies fewer than h! 2^h. Then one mode is all that is counted.
     """
-    if not facts.equivalent_modes or not facts.data or facts.factors or facts.improper:
-        return None
-    densities = fit.posterior.program.site_densities(fit.values)
-    most = float(sum(jnp.sum(densities[name]) for name in fit.posterior.observed))
-    if not float(log_z) > most:
-        return None
-    above = f"log Z is above the log likelihood at the mode, {most:.3f}"
-    return Trust(Level.POOR, f"{above}: equivalent modes overlap, and count mass many times")
+    if not facts.equivalent_modes:
+        return one, "", None
+    many = f"{_in_digits(facts.equivalent_modes)} equivalent modes"
+    total = one + math.log(facts.equivalent_modes)
+    if facts.data and not facts.factors and not facts.improper:
+        densities = fit.posterior.program.site_densities(fit.values)
+        most = float(sum(jnp.sum(densities[name]) for name in fit.posterior.observed))
+        if float(total) > most:
+            above = f"with them log Z would be {float(total):.3f}, above the log likelihood"
+            note = f"{many} are not counted: {above} at the mode, {most:.3f}"
+            return one, note, Trust(Level.POOR, "equivalent modes overlap, and may add to log Z")
+    note = (
+        f"times {many} (+{math.log(facts.equivalent_modes):.3f}): valid while they do not overlap"
+    )
+    return total, note, None
+
+
+def _in_digits(count: int) -> str:
+    return f"{count:,}" if count < 10**9 else f"10^{math.log10(count):.1f}"
 
 
 def _overlap(modes: Sequence[Expansion]) -> bool:

@@ -116,6 +116,8 @@ class Evidence(eqx.Module):
             )
         elif math.isfinite(float(self.error)):
             text += f" ± {_short(float(self.error))} by {self.method}"
+        elif self.method != "Laplace":
+            text += f" by {self.method}"
         text += f", metric {self.metric.removesuffix('()')}, {self.dim} parameters"
         return "\n".join(line for line in (text, f"trust {self.trust}", self.note) if line)
 

@@ -1,6 +1,7 @@
 """The invariant maximum a posteriori: the mode of q^G."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.errors import ModelError, PrecisionWarning
+from volform.errors import ConvergenceError, ModelError, PrecisionWarning
 from volform.inference import diagnosis
-from volform.inference.local import Expansion, objective
+from volform.inference.local import Expansion, expand, objective
 from volform.inference.progress import waiting
 from volform.inference.search import End, descend, refine, starting_points
 from volform.models import Posterior
@@ -183,6 +184,29 @@ def find_map(
     warn_of_precision(best.at)
     steps = int(counts.sum()), int(found.steps.sum())
     return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
+
+
+def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
+    """The point with the given latent values, judged as the end of a search would be.
+
+    Raises:
+        UnknownSiteError: when a latent site is missing.
+        ConvergenceError: when log q^G is not finite there.
+    """
+    u = posterior.unconstrain(values)
+    at = eqx.filter_jit(expand)(posterior, u)
+    if not bool(jnp.isfinite(at.value)):
+        raise ConvergenceError(
+            f"`log q^G` is {-float(at.value)} at the values that were given in `at`; give values "
+            "inside the support, where the density is positive."
+        )
+    tolerance = default_tolerance(u.dtype)
+    verdict = diagnosis.judge(posterior, End(at, jnp.array(0)), tolerance, max_steps=1)
+    if isinstance(verdict, diagnosis.Unfinished):
+        gradient = f"its gradient norm is {float(at.gradient_norm):.2g}"
+        verdict = diagnosis.Unfinished(f"the point was given, and {gradient}")
+    warn_of_precision(at)
+    return MAP(posterior, at, verdict, (), 1, (0, 0), tolerance)
 
 
 def _ranked(found: End) -> list[End]:

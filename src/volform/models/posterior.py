@@ -208,6 +208,10 @@ def _bind_all(
         )
     rest = tuple(name for name in binder.carriers if name not in named)
     parts += tuple(p for name in rest for p in bind(default, name, binder, 1.0))
-    labels = [f"{sites}: {metric!r}" for sites, metric in by_site.items()]
-    labels += [f"{default!r} elsewhere"] if labels and rest else [repr(default)] if rest else []
+    own = {
+        sites: repr(metric) for sites, metric in by_site.items() if repr(metric) != repr(default)
+    }
+    labels = [f"{sites}: {metric}" for sites, metric in own.items()]
+    if rest or len(own) < len(by_site):
+        labels.append(f"{default!r} elsewhere" if labels else repr(default))
     return parts, ", ".join(labels)
