@@ -224,6 +224,8 @@ def test_no_models(models: Any) -> None:
 def test_a_model_that_is_none() -> None:
     with pytest.raises(ModelError, match=r"'f' of `models` cannot.*`target` should be a Posterior"):
         vf.compare({"f": normal})
+    with pytest.raises(ModelError, match="`by` should be an estimator"):
+        vf.compare({"f": vf.condition(normal, Y, jnp.array(1.0))}, by=vf.Laplace)
 
 
 def test_every_stage_of_a_model_is_taken() -> None:

@@ -151,6 +151,10 @@ def test_nothing_observed() -> None:
 
 def test_points_that_are_none() -> None:
     posterior = vf.condition(two_wells, jnp.array([4.0]))
+    with pytest.raises(ModelError, match="`curvature` should be a value"):
+        vf.laplace(posterior, curvature=GGN)  # pyright: ignore
+    with pytest.raises(ModelError, match="`at` is for a Posterior"):
+        vf.laplace(vf.find_map(posterior, key=jax.random.key(0)), at={"a": jnp.array(1.0)})
     with pytest.raises(UnknownSiteError, match="lacks the latent sites"):
         vf.laplace(posterior, at={})
 

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 import volform as vf
 from volform.errors import IndefiniteError
 from volform.geometry import Dense
+from volform.geometry.structure import structure_of
 from volform.operators import (
     Exact,
     Krylov,
@@ -42,7 +43,7 @@ POSITIVE = {
     "below one": with_spectrum(np.geomspace(1e-3, 0.5, 40)),
     "above one": with_spectrum(np.geomspace(2.0, 300.0, 40)),
     "both": with_spectrum(np.geomspace(0.1, 20.0, 40)),
-    "twice the identity": 2.0 * lx.IdentityLinearOperator(jax.ShapeDtypeStruct((40,), jnp.float64)),
+    "twice the identity": 2.0 * lx.IdentityLinearOperator(structure_of(jnp.zeros(40))),
     "two eigenvalues": with_spectrum(np.repeat([0.5, 3.0], 20)),
     "1x1": Dense(jnp.array([[0.2]]), jnp.zeros(())),
     "diagonal": lx.DiagonalLinearOperator({"a": jnp.array(0.5), "b": jnp.array([3.0, 0.1])}),

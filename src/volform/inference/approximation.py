@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import Predictive
 
-from volform.errors import ConvergenceError, SaddleError
+from volform.errors import ConvergenceError, ModelError, SaddleError
 from volform.inference.asymptotic import curved_evidence, laplace_evidence
 from volform.inference.coordinates import Chart, sampling_chart
 from volform.inference.curvature import Curvature
@@ -168,6 +168,7 @@ def laplace(
         SaddleError: when it is a saddle or has flat directions, or when `curvature` is not
             positive definite there.
         UnknownSiteError: when `at` lacks a latent site.
+        ModelError: when `curvature` is none, or `at` is given for a MAP.
 
     References:
         Kristiadi, Dangel & Hennig (2023), section 5.2, with the sign and factor of Eq. (5)
@@ -182,6 +183,12 @@ def laplace(
     log Z -2.970, second order -2.970, correction c = +0.000, metric Euclidean, 1 parameters
     trust fair: |c| is small; other modes and heavy tails are not seen from one mode
     """
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise ModelError(f"`curvature` should be a value such as `GGN()`; got {curvature!r}.")
+    if at is not None and isinstance(target, MAP):
+        raise ModelError(
+            "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
+        )
     if not isinstance(target, MAP):
         search = jax.random.key(0) if key is None else key
         target = find_map(target, key=search) if at is None else map_at(target, at)

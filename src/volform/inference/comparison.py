@@ -12,7 +12,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from volform.errors import ModelError, TrustWarning, VolformError
 from volform.inference.escalation import Automatic
-from volform.inference.estimating import Estimator, problem_of
+from volform.inference.estimating import Estimator, estimator_of, problem_of
 from volform.inference.evidence import Evidence, Level
 from volform.inference.loo import Loo, loo_of
 
@@ -184,7 +184,7 @@ def compare(
             "`models` of compare should be a dict of a posterior or an evidence for each name; "
             f"got {type(models).__name__} {models!r}."
         )
-    estimator = Automatic() if by is None else by
+    estimator = estimator_of(by, Automatic())
     key = jax.random.key(0) if key is None else key
     found: dict[str, Evidence] = {}
     scores: dict[str, Loo | None] = {}

@@ -194,13 +194,23 @@ def evidence(
     >>> round(float(found.log_z), 6), found.trust.level.value
     (-2.970517, 'good')
     """
-    by = Laplace() if by is None else by
+    estimator = estimator_of(by, Laplace())
+    return estimator.estimate(problem_of(target, key, allow_improper, equivalent_modes))
+
+
+def estimator_of(by: object, default: Estimator) -> Estimator:
+    """`by`, or `default` for None.
+
+    Raises:
+        ModelError: when it is no estimator.
+    """
+    if by is None:
+        return default
     if not isinstance(by, Estimator):
         raise ModelError(
             f"`by` should be an estimator such as `vf.Laplace()` or `vf.Importance()`; got {by!r}."
         )
-    problem = problem_of(target, key, allow_improper, equivalent_modes)
-    return by.estimate(problem)
+    return by
 
 
 def problem_of(
