@@ -1,6 +1,11 @@
 """volform: Bayesian inference with invariant densities, on NumPyro models."""
 
-from volform import geometry as geometry, operators as operators, plotting as _plotting
+from volform import (
+    geometry as geometry,
+    kernels as kernels,
+    operators as operators,
+    plotting as _plotting,
+)
 from volform.geometry import (
     Euclidean as Euclidean,
     Fisher as Fisher,

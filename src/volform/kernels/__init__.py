@@ -1,0 +1,34 @@
+"""Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
+
+from volform.kernels.activation import Activation as Activation
+from volform.kernels.expansion import (
+    Elementwise as Elementwise,
+    Hermite as Hermite,
+    Monomial as Monomial,
+    Polynomial as Polynomial,
+)
+from volform.kernels.layer import Kernel as Kernel, Layer as Layer
+from volform.kernels.linear import (
+    Dense as Dense,
+    Flatten as Flatten,
+    Identity as Identity,
+    serial as serial,
+    summed as summed,
+)
+from volform.kernels.rectified import (
+    ABRelu as ABRelu,
+    Abs as Abs,
+    LeakyRelu as LeakyRelu,
+    RectifiedMonomial as RectifiedMonomial,
+    Relu as Relu,
+    Sign as Sign,
+)
+from volform.kernels.smooth import (
+    Cos as Cos,
+    Erf as Erf,
+    Exp as Exp,
+    Gaussian as Gaussian,
+    Gelu as Gelu,
+    Rbf as Rbf,
+    Sin as Sin,
+)

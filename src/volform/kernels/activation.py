@@ -1,0 +1,79 @@
+"""What all activations have in common: Gaussian inputs, and kernels by expectations."""
+
+import abc
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.errors import NetworkError
+from volform.kernels.layer import Layer, Place, State
+from volform.kernels.moments import Moments, of_one, ratio, root
+
+
+class Activation(Layer):
+    """A function f of each unit by itself.
+
+    To define your own in closed form, write `__call__`, `covariance` and `slope_covariance`; the
+    last is the derivative of the one before with respect to `E[u v]` (Price's theorem).
+    `Elementwise` does the same for any function by quadrature.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`f(u)`."""
+
+    @abc.abstractmethod
+    def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
+        """`E[f(u) f(v)]` for centered Gaussian (u, v) of these moments."""
+
+    @abc.abstractmethod
+    def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
+        """`E[f'(u) f'(v)]` for centered Gaussian (u, v) of these moments."""
+
+    def images(self, moments: Moments) -> Moments:
+        """The moments of (f(u), f(v)).
+
+        The area is a difference: an angle below 1e-7 (in float32, 1e-3) is known to that accuracy
+        only, except that inputs which coincide exactly keep doing so, as do those that differ by a
+        sign if f is odd or even.
+        """
+        left = self.covariance(of_one(moments.left))
+        right = self.covariance(of_one(moments.right))
+        cross = self.covariance(moments)
+        size = root(left) * root(right)
+        cosine = ratio(cross, size)
+        square = (1 - cosine) * (1 + cosine)
+        is_same = (moments.area == 0) & (moments.left == moments.right)
+        is_same &= square < 32 * jnp.finfo(square.dtype).eps
+        return Moments(left, right, cross, size * root(jnp.where(is_same, 0, square)))
+
+    @property
+    def has_weights(self) -> bool:
+        """It has none."""
+        return False
+
+    @property
+    def is_centered(self) -> bool:
+        """Its outputs have a mean, or are not independent of other layers."""
+        return False
+
+    def propagate(self, state: State, place: Place) -> State:
+        """`(E[f(u) f(v)], T E[f'(u) f'(v)])`."""
+        if not state.is_gaussian:
+            raise NetworkError(
+                f"`{type(self).__name__}()` follows values that are not Gaussian (the inputs, or "
+                "another activation), of which there is no such kernel; put a `Dense(width)` "
+                "before it."
+            )
+        ntk = state.ntk * self.slope_covariance(state.moments)
+        return State(self.images(state.moments), ntk, state.shape, is_gaussian=False)
+
+    def draw(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
+    ) -> tuple[tuple[()], tuple[int, ...]]:
+        """Nothing."""
+        return (), shape
+
+    def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
+        """f of each entry."""
+        return self(x)

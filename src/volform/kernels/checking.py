@@ -1,0 +1,77 @@
+"""What the functions of this room ask of their arguments, where the values are known."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from volform.errors import DataError, NetworkError
+
+
+def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
+    """`x` as an array of n examples.
+
+    Raises:
+        DataError: when it has no axis of features, is empty, is no floating-point array, or
+            (outside `jit`) is not finite.
+    """
+    x = jnp.asarray(x)
+    if x.ndim < 2:
+        raise DataError(
+            f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "
+            "(n, features): for a single feature write `x[:, None]`."
+        )
+    return require_finite(x, argument)
+
+
+def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
+    """`y` as an array with one row for each of the examples.
+
+    Raises:
+        DataError: when it has another number of rows, is no floating-point array or not finite.
+    """
+    y = jnp.asarray(y)
+    if y.ndim not in (1, 2) or y.shape[0] != rows:
+        raise DataError(
+            f"`y` has shape {y.shape} and `x` has {rows} rows; it should have shape ({rows},), or "
+            f"({rows}, k) for k outputs."
+        )
+    return require_finite(y, "y")
+
+
+def require_finite(x: Array, argument: str) -> Array:
+    """`x` itself, or DataError where it is empty, of integers, or holds NaN or infinity."""
+    if x.size == 0:
+        raise DataError(
+            f"`{argument}` has shape {x.shape} and is empty; at least one example with at least "
+            "one feature is needed."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise DataError(
+            f"`{argument}` has dtype {x.dtype}; kernels are differentiable functions of real "
+            f"inputs: write `{argument}.astype(float)`."
+        )
+    if not isinstance(x, Tracer) and not np.all(np.isfinite(x)):
+        bad = int(np.sum(~np.isfinite(x)))
+        raise DataError(
+            f"`{argument}` holds {bad} entries that are NaN or infinite; leave those examples out, "
+            "or fill them in."
+        )
+    return x
+
+
+def require_pair(x1: Array, x2: Array) -> None:
+    """Raises DataError when the examples of `x1` and of `x2` differ in shape."""
+    if x1.shape[1:] != x2.shape[1:]:
+        raise DataError(
+            f"`x2` has examples of shape {x2.shape[1:]} and those of `x1` have shape "
+            f"{x1.shape[1:]}; both should have the same features."
+        )
+
+
+def require_positive(value: Any, argument: str, why: str) -> None:
+    """Raises NetworkError when a number that is known is not positive and finite."""
+    if not isinstance(value, Tracer) and not np.all((np.asarray(value) > 0) & np.isfinite(value)):
+        raise NetworkError(f"`{argument}` is {value}; it should be a positive number, {why}.")

@@ -1,0 +1,197 @@
+"""Layers of infinitely wide networks: functions, draws from the prior, and kernels at once."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.geometry import NTP, Parametrization
+from volform.geometry.parametrization import require_parametrization
+from volform.kernels.checking import require_inputs, require_pair
+from volform.kernels.moments import Moments, of_inputs
+
+
+class Kernel(NamedTuple):
+    """The two kernels of an infinitely wide network.
+
+    Attributes:
+        nngp: covariance of an output under the prior, `E[f(x1) f(x2)]`, shape (n1, n2).
+        ntk: neural tangent kernel `E[df(x1) G^-1 df(x2)]` of an output, with G the flat metric of
+            the parametrization's coordinates, shape (n1, n2).
+    """
+
+    nngp: Float[Array, "n1 n2"]
+    ntk: Float[Array, "n1 n2"]
+
+
+class State(NamedTuple):
+    """What a layer's kernel is computed from.
+
+    Attributes:
+        moments: second moments of the units.
+        ntk: their neural tangent kernel.
+        shape: shape of an example, without the batch.
+        is_gaussian: whether the units are a Gaussian process, as a dense layer makes them.
+    """
+
+    moments: Moments
+    ntk: Float[Array, "n1 n2"]
+    shape: tuple[int, ...]
+    is_gaussian: bool
+
+
+class Place(NamedTuple):
+    """Where in the network a layer stands.
+
+    Attributes:
+        parametrization: how its weights are scaled.
+        is_first: whether no layer before it has weights.
+        is_last: whether no layer after it has weights.
+    """
+
+    parametrization: Parametrization
+    is_first: bool
+    is_last: bool
+
+
+class Layer(eqx.Module):
+    """A layer, or a network of layers: `init`, `apply` and `kernel`.
+
+    The kernels are those of the limit of infinite width under the prior of the parametrization;
+    the layers' own widths are used by `init` and `apply`, and where the parametrization has no
+    limit.
+    """
+
+    @property
+    @abc.abstractmethod
+    def has_weights(self) -> bool:
+        """Whether it has parameters."""
+
+    @property
+    @abc.abstractmethod
+    def is_centered(self) -> bool:
+        """Whether its outputs have zero mean given anything outside: a dense layer comes last."""
+
+    @abc.abstractmethod
+    def propagate(self, state: State, place: Place) -> State:
+        """The kernels of its outputs, from those of its inputs."""
+
+    @abc.abstractmethod
+    def draw(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
+    ) -> tuple[Any, tuple[int, ...]]:
+        """Parameters from the prior for examples of this shape, and the outputs' shape."""
+
+    @abc.abstractmethod
+    def forward(self, params: Any, x: Float[Array, "n ..."], place: Place) -> Array:
+        """Outputs for a batch of examples."""
+
+    def kernel(
+        self,
+        x1: Float[Array, "n1 ..."],
+        x2: Float[Array, "n2 ..."] | None = None,
+        *,
+        parametrization: Parametrization | None = None,
+    ) -> Kernel:
+        """NNGP and neural tangent kernels of an output, to leading order in the width.
+
+        A dense layer takes `(K, T)` to `(w_std^2 K + b_std^2, K' + w_std^2 T)` with K' its own
+        NNGP in `NTP`; an activation f takes it to `(E[f(u) f(v)], T E[f'(u) f'(v)])`, (u, v)
+        centered Gaussian with covariance K. The inputs' K is `x1 . x2 / features`.
+
+        Under `NTP` both are limits, in which widths do not occur. Under `SP` the NNGP is the same,
+        and the neural tangent kernel is the leading order at the layers' own widths, with which it
+        grows. Under `MuP` the NNGP is of order 1 / width. The inputs count as given numbers: a
+        parametrization looks at their number of features.
+
+        Cost O(n1 n2 (features + layers)), memory O(n1 n2). Differentiable in inputs, `w_std` and
+        `b_std`; where two inputs coincide the neural tangent kernel of a kinked activation has a
+        kink, and the derivative given is the mean of both sides.
+
+        Args:
+            x1: examples, shape (n1, features).
+            x2: examples, shape (n2, features); x1 if left out, and then the kernels are symmetric
+                to the last bit.
+            parametrization: `NTP()` if left out.
+
+        Returns:
+            Both kernels, of shape (n1, n2).
+
+        Raises:
+            DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+            NetworkError: when an activation gets values that are not Gaussian, or branches of a
+                sum are correlated.
+
+        References:
+            Lee et al. (2018), Deep neural networks as Gaussian processes; Jacot, Gabriel & Hongler
+            (2018), Neural tangent kernel; Sohl-Dickstein et al. (2020).
+
+        >>> import jax.numpy as jnp
+        >>> from volform import kernels as k
+        >>> net = k.serial(k.Dense(64), k.Relu(), k.Dense(1))
+        >>> net.kernel(jnp.array([[3.0, 4.0]])).nngp.tolist()
+        [[6.25]]
+        """
+        is_same = x2 is None or x2 is x1
+        x1 = require_inputs(x1, "x1")
+        x2 = x1 if x2 is None else require_inputs(x2, "x2")
+        require_pair(x1, x2)
+        moments = of_inputs(x1.reshape(len(x1), -1), x2.reshape(len(x2), -1))
+        state = State(moments, jnp.zeros_like(moments.cross), x1.shape[1:], is_gaussian=False)
+        end = self.propagate(state, _whole(parametrization))
+        nngp, ntk = end.moments.cross, end.ntk
+        if is_same:
+            nngp, ntk = (nngp + nngp.T) / 2, (ntk + ntk.T) / 2
+        return Kernel(nngp, ntk)
+
+    def init(
+        self,
+        key: PRNGKeyArray,
+        shape: tuple[int, ...],
+        *,
+        parametrization: Parametrization | None = None,
+    ) -> Any:
+        """Parameters drawn from the prior.
+
+        Args:
+            key: a random key.
+            shape: shape of a batch of inputs, (n, features); n is not used.
+            parametrization: `NTP()` if left out.
+
+        Returns:
+            A tuple with one entry for each layer: of a dense layer a dict with "w" of shape
+            (width, fan_in) and, unless `b_std` is None, "b" of shape (width,).
+
+        >>> import jax
+        >>> from volform import kernels as k
+        >>> k.Dense(3, b_std=1.0).init(jax.random.key(0), (1, 2))["w"].shape
+        (3, 2)
+        """
+        return self.draw(key, tuple(shape[1:]), _whole(parametrization))[0]
+
+    def apply(
+        self,
+        params: Any,
+        x: Float[Array, "n ..."],
+        *,
+        parametrization: Parametrization | None = None,
+    ) -> Array:
+        """The network's function, at finite width.
+
+        Args:
+            params: as `init` returns them.
+            x: examples, shape (n, features).
+            parametrization: `NTP()` if left out; that of `init`.
+
+        Returns:
+            Outputs, shape (n, width of the last layer).
+        """
+        return self.forward(params, require_inputs(x, "x"), _whole(parametrization))
+
+
+def _whole(parametrization: Parametrization | None) -> Place:
+    chosen = NTP() if parametrization is None else parametrization
+    require_parametrization(chosen, "parametrization")
+    return Place(chosen, is_first=True, is_last=True)

@@ -1,0 +1,131 @@
+"""Second moments of pairs of units, kept so that nothing is lost where two inputs nearly agree.
+
+The angle of u and v under E cannot be had from `E[u^2]`, `E[v^2]` and `E[u v]` where they are
+parallel: rounding in the cosine becomes its square root in the angle. So the area
+`m sin(angle)`, `m = sqrt(E[u^2] E[v^2])`, is carried along with `E[u v] = m cos(angle)`, through
+sums of nonnegative terms only.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Moments(NamedTuple):
+    """Second moments of the pairs (u, v) of a unit's values at two lists of inputs.
+
+    Attributes:
+        left: E[u^2], shape (n1, 1).
+        right: E[v^2], shape (1, n2).
+        cross: E[u v], shape (n1, n2).
+        area: `sqrt(E[u^2] E[v^2] - E[u v]^2)`, shape (n1, n2).
+    """
+
+    left: Float[Array, "n1 1"]
+    right: Float[Array, "1 n2"]
+    cross: Float[Array, "n1 n2"]
+    area: Float[Array, "n1 n2"]
+
+    @property
+    def scale(self) -> Float[Array, "n1 n2"]:
+        """`m = sqrt(E[u^2] E[v^2])`."""
+        return root(self.left) * root(self.right)
+
+    @property
+    def angle(self) -> Float[Array, "n1 n2"]:
+        """The angle of u and v in [0, pi], to full precision at both ends; pi/2 for zero.
+
+        Its derivative at either end, where the angle has a kink, is 0.
+        """
+        is_zero = (self.area == 0) & (self.cross == 0)
+        return jnp.arctan2(jnp.where(is_zero, 1, self.area), jnp.where(is_zero, 0, self.cross))
+
+    @property
+    def shortfall(self) -> Float[Array, "n1 n2"]:
+        """`m - E[u v]`, without cancellation."""
+        return self._beside(self.cross)
+
+    @property
+    def excess(self) -> Float[Array, "n1 n2"]:
+        """`m + E[u v]`, without cancellation."""
+        return self._beside(-self.cross)
+
+    @property
+    def distance(self) -> Float[Array, "n1 n2"]:
+        """`E[(u - v)^2]`, without cancellation."""
+        return (root(self.left) - root(self.right)) ** 2 + 2 * self.shortfall
+
+    def times(self, factor: Float[Array, ""] | float) -> "Moments":
+        """The moments of `sqrt(factor) u` and `sqrt(factor) v`."""
+        return Moments(*(factor * moment for moment in self))
+
+    def plus(self, other: "Moments") -> "Moments":
+        """The moments of sums of uncorrelated units.
+
+        With (a, b, c) the moments of the two, the area is the root of
+        `A^2 + A'^2 + (sqrt(a b') - sqrt(a' b))^2 + (m - c)(m' + c') + (m + c)(m' - c')`.
+        """
+        left, right = self.left + other.left, self.right + other.right
+        # Parts are divided by the size of the result, so that no square leaves the range.
+        size = jax.lax.stop_gradient(root(left) * root(right))
+        size = jnp.where(size == 0, 1, size)
+        skew = root(self.left) * root(other.right) - root(other.left) * root(self.right)
+        squares = (self.area / size) ** 2 + (other.area / size) ** 2 + (skew / size) ** 2
+        products = (self.shortfall / size) * (other.excess / size)
+        products += (self.excess / size) * (other.shortfall / size)
+        area = size * root(squares + products)
+        return Moments(left, right, self.cross + other.cross, area)
+
+    def _beside(self, cross: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
+        # m - c = A^2 / (m + c) where c is positive.
+        is_near = cross > 0
+        total = jnp.where(is_near, self.scale + cross, 1)
+        return jnp.where(is_near, self.area * (self.area / total), self.scale - cross)
+
+
+def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
+    """Moments of the inputs' features under their empirical mean: `x1 . x2 / d`.
+
+    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`, a row of
+    x1 at a time: O(n1 n2 d) operations, O(n2 d) memory.
+    """
+    left, right = jnp.mean(x1**2, 1)[:, None], jnp.mean(x2**2, 1)[None, :]
+    cross = jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST) / x1.shape[1]
+    ends = _unit(x2)
+
+    @jax.checkpoint
+    def sine(start: Float[Array, " d"]) -> Float[Array, " n2"]:
+        return root(jnp.sum((start - ends) ** 2, 1)) * root(jnp.sum((start + ends) ** 2, 1)) / 2
+
+    return Moments(left, right, cross, root(left) * root(right) * jax.lax.map(sine, _unit(x1)))
+
+
+def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
+    """Moments of a random unit that is the same at all inputs, with variance `value`."""
+    full = [jnp.full_like(moment, 1) * value for moment in like[:3]]
+    return Moments(full[0], full[1], full[2], jnp.zeros_like(like.area))
+
+
+def of_one(variance: Float[Array, "..."]) -> Moments:
+    """Moments of pairs (u, u): cross-moment and variance agree, the area is zero."""
+    return Moments(variance, variance, variance, jnp.zeros_like(variance))
+
+
+def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, with derivative 0 where x is 0; rounding below 0 counts as 0."""
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
+
+
+def ratio(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x / y`, and 0 where y is 0."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    # The largest entry is divided out first: squares of small float32 numbers are zero.
+    size = jnp.max(jnp.abs(x), 1, keepdims=True)
+    x = ratio(x, size)
+    return ratio(x, root(jnp.sum(x**2, 1, keepdims=True)))

@@ -1,0 +1,44 @@
+"""Networks and inputs that the tests of kernels share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from volform import kernels as k
+
+X = np.sin(1 + 0.7 * np.arange(6)[:, None] + 1.3 * np.arange(4))
+X2 = np.cos(0.5 + 0.9 * np.arange(3)[:, None] - 0.4 * np.arange(4))
+E1, E2 = np.eye(4)[:2]
+EDGE = np.stack([E1, E1, -E1, E2, 0 * E1, 2 * E1])
+
+
+def dense(width=8, b_std=0.2):
+    return k.Dense(width, w_std=1.4, b_std=b_std)
+
+
+def around(*activations, b_std=0.2):
+    """A dense layer, then each activation with a dense layer behind it."""
+    behind = [layer for f in activations for layer in (f, dense(b_std=b_std))]
+    return k.serial(dense(b_std=b_std), *behind)
+
+
+ACTIVATIONS = [
+    k.Relu(),
+    k.LeakyRelu(0.1),
+    k.Abs(),
+    k.Sign(),
+    k.RectifiedMonomial(0),
+    k.RectifiedMonomial(2),
+    k.RectifiedMonomial(3),
+    k.Erf(),
+    k.Gelu(),
+    k.Sin(),
+    k.Cos(),
+    k.Rbf(0.7),
+    k.Gaussian(),
+    k.Exp(),
+    k.Monomial(3),
+    k.Hermite(4),
+    k.Polynomial((1.0, -0.5, 0.0, 0.3)),
+    k.Elementwise(jnp.tanh),
+]
+NAMES = [f"{i}-{type(f).__name__}" for i, f in enumerate(ACTIVATIONS)]
