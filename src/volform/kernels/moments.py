@@ -43,6 +43,11 @@ class Moments(NamedTuple):
         return jnp.arctan2(jnp.where(is_zero, 1, self.area), jnp.where(is_zero, 0, self.cross))
 
     @property
+    def opposite_angle(self) -> Float[Array, "n1 n2"]:
+        """The angle of u and -v: `pi - angle`, without cancellation."""
+        return self._replace(cross=-self.cross).angle
+
+    @property
     def shortfall(self) -> Float[Array, "n1 n2"]:
         """`m - E[u v]`, without cancellation."""
         return self._beside(self.cross)

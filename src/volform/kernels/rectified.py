@@ -14,9 +14,9 @@ from volform.kernels.moments import Moments, root
 class ABRelu(Activation):
     """`f(u) = a min(u, 0) + b max(u, 0)`.
 
-    With t the angle, A the area and c the cross-moment of (u, v),
+    With t the angle, p = pi - t, A the area and c the cross-moment of (u, v),
     `E[f f] = ((b - a)^2 (A - t c) + (a^2 + b^2) pi c) / (2 pi)` and
-    `E[f' f'] = ((a^2 + b^2) pi - (b - a)^2 t) / (2 pi)`: exact at parallel, antiparallel,
+    `E[f' f'] = ((a^2 + b^2) p + 2 a b t) / (2 pi)`: exact at parallel, antiparallel,
     orthogonal and zero inputs, where f'(0) counts as the mean of a and b.
 
     Args:
@@ -45,9 +45,9 @@ class ABRelu(Activation):
         return bent / (2 * jnp.pi) + (self.a**2 + self.b**2) / 2 * moments.cross
 
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
-        """`((a^2 + b^2) pi - (b - a)^2 t) / (2 pi)`."""
-        kink = (self.b - self.a) ** 2 * moments.angle / (2 * jnp.pi)
-        return (self.a**2 + self.b**2) / 2 - kink
+        """`((a^2 + b^2) p + 2 a b t) / (2 pi)`."""
+        equal = (self.a**2 + self.b**2) * moments.opposite_angle
+        return (equal + 2 * self.a * self.b * moments.angle) / (2 * jnp.pi)
 
     def images(self, moments: Moments) -> Moments:
         """The moments of (f(u), f(v)); the area too is exact at either end of the angle.
@@ -60,7 +60,7 @@ class ABRelu(Activation):
         bend = (self.b - self.a) ** 2 / (2 * half)
         left, right = half * moments.left, half * moments.right
         t = moments.angle
-        p = moments._replace(cross=-moments.cross).angle
+        p = moments.opposite_angle
         near = 2 * jnp.sin(t / 2) ** 2 - bend * _lag(t) / jnp.pi
         far = 2 * jnp.sin(p / 2) ** 2 + (2 - bend) * jnp.cos(p) - bend * _lag(p) / jnp.pi
         short = jnp.where(moments.cross >= 0, near, far)
@@ -159,7 +159,7 @@ def _lag(t: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _arc_cosine(degree: int, moments: Moments) -> Float[Array, "n1 n2"]:
     A, c = moments.area, moments.cross
-    away = moments._replace(cross=-c).angle  # pi - t
+    away = moments.opposite_angle
     terms = (
         lambda: away,
         lambda: A + away * c,
