@@ -29,6 +29,10 @@ class NetworkError(VolformError):
     """A neural network whose sizes, parameters or parametrization cannot be."""
 
 
+class KernelError(VolformError):
+    """A Gaussian process that cannot be: its covariance is not positive definite, or its noise."""
+
+
 class ConvergenceError(VolformError):
     """No mode was found, so there is no point to expand around."""
 

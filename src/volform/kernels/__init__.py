@@ -1,6 +1,11 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.activation import Activation as Activation
+from volform.kernels.empirical import (
+    Estimate as Estimate,
+    empirical_nngp as empirical_nngp,
+    empirical_ntk as empirical_ntk,
+)
 from volform.kernels.expansion import (
     Elementwise as Elementwise,
     Hermite as Hermite,
@@ -14,6 +19,12 @@ from volform.kernels.linear import (
     Identity as Identity,
     serial as serial,
     summed as summed,
+)
+from volform.kernels.process import (
+    Prediction as Prediction,
+    evidence as evidence,
+    gaussian_process as gaussian_process,
+    predict as predict,
 )
 from volform.kernels.rectified import (
     ABRelu as ABRelu,
@@ -32,3 +43,4 @@ from volform.kernels.smooth import (
     Rbf as Rbf,
     Sin as Sin,
 )
+from volform.kernels.training import predict_trained as predict_trained

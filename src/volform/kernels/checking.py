@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from volform.errors import DataError, NetworkError
+from volform.errors import DataError, KernelError, NetworkError, VolformError
 
 
 def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
@@ -71,7 +71,24 @@ def require_pair(x1: Array, x2: Array) -> None:
         )
 
 
-def require_positive(value: Any, argument: str, why: str) -> None:
-    """Raises NetworkError when a number that is known is not positive and finite."""
+def require_positive(
+    value: Any, argument: str, why: str, error: type[VolformError] = NetworkError
+) -> None:
+    """Raises `error` when a number that is known is not positive and finite."""
     if not isinstance(value, Tracer) and not np.all((np.asarray(value) > 0) & np.isfinite(value)):
-        raise NetworkError(f"`{argument}` is {value}; it should be a positive number, {why}.")
+        raise error(f"`{argument}` is {value}; it should be a positive number, {why}.")
+
+
+def require_factor(
+    factor: Float[Array, "n n"], matrix: Float[Array, "n n"], jitter: Any
+) -> Float[Array, "n n"]:
+    """`factor` itself, or KernelError where (outside `jit`) it says that there is none."""
+    if not isinstance(factor, Tracer) and not np.all(np.isfinite(factor)):
+        lowest, highest = np.linalg.eigvalsh(np.asarray(matrix, float))[[0, -1]]
+        raise KernelError(
+            f"`net` and `x` give a covariance of shape {matrix.shape} that is not positive "
+            f"definite with `jitter={jitter}`: its eigenvalues go from {lowest:.3g} to "
+            f"{highest:.3g}. Leave out duplicate examples, give a `noise`, compute in float64, or "
+            f"ask for a `jitter` of about {1e-6 * highest:.1g}."
+        )
+    return factor

@@ -1,0 +1,173 @@
+"""Gaussian processes by the NNGP kernel: evidence, predictions, and a NumPyro distribution."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from volform.errors import KernelError
+from volform.kernels.checking import (
+    require_factor,
+    require_inputs,
+    require_positive,
+    require_targets,
+)
+from volform.kernels.layer import Layer
+
+
+class Prediction(NamedTuple):
+    """The law of the function at new inputs: Gaussian, outputs independent of each other.
+
+    Attributes:
+        mean: shape (m,), or (m, k) for k outputs.
+        covariance: of the function without observation noise, shape (m, m), the same for all
+            outputs.
+    """
+
+    mean: Float[Array, "m ..."]
+    covariance: Float[Array, "m m"]
+
+
+def gaussian_process(
+    net: Layer, x: Float[Array, "n ..."], *, noise: Any = None, jitter: Any = 0.0
+) -> dist.MultivariateNormal:
+    """The law of observations of an infinitely wide network, `Normal(0, K + noise^2 I)`.
+
+    A NumPyro distribution over R^n, with density with respect to Lebesgue measure. In a model,
+    `numpyro.sample("y", gaussian_process(net, x, noise=noise), obs=y)` with a net made of sampled
+    `w_std` and `b_std` learns them by NUTS. Cost O(n^3).
+
+    Args:
+        net: a network of infinite width, with one output.
+        x: examples, shape (n, features).
+        noise: standard deviation of the observations about the function; None for no noise.
+        jitter: variance added to the diagonal. Nothing is added that is not asked for.
+
+    Returns:
+        A multivariate normal distribution.
+
+    Raises:
+        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        KernelError: when `noise` is not positive, `jitter` negative, or (outside `jit`, where it
+            gives NaN) the covariance not positive definite.
+
+    References:
+        Lee et al. (2018), Deep neural networks as Gaussian processes.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k
+    >>> k.gaussian_process(k.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
+    [0.75, 0.75]
+    """
+    factor = cholesky(net.kernel(require_inputs(x, "x")).nngp, noise, jitter)
+    return dist.MultivariateNormal(jnp.zeros(len(factor), factor.dtype), scale_tril=factor)
+
+
+def evidence(
+    net: Layer,
+    x: Float[Array, "n ..."],
+    y: Float[Array, "n ..."],
+    *,
+    noise: Any = None,
+    jitter: Any = 0.0,
+) -> Float[Array, ""]:
+    """The exact log evidence, `log Normal(y | 0, K + noise^2 I)`, summed over outputs.
+
+    `-1/2 y^T C^-1 y - 1/2 log det C - n/2 log(2 pi)`, by Cholesky, O(n^3). It is the density of y
+    with respect to Lebesgue measure, differentiable in `w_std`, `b_std`, `noise` and inputs.
+
+    Args:
+        net: a network of infinite width.
+        x: examples, shape (n, features).
+        y: targets, shape (n,), or (n, k) for k independent outputs.
+        noise: standard deviation of the observations; None for no noise.
+        jitter: variance added to the diagonal; nothing is added that is not asked for.
+
+    Returns:
+        The log evidence.
+
+    Raises:
+        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        KernelError: as for `gaussian_process`.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k
+    >>> round(float(k.evidence(k.Dense(1), jnp.eye(2), jnp.ones(2), noise=1.0)), 6)
+    -2.910009
+    """
+    x = require_inputs(x, "x")
+    y = require_targets(y, len(x))
+    factor = cholesky(net.kernel(x).nngp, noise, jitter)
+    outputs = 1 if y.ndim == 1 else y.shape[1]
+    white = solve_triangular(factor, y, lower=True)
+    size = jnp.sum(jnp.log(jnp.diagonal(factor))) + len(x) / 2 * math.log(2 * math.pi)
+    return -jnp.sum(white**2) / 2 - outputs * size
+
+
+def predict(
+    net: Layer,
+    x: Float[Array, "n ..."],
+    y: Float[Array, "n ..."],
+    new: Float[Array, "m ..."],
+    *,
+    noise: Any = None,
+    jitter: Any = 0.0,
+) -> Prediction:
+    """The posterior of the function of an infinitely wide network at new inputs.
+
+    With `C = K(x, x) + noise^2 I`: mean `K(new, x) C^-1 y`, covariance
+    `K(new, new) - K(new, x) C^-1 K(x, new)`. Cost O(n^3 + n^2 m).
+
+    Args:
+        net: a network of infinite width.
+        x: examples, shape (n, features).
+        y: targets, shape (n,) or (n, k).
+        new: new examples, shape (m, features).
+        noise: standard deviation of the observations; None for no noise.
+        jitter: variance added to the diagonal; nothing is added that is not asked for.
+
+    Returns:
+        Mean and covariance of the function; for new observations add `noise^2` to its diagonal.
+
+    Raises:
+        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        KernelError: as for `gaussian_process`.
+
+    References:
+        Rasmussen & Williams (2006), Gaussian processes for machine learning, Eqs. (2.23), (2.24).
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k
+    >>> x = jnp.array([[1.0]])
+    >>> k.predict(k.Dense(1), x, jnp.array([3.0]), 2.0 * x, noise=1.0).mean.tolist()
+    [3.0]
+    """
+    x = require_inputs(x, "x")
+    y = require_targets(y, len(x))
+    factor = cholesky(net.kernel(x).nngp, noise, jitter)
+    half = solve_triangular(factor, net.kernel(x, new).nngp, lower=True)
+    covariance = net.kernel(new).nngp - half.T @ half
+    mean = half.T @ solve_triangular(factor, y, lower=True)
+    return Prediction(mean, (covariance + covariance.T) / 2)
+
+
+def cholesky(kernel: Float[Array, "n n"], noise: Any, jitter: Any) -> Float[Array, "n n"]:
+    """The lower Cholesky factor of `kernel + (noise^2 + jitter) I`.
+
+    Raises:
+        KernelError: as for `gaussian_process`.
+    """
+    extra = jnp.zeros((), kernel.dtype) + jitter + (0.0 if noise is None else noise**2)
+    if noise is not None:
+        why = "the standard deviation of observations, or None for none"
+        require_positive(noise, "noise", why, KernelError)
+    if isinstance(jitter, float | int) and not 0 <= jitter < math.inf:
+        raise KernelError(
+            f"`jitter` is {jitter}; it should be a variance from 0 on that is added to the "
+            "diagonal of the covariance."
+        )
+    matrix = kernel + extra * jnp.eye(len(kernel), dtype=kernel.dtype)
+    return require_factor(jnp.linalg.cholesky(matrix), matrix, jitter)
