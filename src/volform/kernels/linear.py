@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -316,4 +317,4 @@ def _require_shape(first: tuple[int, ...], other: tuple[int, ...]) -> None:
 
 
 def _is_zero(value: Any) -> bool:
-    return not isinstance(value, Tracer) and bool(jnp.all(jnp.asarray(value) == 0))
+    return not isinstance(value, Tracer) and bool(np.all(np.asarray(value) == 0))

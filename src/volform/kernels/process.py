@@ -155,7 +155,10 @@ def predict(
 
 
 def cholesky(kernel: Float[Array, "n n"], noise: Any, jitter: Any) -> Float[Array, "n n"]:
-    """The lower Cholesky factor of `kernel + (noise^2 + jitter) I`.
+    """The lower Cholesky factor of `kernel + (noise^2 + jitter) I`; NaN where there is none.
+
+    A squared pivot within 8 roundings of the largest variance counts as zero: a singular matrix may
+    pass Cholesky by rounding, with a log-determinant that means nothing.
 
     Raises:
         KernelError: as for `gaussian_process`.
@@ -170,4 +173,7 @@ def cholesky(kernel: Float[Array, "n n"], noise: Any, jitter: Any) -> Float[Arra
             "diagonal of the covariance."
         )
     matrix = kernel + extra * jnp.eye(len(kernel), dtype=kernel.dtype)
-    return require_factor(jnp.linalg.cholesky(matrix), matrix, jitter)
+    factor = jnp.linalg.cholesky(matrix)
+    floor = 8 * jnp.finfo(kernel.dtype).eps * jnp.max(jnp.diagonal(matrix))
+    is_regular = jnp.all(jnp.diagonal(factor) ** 2 > floor)
+    return require_factor(jnp.where(is_regular, factor, jnp.nan), matrix, jitter)
