@@ -116,3 +116,13 @@ def test_regression_on_all_patients():
 def test_nuts_start():
     out = run("nuts_start.py")
     assert len(words(out, "vf.nuts")) == 2
+
+
+def test_kernel_hyperparameters():
+    out = run("kernel_hyperparameters.py", "--quick")
+    assert "log evidence at the maximum -2.4429" in out
+    for name, best in [("w_std", "1.854"), ("b_std", "3.515"), ("noise", "0.069")]:
+        ((_, value, posterior),) = words(out, name)
+        mean, deviation = (float(number) for number in posterior.split(" ± "))
+        assert value == best
+        assert abs(mean - float(best)) < deviation

@@ -11,7 +11,7 @@ from tests.kernels.nets import ACTIVATIONS, NAMES
 from volform import kernels as k
 from volform.kernels.moments import Moments, of_one
 
-COVARIANCES = [(0.8, 0.5, 0.3), (0.8, 0.5, -0.6), (0.3, 1.1, 0.0), (0.7, 0.7, 0.6999)]
+COVARIANCES = [(0.8, 0.5, -0.6), (0.3, 1.1, 0.0), (0.7, 0.7, 0.6999)]
 
 
 def moments(a, b, c):
@@ -77,7 +77,7 @@ def test_price(f):
 
 @pytest.mark.parametrize("f", ACTIVATIONS, ids=NAMES)
 def test_images_have_the_area_of_their_moments(f):
-    for abc in COVARIANCES[:3]:
+    for abc in COVARIANCES[:2]:
         out = f.images(moments(*abc))
         square = out.left * out.right - out.cross**2
         np.testing.assert_allclose(out.area**2, square, rtol=1e-9, atol=1e-13)

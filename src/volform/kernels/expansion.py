@@ -161,15 +161,9 @@ class Elementwise(Activation):
 
     def _series(self, f: Callable[[Any], Any], moments: Moments) -> Float[Array, "..."]:
         cosine = ratio(moments.cross, moments.scale)
-        # Coefficients first, so that Horner's rule runs along the leading axis.
-        left = jnp.moveaxis(self._coefficients(f, moments.left, self.order), -1, 0)
-        right = jnp.moveaxis(self._coefficients(f, moments.right, self.order), -1, 0)
-
-        def horner(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            return total * cosine + pair[0] * pair[1], None
-
-        total, _ = jax.lax.scan(horner, jnp.zeros_like(cosine), (left[::-1], right[::-1]))
-        return total
+        left = self._coefficients(f, moments.left, self.order)
+        right = self._coefficients(f, moments.right, self.order)
+        return _mehler(cosine, left, right)
 
     def _coefficients(
         self, f: Callable[[Any], Any], variance: Float[Array, "..."], terms: int
@@ -178,6 +172,19 @@ class Elementwise(Activation):
         nodes = jnp.asarray(nodes, variance.dtype)
         values = f(root(variance)[..., None] * nodes)
         return values @ jnp.asarray(basis[:, :terms], variance.dtype)
+
+
+@jax.jit  # or the loop would be compiled anew in every call
+def _mehler(
+    cosine: Float[Array, "..."], left: Float[Array, "... terms"], right: Float[Array, "... terms"]
+) -> Float[Array, "..."]:
+    """`sum_k left[k] right[k] cosine^k`, by Horner's rule."""
+
+    def horner(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        return total * cosine + pair[0] * pair[1], None
+
+    pairs = jnp.moveaxis(left, -1, 0)[::-1], jnp.moveaxis(right, -1, 0)[::-1]
+    return jax.lax.scan(horner, jnp.zeros_like(cosine), pairs)[0]
 
 
 @lru_cache

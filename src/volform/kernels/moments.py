@@ -90,6 +90,7 @@ class Moments(NamedTuple):
         return jnp.where(is_near, self.area * (self.area / total), self.scale - cross)
 
 
+@jax.jit  # or the loop would be compiled anew in every call
 def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
     """Moments of the inputs' features under their empirical mean: `x1 . x2 / d`.
 
