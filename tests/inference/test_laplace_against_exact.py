@@ -273,7 +273,7 @@ def test_unconstrained_is_the_laplace_approximation_of_numpyro() -> None:
 # --- The second-order coefficient
 
 
-@pytest.mark.parametrize("d", [2, 4])
+@pytest.mark.parametrize("d", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_correction_is_its_formula_with_dense_tensors(d: int) -> None:
     model = vf.attach(in_theta, {"theta": random_metric(d, 8)})
     posterior = vf.condition(model, random_problem(d, 7))

@@ -264,7 +264,12 @@ def test_evidence_of_a_scale(squares: float, exact: float, euclidean: tuple, fis
 
 @pytest.mark.parametrize(
     ("model", "exponent"),
-    [(scale, [2.0]), (scale, [-2.0]), (scale_as_logarithm, []), (scale_as_probability, [])],
+    [
+        (scale, [2.0]),
+        (scale, [-2.0]),
+        (scale_as_logarithm, []),
+        pytest.param(scale_as_probability, [], marks=pytest.mark.slow),
+    ],
     ids=["variance", "precision", "logarithm", "probability"],
 )
 def test_spellings_of_a_scale(model: Callable, exponent: list) -> None:

@@ -95,6 +95,7 @@ def in_log_polar(problem: Any) -> None:
     _at_polar(problem, jnp.exp(log_r), numpyro.sample("angle", FLAT), 2.0 * log_r)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [random_metric(2, 5)], ids=["curved"])
 def test_cartesian_and_polar_agree(metric: vf.Metric) -> None:
     problem = random_problem(2, 2)

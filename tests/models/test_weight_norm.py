@@ -85,7 +85,11 @@ def in_chart(make, fit):
     return posterior, {f"{n}.polar": make(poles[n]).inv(w) for n, w in fit.values.items()}
 
 
-@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+@pytest.mark.parametrize(
+    "make",
+    [nn.PolarTransform, pytest.param(nn.log_polar, marks=pytest.mark.slow)],
+    ids=CHARTS,
+)
 def test_mode_and_evidence_are_those_of_the_weights(make, cartesian):
     plain, fit, log_z = cartesian
     posterior, start = in_chart(make, fit)

@@ -16,7 +16,10 @@ from .problems import COUNTS, FAMILIES, PARAMS, REAL, X, network, pair, scalar
 
 FLAT, UNRAVEL = ravel_pytree(PARAMS)
 pytestmark = pytest.mark.standard_promotion  # NumPyro's Bernoulli of logits mixes dtypes
-every = pytest.mark.parametrize("name", FAMILIES)
+RARE = ("Normal", "Bernoulli", "Poisson of log rate")  # as the others of their kind
+every = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in RARE)) for n in FAMILIES]
+)
 several = pytest.mark.parametrize(
     "name", ["Bernoulli", "Categorical", "Poisson of rate", "Normal, location and scale"]
 )
