@@ -41,6 +41,7 @@ def test_second_inputs():
         (lambda: k.Dense(2, w_std=0.0), "`w_std` is 0.0; it should be a positive"),
         (lambda: k.Dense(2, w_std=np.nan), "`w_std` is nan"),
         (lambda: k.Dense(2, b_std=-1.0), "`b_std` is -1.0.*or None"),
+        (lambda: k.LayerNorm(0.0), "`eps` is 0.0"),
         (lambda: k.Rbf(-1.0), "`gamma` is -1.0"),
         (lambda: k.RectifiedMonomial(4), "`degree` of RectifiedMonomial is 4.*Elementwise"),
         (lambda: k.Monomial(-1), "`degree` is -1"),
@@ -62,6 +63,10 @@ def test_layers(make, match):
     [
         (k.Relu(), r"`ABRelu\(\)` follows values that are not Gaussian.*Dense"),
         (k.serial(dense(), k.Relu(), k.Erf()), r"`Erf\(\)` follows values that are not Gaussian"),
+        (
+            k.serial(dense(), k.Relu(), k.LayerNorm()),
+            r"`LayerNorm\(\)` follows values that are not",
+        ),
         (k.summed(dense(2), dense(3)), r"`branches` of summed have outputs of shapes \(2,\)"),
     ],
 )

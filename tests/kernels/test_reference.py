@@ -27,6 +27,7 @@ NETS = {
     "sin_d1_bias": around(k.Sin()),
     "cos_d1_bias": around(k.Cos()),
     "rbf_gamma1_d1_bias": around(k.Rbf(1.0)),
+    "layernorm_relu": k.serial(dense(), k.LayerNorm(), k.Relu(), dense()),
     "residual_relu": k.serial(
         dense(), k.summed(k.Identity(), k.serial(k.Relu(), dense())), k.Relu(), dense()
     ),
@@ -99,3 +100,16 @@ def test_residual_kernel_is_that_of_samples(key):
     products = np.asarray(outputs[:, :, None] * outputs[:, None, :])
     error = products.std(0) / np.sqrt(len(products))
     assert np.all(np.abs(products.mean(0) - net.kernel(X).nngp) < 4 * error + 0.02)
+
+
+def test_layer_normalization_at_finite_width(key):
+    """The mean kernel of 40 networks of width 512, and the function's own normalization."""
+    net = k.serial(k.Dense(512, 1.4), k.LayerNorm(), k.Relu(), k.Dense(1, 1.4))
+    values = net.layers[1].apply((), 3.0 * X + 1.0)
+    np.testing.assert_allclose(values.mean(1), 0.0, atol=1e-14)
+    np.testing.assert_allclose(values.std(1), 1.0, rtol=1e-10)
+    found = jax.lax.map(
+        lambda own: k.empirical_ntk(net.apply, net.init(own, X.shape), X),
+        jax.random.split(key, 40),
+    )
+    np.testing.assert_allclose(found.mean(0), net.kernel(X).ntk, rtol=0.03, atol=0.03)

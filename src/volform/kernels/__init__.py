@@ -20,6 +20,7 @@ from volform.kernels.linear import (
     serial as serial,
     summed as summed,
 )
+from volform.kernels.normalization import LayerNorm as LayerNorm
 from volform.kernels.process import (
     Prediction as Prediction,
     evidence as evidence,
