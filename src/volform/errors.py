@@ -41,6 +41,10 @@ class SaddleError(ConvergenceError):
     """The stationary point is not a strict minimum of -log q^G."""
 
 
+class StructureError(VolformError):
+    """A structure of the precision matrix that the model does not have."""
+
+
 class OperatorError(VolformError):
     """An operator that cannot be made or asked: wrong structure, not symmetric, not finite."""
 

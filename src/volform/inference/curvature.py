@@ -1,23 +1,13 @@
 """What takes the place of the Hessian of -log q^G in Laplace's method."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
-from numpyro.distributions import Unit
 
 from volform.errors import ModelError
-from volform.geometry import christoffel_along
-from volform.inference.local import hessian_of, objective
+from volform.inference.splitting import Split, data_sites, gauss_newton
 from volform.models import Posterior
-from volform.models.observations import core_of
-
-Outputs = Any  # by site: the floating-point leaves of its distribution, and its value
 
 
 class Curvature(eqx.Module):
@@ -26,6 +16,10 @@ class Curvature(eqx.Module):
     @abc.abstractmethod
     def matrix(self, posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """The matrix in unconstrained coordinates at u."""
+
+    @abc.abstractmethod
+    def split(self, posterior: Posterior, u: Float[Array, " d"]) -> Split:
+        """What of -log q^G is data and what is not, for a `Structure`."""
 
 
 class GGN(Curvature):
@@ -63,6 +57,14 @@ class GGN(Curvature):
         Raises:
             ModelError: when no site is observed.
         """
+        return gauss_newton(self.split(posterior, u))
+
+    def split(self, posterior: Posterior, u: Float[Array, " d"]) -> Split:
+        """The likelihoods of all observed sites, and the rest.
+
+        Raises:
+            ModelError: when no site is observed.
+        """
         names = data_sites(posterior, u)
         if not names:
             raise ModelError(
@@ -70,51 +72,4 @@ class GGN(Curvature):
                 f"posterior of `{posterior.program.name}` has none (a `numpyro.factor` has no "
                 "distribution). Leave `curvature` out."
             )
-        return _gauss_newton(posterior, u, names)
-
-
-def data_sites(posterior: Posterior, u: Float[Array, " d"]) -> tuple[str, ...]:
-    """Observed sites with a distribution, `numpyro.factor` left out."""
-    trace = posterior.program.run(posterior.values(u))
-    return tuple(n for n in posterior.observed if not isinstance(core_of(trace[n]["fn"]), Unit))
-
-
-@eqx.filter_jit
-def _gauss_newton(
-    posterior: Posterior, u: Float[Array, " d"], names: tuple[str, ...], batch: int = 64
-) -> Float[Array, "d d"]:
-    def outputs(u: Float[Array, " d"]) -> tuple[Outputs, Any]:
-        trace = posterior.program.run(posterior.values(u))
-        sites = {name: (trace[name]["fn"], trace[name]["value"]) for name in names}
-        scales = {name: trace[name]["scale"] for name in names}
-        moving, fixed = eqx.partition(sites, _is_floating)
-        return jax.tree.map(jnp.asarray, moving), (fixed, scales)
-
-    fixed, scales = outputs(u)[1]
-
-    def loss(z: Outputs) -> Float[Array, ""]:
-        sites = eqx.combine(z, fixed)
-        terms = [
-            (1.0 if scales[name] is None else scales[name]) * jnp.sum(fn.log_prob(value))
-            for name, (fn, value) in sites.items()
-        ]
-        return -sum(terms, jnp.zeros((), u.dtype))
-
-    def rest(u: Float[Array, " d"]) -> Float[Array, ""]:
-        return objective(u, posterior) - loss(outputs(u)[0])
-
-    z, push = jax.linearize(lambda u: outputs(u)[0], u)
-    pull = jax.linear_transpose(push, u)
-
-    def column(direction: Float[Array, " d"]) -> Float[Array, " d"]:
-        return pull(jax.jvp(jax.grad(loss), (z,), (push(direction),))[1])[0]
-
-    columns = jax.lax.map(column, jnp.eye(u.size, dtype=u.dtype), batch_size=min(batch, u.size))
-    _, slope, plain = hessian_of(rest, u)
-    raised = cho_solve((jnp.linalg.cholesky(posterior.metric(u).as_matrix()), True), slope)
-    bend = christoffel_along(posterior.metric, u, raised)
-    return 0.5 * (columns + columns.T) + plain - bend
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return Split(posterior, u, names)

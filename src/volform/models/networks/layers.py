@@ -3,11 +3,13 @@
 import abc
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from numpyro.primitives import apply_stack
 
 from volform.errors import NetworkError
 
@@ -26,6 +28,10 @@ class Linear(eqx.Module):
         """Number of weights of a unit, for inputs of this shape (without the batch)."""
 
     @abc.abstractmethod
+    def features(self, x: Float[Array, "n ..."]) -> Float[Array, "n positions fan_in"]:
+        """What the rows of the weights are multiplied with, at each position of the output."""
+
+    @abc.abstractmethod
     def __call__(self, weight: Float[Array, "units fan_in"], x: Float[Array, "n ..."]) -> Array:
         """The units' values, without biases; the last axis is the units'."""
 
@@ -38,6 +44,10 @@ class Dense(Linear):
     def fan_in(self, shape: tuple[int, ...]) -> int:
         """The number of features."""
         return shape[-1]
+
+    def features(self, x: Float[Array, "n fan_in"]) -> Float[Array, "n 1 fan_in"]:
+        """The inputs themselves, at the only position."""
+        return x[:, None]
 
     def __call__(
         self, weight: Float[Array, "units fan_in"], x: Float[Array, "n fan_in"]
@@ -63,14 +73,55 @@ class Conv(Linear):
         """Channels times the size of the window."""
         return shape[-1] * math.prod(self.window)
 
+    def features(self, x: Float[Array, "n h w c"]) -> Float[Array, "n positions fan_in"]:
+        """The windows (height, width, channels), flattened."""
+        layout = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated_patches(
+            x, self.window, (1, 1), self._padding, dimension_numbers=layout
+        )
+        by_channel = found.reshape(len(x), -1, x.shape[-1], math.prod(self.window))
+        return jnp.moveaxis(by_channel, 2, 3).reshape(len(x), by_channel.shape[1], -1)
+
     def __call__(
         self, weight: Float[Array, "units fan_in"], x: Float[Array, "n h w c"]
     ) -> Float[Array, "n h2 w2 units"]:
         """The convolution; a row of `weight` is a window (height, width, channels), flattened."""
         kernel = weight.reshape(self.units, *self.window, x.shape[-1])
-        padding = "SAME" if self.pad else "VALID"
         layout = ("NHWC", "OHWI", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), self._padding, dimension_numbers=layout
+        )
+
+    @property
+    def _padding(self) -> str:
+        return "SAME" if self.pad else "VALID"
+
+
+class Affine(eqx.Module):
+    """A linear layer and its biases, as the effect that a network has on NumPyro's handlers."""
+
+    linear: Linear
+
+    def __call__(
+        self,
+        weight: Float[Array, "units fan_in"],
+        bias: Float[Array, " units"] | None,
+        x: Float[Array, "n ..."],
+    ) -> Array:
+        """The units' values; the last axis is the units'."""
+        z = self.linear(weight, x)
+        return z if bias is None else z + jnp.expand_dims(bias, tuple(range(z.ndim - 1)))
+
+
+def performed(
+    linear: Linear,
+    weight: Float[Array, "units fan_in"],
+    bias: Float[Array, " units"] | None,
+    x: Float[Array, "n ..."],
+) -> Array:
+    """A layer's values, by a nameless message to NumPyro's handlers: `Taps` listens to it."""
+    message: Any = {"type": "layer", "fn": Affine(linear), "args": (weight, bias, x)}
+    return apply_stack({**message, "kwargs": {}, "value": None})["value"]
 
 
 class Stage(eqx.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import DataError, NetworkError
 from volform.geometry import Euclidean, Fans, Parametrization, Scaling
 from volform.geometry.parametrization import require_parametrization
-from volform.models.networks.layers import Stage
+from volform.models.networks.layers import Stage, performed
 
 
 class Parameter(NamedTuple):
@@ -176,18 +176,14 @@ class Network(eqx.Module):
             fans = Fans(fan_in, units, i == 0, i == len(stages) - 1)
             scaling = self.parametrization.weight(fans, self.w_std)
             weight = Parameter(f"layer{i}.w", (units, fan_in), scaling, stage.copies)
-            x = stage.linear(scaling.multiplier * parameter(weight), x)
+            w, b = scaling.multiplier * parameter(weight), None
             if self.b_std is not None:
                 scaling = self.parametrization.bias(fans, self.b_std)
-                bias = Parameter(f"layer{i}.b", (units,), scaling, None)
-                x = _plus_bias(x, scaling.multiplier * parameter(bias))
+                b = scaling.multiplier * parameter(Parameter(f"layer{i}.b", (units,), scaling, None))
+            x = performed(stage.linear, w, b, x)
             for follow in stage.after:
                 x = follow(x)
         return x
-
-
-def _plus_bias(x: Float[Array, "n ... units"], bias: Float[Array, " units"]) -> Array:
-    return x + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 def _looked_up(params: Mapping[str, Array], parameter: Parameter) -> Array:

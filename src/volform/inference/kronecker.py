@@ -1,0 +1,343 @@
+"""Curvature of the layers of networks, from what flows through them: factors and squares."""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.errors import StructureError
+from volform.geometry.dependence import dependence
+from volform.geometry.structure import Dense
+from volform.inference.splitting import Outputs, Split, block_of_data, columns_of
+from volform.models.layout import Site
+from volform.models.networks.taps import Layer
+from volform.operators.base import mapped
+from volform.operators.structured import KroneckerSum
+
+_TOGETHER = 16  # columns of the root of L that are pulled back at once
+
+
+class Form(eqx.Module):
+    """Curvature in one array of a layer: its weights, or its biases."""
+
+    @abc.abstractmethod
+    def added_to(self, rest: Float[Array, " s"], multiplier: Any) -> lx.AbstractLinearOperator:
+        """The block of the site that the array is a multiple of, beside a diagonal rest."""
+
+    @abc.abstractmethod
+    def pulled_back(self, jacobian: Float[Array, "d s"]) -> Float[Array, "d d"]:
+        """`T F T^T` with the rows of T the derivatives of the array."""
+
+    @abc.abstractmethod
+    def adds_to(self, rest: Float[Array, " s"]) -> bool:
+        """Whether `added_to` can be exact for this rest."""
+
+
+class Weights(Form):
+    """The Kronecker product of two factors, in the matrix that multiplies the features.
+
+    Attributes:
+        left: second moments of the gradients at the outputs, summed over the columns of a root of
+            L and averaged over examples and positions, shape (units, units).
+        right: second moments of the features, summed, shape (fan_in, fan_in).
+    """
+
+    left: Float[Array, "m m"]
+    right: Float[Array, "n n"]
+
+    def added_to(self, rest: Float[Array, " mn"], multiplier: Any) -> lx.AbstractLinearOperator:
+        """Both Kronecker products; the rest is a multiple of the identity."""
+        m, n = (jnp.eye(len(factor), dtype=rest.dtype) for factor in (self.left, self.right))
+        return KroneckerSum(multiplier**2 * self.left, self.right, rest[0] * m, n)
+
+    def pulled_back(self, jacobian: Float[Array, "d mn"]) -> Float[Array, "d d"]:
+        """`T (B x A) T^T`."""
+        rows = jacobian.reshape(-1, len(self.left), len(self.right))
+        weighed = jnp.einsum("ipq,pm,qn->imn", rows, self.left, self.right)
+        return jacobian @ weighed.reshape(jacobian.shape).T
+
+    def adds_to(self, rest: Float[Array, " mn"]) -> bool:
+        """Whether the rest is a multiple of the identity."""
+        return bool(jnp.all(rest == rest[0]))
+
+
+class Biases(Form):
+    """The block of biases, exact.
+
+    Attributes:
+        matrix: shape (units, units).
+    """
+
+    matrix: Float[Array, "m m"]
+
+    def added_to(self, rest: Float[Array, " m"], multiplier: Any) -> lx.AbstractLinearOperator:
+        """The sum."""
+        return Dense(multiplier**2 * self.matrix + jnp.diag(rest), rest)
+
+    def pulled_back(self, jacobian: Float[Array, "d m"]) -> Float[Array, "d d"]:
+        """`T F T^T`."""
+        return jacobian @ self.matrix @ jacobian.T
+
+    def adds_to(self, rest: Float[Array, " m"]) -> bool:
+        """Always."""
+        return True
+
+
+class Held(NamedTuple):
+    """The site that an array of a layer is a multiple of."""
+
+    site: Site
+    multiplier: Float[Array, ""]
+
+
+def kronecker_blocks(
+    split: Split, rest: Float[Array, " d"] | None
+) -> list[lx.AbstractLinearOperator] | None:
+    """The blocks of all sites in the order of u, or None where they do not keep apart.
+
+    They do where every array of a layer is a multiple of a site of its own, and where the rest is
+    diagonal, and the same for all weights of a layer.
+    """
+    held = holders(split)
+    if rest is None or any(h is None for h in held):
+        return None
+    forms = {h.site.name: (form, h) for form, h in zip(forms_of(split), held, strict=True) if h}
+    if len(forms) < len(held):
+        return None
+    if not all(form.adds_to(rest[h.site.segment]) for form, h in forms.values()):
+        return None
+    blocks = []
+    for site in split.posterior.layout.sites:
+        own = rest[site.segment]
+        if site.name in forms:
+            form, h = forms[site.name]
+            blocks.append(form.added_to(own, h.multiplier))
+        else:
+            block = block_of_data(split, site.start, site.size)
+            blocks.append(Dense(block + jnp.diag(own), own))
+    return blocks
+
+
+def kronecker_matrix(split: Split) -> Float[Array, "d d"]:
+    """The blocks of all layers, pulled back from their arrays to u, and blocks of other sites."""
+    total = jnp.zeros((split.u.size, split.u.size), split.u.dtype)
+    moved = np.zeros(split.u.size, bool)
+    jacobians = _jacobians(split)
+    for form, jacobian in zip(forms_of(split), jacobians, strict=True):
+        total += form.pulled_back(jacobian)
+        moved |= np.asarray(jnp.any(jacobian != 0.0, 1))
+    for site in split.posterior.layout.sites:
+        if not moved[site.segment].any():
+            block = block_of_data(split, site.start, site.size)
+            total = total.at[site.segment, site.segment].add(block)
+    return total
+
+
+def squares_of_layers(split: Split) -> list[tuple[Site, Float[Array, " s"]]]:
+    """The diagonal of `J^T L J` for the sites that are arrays of layers, in closed form."""
+    held = holders(split)
+    if not held or any(h is None for h in held) or len({h.site.name for h in held if h}) < len(held):
+        return []
+    squares = _checked(_squares(split))
+    pairs = zip(held, squares, strict=True)
+    return [(h.site, h.multiplier**2 * part.ravel()) for h, part in pairs if h is not None]
+
+
+def forms_of(split: Split) -> list[Form]:
+    """Curvature of all layers in their weights and biases, layer after layer.
+
+    Raises:
+        StructureError: for a model without layers, and where the loss is no sum over examples.
+    """
+    if not split.names or not split.outputs(split.u)[1]:
+        raise StructureError(
+            "`structure=Kronecker()` needs `curvature=GGN()` and a model with layers, such as "
+            "`vf.networks.MLP` inside a NumPyro model; this one has no layer. Use `Diagonal()`, "
+            "`BySite()` or `LowRank(k)`."
+        )
+    return _checked(_forms(split))
+
+
+def holders(split: Split) -> list[Held | None]:
+    """For each array of each layer the site that it is a multiple of, None where there is none."""
+    if not split.names:
+        return []
+    sites = split.posterior.layout.sites
+    found = _multipliers(split)
+    held: list[Held | None] = []
+    for candidates in found:
+        fitting = [Held(sites[i], c) for i, (c, fits) in candidates.items() if bool(fits)]
+        held.append(fitting[0] if fitting else None)
+    return held
+
+
+def _arrays(layers: list[Layer]) -> list[Array]:
+    return [a for layer in layers for a in (layer.weight, layer.bias) if a is not None]
+
+
+@eqx.filter_jit
+def _multipliers(split: Split) -> list[dict[int, tuple[Array, Array]]]:
+    arrays, push = jax.linearize(lambda u: _arrays(split.outputs(u)[1]), split.u)
+    probes = jax.random.normal(jax.random.key(0), (2, split.u.size), split.u.dtype)
+    moves = [push(probe) for probe in probes]
+    found: list[dict[int, tuple[Array, Array]]] = []
+    for k, array in enumerate(arrays):
+        found.append({})
+        for i, site in enumerate(split.posterior.layout.sites):
+            if site.size != array.size:
+                continue
+            pairs = [(move[k].ravel(), p[site.segment]) for move, p in zip(moves, probes, strict=True)]
+            c = (pairs[0][0] @ pairs[0][1]) / (pairs[0][1] @ pairs[0][1])
+            small = 1e3 * jnp.finfo(c.dtype).eps * jnp.abs(c)
+            fits = [jnp.all(jnp.abs(to - c * v) <= small * jnp.abs(v).max()) for to, v in pairs]
+            found[-1][i] = c, jnp.all(jnp.stack(fits)) & (c != 0.0)
+    return found
+
+
+@eqx.filter_jit
+def _jacobians(split: Split) -> list[Float[Array, "d s"]]:
+    _, push = jax.linearize(lambda u: _arrays(split.outputs(u)[1]), split.u)
+    sizes = [a.size for a in _arrays(split.outputs(split.u)[1])]
+    rows = columns_of(
+        lambda v: jnp.concatenate([a.ravel() for a in push(v)]), split.u, 0, split.u.size
+    )
+    return jnp.split(rows, np.cumsum(sizes)[:-1], axis=1)
+
+
+class _Flow(NamedTuple):
+    """What flows back through the layers.
+
+    Attributes:
+        layers: as they were run.
+        deltas: from a column of the root of L at all examples to gradients at the layers' outputs.
+        roots: the columns, shape (o, n, o).
+        soundness: smallest eigenvalue of the L_n over the largest, and how far L is from a sum over
+            examples, relative to it.
+    """
+
+    layers: list[Layer]
+    deltas: Any
+    roots: Float[Array, "o n o"]
+    soundness: Float[Array, " 2"]
+
+
+def _flow(split: Split) -> _Flow:
+    loss = split.losses()
+    layers = split.outputs(split.u)[1]
+    zero = [jnp.zeros_like(layer.z) for layer in layers]
+    z, pull = jax.vjp(lambda added: split.outputs(split.u, added)[0], zero)
+    flags = dependence(lambda added: split.outputs(split.u, added)[0], zero)
+    n = len(layers[0].x)
+    leaves, treedef = jax.tree.flatten(z)
+    moving = [leaf for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if flag]
+    for leaf in moving:
+        if leaf.shape[:1] != (n,):
+            raise StructureError(
+                f"`structure` takes a layer's examples along the first axis, {n} of them; the "
+                f"likelihood has a parameter of shape {leaf.shape} that the layers move. Use "
+                "`BySite()` or `LowRank(k)`."
+            )
+
+    def laid_out(flat: Float[Array, "n o"]) -> Outputs:
+        parts = iter(jnp.split(flat, np.cumsum([leaf[0].size for leaf in moving])[:-1], axis=1))
+        filled = [
+            next(parts).reshape(leaf.shape) if flag else jnp.zeros_like(leaf)
+            for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, filled)
+
+    def flat(z: Outputs) -> Float[Array, "n o"]:
+        pairs = zip(jax.tree.leaves(z), jax.tree.leaves(flags), strict=True)
+        return jnp.concatenate([leaf.reshape(n, -1) for leaf, flag in pairs if flag], axis=1)
+
+    _, bend = jax.linearize(jax.grad(loss), z)
+    weigh = lambda v: flat(bend(laid_out(v)))  # noqa: E731
+    like = flat(z)
+    size = like.shape[1]
+    columns = jax.vmap(lambda o: weigh(jnp.zeros_like(like).at[:, o].set(1.0)))(jnp.arange(size))
+    each = jnp.moveaxis(columns, 0, 2)  # [n, o, o']
+    values, vectors = jnp.linalg.eigh(0.5 * (each + jnp.swapaxes(each, 1, 2)))
+    probe = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
+    product = jnp.einsum("nij,nj->ni", each, probe)
+    largest = jnp.max(jnp.abs(values))
+    soundness = jnp.stack([jnp.min(values), jnp.max(jnp.abs(weigh(probe) - product))]) / largest
+    roots = jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None], 2, 0)
+    return _Flow(layers, lambda root: pull(laid_out(root))[0], roots, soundness)
+
+
+def _checked(result: tuple[Any, Float[Array, " 2"]]) -> Any:
+    found, soundness = result
+    lowest, gap = (float(s) for s in soundness)
+    bound = float(jnp.sqrt(jnp.finfo(soundness.dtype).eps))
+    if not gap < bound:
+        raise StructureError(
+            "`structure` needs a likelihood that is a product over the examples along the first "
+            "axis; here the examples are coupled. Use `Full()`, `BySite()` or `LowRank(k)`."
+        )
+    if not lowest > -bound:
+        raise StructureError(
+            "`structure` needs a likelihood that is log-concave in its parameters (logits, log "
+            f"rates, the mean of a normal); here L has eigenvalues down to {lowest:.2g} of the "
+            "largest. Use `Full()` or `BySite()`."
+        )
+    return found
+
+
+@eqx.filter_jit
+def _forms(split: Split) -> tuple[list[Form], Float[Array, " 2"]]:
+    flow = _flow(split)
+
+    def moments(root: Float[Array, "n o"]) -> list[tuple[Array, Array]]:
+        deltas = [_by_position(delta) for delta in flow.deltas(root)]
+        summed = [delta.sum(1) for delta in deltas]
+        return [
+            (jnp.einsum("npi,npj->ij", delta, delta), whole.T @ whole)
+            for delta, whole in zip(deltas, summed, strict=True)
+        ]
+
+    forms: list[Form] = []
+    found = mapped(moments, flow.roots, _TOGETHER)
+    for layer, (left, bias) in zip(flow.layers, found, strict=True):
+        features = layer.linear.features(layer.x)
+        n, positions, _ = features.shape
+        right = jnp.einsum("npi,npj->ij", features, features)
+        forms.append(Weights(left.sum(0) / (n * positions), right))
+        if layer.bias is not None:
+            forms.append(Biases(bias.sum(0)))
+    return forms, flow.soundness
+
+
+@eqx.filter_jit
+def _squares(split: Split) -> tuple[list[Float[Array, "..."]], Float[Array, " 2"]]:
+    flow = _flow(split)
+
+    def of_root(root: Float[Array, "n o"]) -> list[Array]:
+        found = []
+        for layer, delta in zip(flow.layers, flow.deltas(root), strict=True):
+            features, delta = layer.linear.features(layer.x), _by_position(delta)
+            found.append(_square(features, delta))
+            if layer.bias is not None:
+                found.append(jnp.sum(delta.sum(1) ** 2, 0))
+        return found
+
+    each = mapped(of_root, flow.roots, _TOGETHER)
+    return [part.sum(0) for part in each], flow.soundness
+
+
+def _square(
+    features: Float[Array, "n p fan_in"], delta: Float[Array, "n p units"]
+) -> Float[Array, "units fan_in"]:
+    """`sum_n (sum_p delta_np a_np^T)^2`, entry by entry."""
+    if features.shape[1] == 1:
+        return (delta[:, 0] ** 2).T @ features[:, 0] ** 2
+    each = lambda pair: (pair[1].T @ pair[0]) ** 2  # noqa: E731
+    return jax.lax.map(each, (features, delta), batch_size=min(32, len(features))).sum(0)
+
+
+def _by_position(delta: Float[Array, "n ... units"]) -> Float[Array, "n p units"]:
+    return delta.reshape(len(delta), -1, delta.shape[-1])

@@ -1,0 +1,157 @@
+"""-log q^G as the loss of a model's outputs and the rest: Gauss-Newton, exact or as products."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Float
+from numpyro.distributions import Unit
+
+from volform.geometry import christoffel_along
+from volform.inference.local import hessian_of
+from volform.models import Posterior
+from volform.models.networks.taps import Layer, Taps
+from volform.models.observations import core_of
+from volform.operators.curvature import frame
+
+Outputs = Any  # by site: the floating-point leaves of its distribution, and its value
+Product = Callable[[Float[Array, " d"]], Float[Array, " d"]]
+
+
+class Split(eqx.Module):
+    """`-log q^G = loss(outputs) + rest` at u, and the curvature of the two.
+
+    Attributes:
+        posterior: the posterior.
+        u: where, in unconstrained coordinates.
+        names: observed sites whose loss is taken apart; without any, everything is the rest.
+    """
+
+    posterior: Posterior
+    u: Float[Array, " d"]
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    def outputs(self, u: Float[Array, " d"], added: Any = None) -> tuple[Outputs, list[Layer]]:
+        """Parameters of the observed sites' distributions, and the layers of networks.
+
+        Args:
+            u: where.
+            added: what to add to the outputs of each layer.
+        """
+        moving, _, layers = self._run(u, added)
+        return moving, layers
+
+    def losses(self) -> Callable[[Outputs], Float[Array, ""]]:
+        """`-log p(y | outputs)` as a function of the outputs."""
+        _, (fixed, scales), _ = self._run(self.u)
+
+        def loss(z: Outputs) -> Float[Array, ""]:
+            sites = eqx.combine(z, fixed)
+            terms = [
+                (1.0 if scales[name] is None else scales[name]) * jnp.sum(fn.log_prob(value))
+                for name, (fn, value) in sites.items()
+            ]
+            return -sum(terms, jnp.zeros((), self.u.dtype))
+
+        return loss
+
+    def rest(self) -> Callable[[Float[Array, " d"]], Float[Array, ""]]:
+        """Priors, volume and factors, as a function of u."""
+        posterior = self.posterior
+
+        def rest(u: Float[Array, " d"]) -> Float[Array, ""]:
+            values, log_det = posterior.layout.constrain_with_log_det(u)
+            densities = posterior.program.site_densities(values)
+            others = [density for name, density in densities.items() if name not in self.names]
+            return posterior.log_volume(u) - log_det - sum(others, jnp.zeros((), u.dtype))
+
+        return rest
+
+    def data_product(self) -> Product:
+        """`v -> J^T L J v`; everything that does not depend on v is computed once."""
+        loss = self.losses()
+        z, push = jax.linearize(lambda u: self.outputs(u)[0], self.u)
+        pull = jax.linear_transpose(push, self.u)
+        _, bend = jax.linearize(jax.grad(loss), z)
+        return lambda v: pull(bend(push(v)))[0]
+
+    def rest_product(self) -> Product:
+        """`v -> (d^2 rest - Gamma^k d_k rest) v`, the covariant Hessian of the rest."""
+        slope, push = jax.linearize(jax.grad(self.rest()), self.u)
+        down, up = frame(self.posterior.metric(self.u))
+        raised = up(down(slope))
+        _, along = jax.linearize(lambda u: self.posterior.metric(u).mv(raised), self.u)
+        across = jax.linear_transpose(along, self.u)
+
+        def turned(v: Float[Array, " d"]) -> Float[Array, " d"]:
+            return jax.jvp(lambda u: self.posterior.metric(u).mv(v), (self.u,), (raised,))[1]
+
+        return lambda v: push(v) - 0.5 * (along(v) + across(v)[0] - turned(v))
+
+    def rest_matrix(self) -> Float[Array, "d d"]:
+        """The covariant Hessian of the rest, formed."""
+        metric = self.posterior.metric(self.u)
+        _, slope, plain = hessian_of(self.rest(), self.u)
+        raised = cho_solve((jnp.linalg.cholesky(metric.as_matrix()), True), slope)
+        return plain - christoffel_along(self.posterior.metric, self.u, raised)
+
+    def _run(self, u: Float[Array, " d"], added: Any = None) -> tuple[Outputs, Any, list[Layer]]:
+        taps = Taps(added)
+        with taps:
+            trace = self.posterior.program.run(self.posterior.values(u))
+        sites = {name: (trace[name]["fn"], trace[name]["value"]) for name in self.names}
+        scales = {name: trace[name]["scale"] for name in self.names}
+        moving, fixed = eqx.partition(sites, _is_floating)
+        return jax.tree.map(jnp.asarray, moving), (fixed, scales), taps.layers
+
+
+def data_sites(posterior: Posterior, u: Float[Array, " d"]) -> tuple[str, ...]:
+    """Observed sites with a distribution, `numpyro.factor` left out."""
+    trace = posterior.program.run(posterior.values(u))
+    return tuple(n for n in posterior.observed if not isinstance(core_of(trace[n]["fn"]), Unit))
+
+
+@eqx.filter_jit
+def gauss_newton(split: Split, batch: int = 64) -> Float[Array, "d d"]:
+    """`J^T L J` and the covariant Hessian of the rest."""
+    columns = columns_of(split.data_product(), split.u, 0, split.u.size, batch)
+    return 0.5 * (columns + columns.T) + split.rest_matrix()
+
+
+@eqx.filter_jit
+def block_of_data(split: Split, start: int, size: int) -> Float[Array, "size size"]:
+    """The block of `J^T L J` for a segment of u."""
+    return _block(split.data_product(), split.u, start, size)
+
+
+@eqx.filter_jit
+def block_of(split: Split, start: int, size: int) -> Float[Array, "size size"]:
+    """The block of `J^T L J` and of the rest for a segment of u."""
+    data, rest = split.data_product(), split.rest_product()
+    return _block(lambda v: data(v) + rest(v), split.u, start, size)
+
+
+def _block(
+    product: Product, like: Float[Array, " d"], start: int, size: int
+) -> Float[Array, "size size"]:
+    block = columns_of(product, like, start, size)[:, start : start + size]
+    return 0.5 * (block + block.T)
+
+
+def columns_of(
+    product: Product, like: Float[Array, " d"], start: int, size: int, batch: int = 64
+) -> Float[Array, "size d"]:
+    """The products with `size` unit vectors from `start` on, `batch` at a time."""
+
+    def column(index: Array) -> Float[Array, " d"]:
+        return product(jnp.zeros_like(like).at[index].set(1.0))
+
+    return jax.lax.map(column, start + jnp.arange(size), batch_size=min(batch, size))
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,0 +1,190 @@
+"""Structures of the precision matrix in Laplace's method: what of the curvature is kept."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.errors import StructureError
+from volform.geometry.structure import Dense, Segments, logdet
+from volform.inference.kronecker import kronecker_blocks, kronecker_matrix, squares_of_layers
+from volform.inference.splitting import Product, Split, block_of, gauss_newton
+from volform.models.layout import Site
+from volform.operators import Krylov, eigenvalues
+from volform.operators.base import check_dense
+from volform.operators.curvature import UnderMetric
+from volform.operators.structured import LowRank as LowRankOperator
+
+
+class Structure(eqx.Module):
+    """What is kept of `P = J^T L J + rest`, as a value: `vf.laplace(..., structure=...)`.
+
+    The rest (priors, volume, factors) is the covariant Hessian that `GGN` speaks of.
+    """
+
+    @abc.abstractmethod
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """The precision matrix as an operator on flat unconstrained vectors."""
+
+
+class Full(Structure):
+    """All of it, a dense matrix: invariant under every reparametrization."""
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """The matrix."""
+        check_dense(split.u.size, split.u.size, split.u.dtype)
+        return Dense(gauss_newton(split), split.u)
+
+
+class BySite(Structure):
+    """A dense block for each latent site, without what couples them.
+
+    Invariant where each site is reparametrized by itself.
+    """
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """The blocks, by as many products as there are parameters."""
+        sites = split.posterior.layout.sites
+        for site in sites:
+            check_dense(site.size, site.size, split.u.dtype)
+        blocks = [block_of(split, site.start, site.size) for site in sites]
+        return Segments(tuple(Dense(block, block[0]) for block in blocks))
+
+
+class Diagonal(Structure):
+    """The diagonal in unconstrained coordinates.
+
+    Invariant where each coordinate is reparametrized by itself, and under permutations. Of the
+    layers of a network in closed form from their inputs and the gradients at their outputs, else by
+    one product for each parameter.
+    """
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """The entries."""
+        rest = rest_diagonal(split)
+        if rest is None:
+            rest = _entries(split, jnp.arange(split.u.size), of_rest=True)
+        found = {site.name: part for site, part in squares_of_layers(split)}
+        parts = [
+            found[site.name] if site.name in found else _entries(split, _range(site), of_rest=False)
+            for site in split.posterior.layout.sites
+        ]
+        return lx.DiagonalLinearOperator(jnp.concatenate(parts) + rest)
+
+
+class Kronecker(Structure):
+    """For the weights of each layer the Kronecker product of two factors (KFAC), and the rest.
+
+    With a the features that a layer's weights multiply, delta the gradients at its outputs by the
+    columns of a root of L, and sums over the examples n, positions p and columns o,
+
+        P = (sum_np a a^T) x (sum_nop delta delta^T) / (number of n, p) + rest.
+
+    A layer's biases, and every other site, have a block of their own, exact. Invariant under affine
+    maps of the inputs and outputs of each layer, and under every reparametrization of its weights,
+    since the factors are those of the matrix that multiplies the features. Where that is a multiple
+    of one site, with independent priors of one scale, the cost of a layer is O(units^3 + fan_in^3);
+    else the whole matrix is formed.
+
+    References:
+        Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
+        curvature; Grosse & Martens (2016), for convolutions; Ritter, Botev & Barber (2018), A
+        scalable Laplace approximation for neural networks.
+    """
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """Blocks of two Kronecker products where they keep apart, else their sum as a matrix."""
+        blocks = kronecker_blocks(split, rest_diagonal(split))
+        if blocks is not None:
+            return Segments(tuple(blocks))
+        check_dense(split.u.size, split.u.size, split.u.dtype)
+        return Dense(kronecker_matrix(split) + split.rest_matrix(), split.u)
+
+
+class LowRank(Structure):
+    """The k directions in which the data say most beside the rest, and the rest.
+
+    With `J^T L J v = lambda R v` and R the rest: `P = R + R V diag(lambda) V^T R` for the k largest
+    lambda. Invariant under every reparametrization, since R is.
+
+    Args:
+        rank: number k of directions.
+        key: key of the first vector of Lanczos' method; `jax.random.key(0)` if left out.
+    """
+
+    rank: int = eqx.field(static=True)
+    key: PRNGKeyArray | None = None
+
+    def __check_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise StructureError(
+                f"`rank` of LowRank is {self.rank!r}; it should be the number of directions to "
+                "keep, a whole number of at least one."
+            )
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """The rest with k directions added."""
+        base = self._base(split)
+        like = jax.ShapeDtypeStruct(split.u.shape, split.u.dtype)
+        data = lx.FunctionLinearOperator(_DataProduct(split), like, lx.symmetric_tag)
+        rank = min(self.rank, split.u.size)
+        key = jax.random.key(0) if self.key is None else self.key
+        found = eigenvalues(UnderMetric(data, base), rank, by=Krylov(key, depth=2 * rank + 32))
+        return LowRankOperator(base, found.vectors, found.values)
+
+    def _base(self, split: Split) -> lx.AbstractLinearOperator:
+        entries = rest_diagonal(split)
+        if entries is None:
+            check_dense(split.u.size, split.u.size, split.u.dtype)
+            base = Dense(split.rest_matrix(), split.u)
+        else:
+            base = lx.DiagonalLinearOperator(entries)
+        if not bool(jnp.isfinite(logdet(base)) & jnp.all(lx.diagonal(base) > 0.0)):
+            raise StructureError(
+                f"`structure={self}` adds directions to the curvature of the priors, which is not "
+                "positive definite here; give every site a proper, log-concave prior, or use "
+                "another structure."
+            )
+        return base
+
+
+class _DataProduct(eqx.Module):
+    split: Split
+
+    def __call__(self, v: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.split.data_product()(v)
+
+
+def rest_diagonal(split: Split) -> Float[Array, " d"] | None:
+    """The diagonal of the rest if it is diagonal, else None.
+
+    A diagonal matrix D has `s * D s` the same for all vectors s of signs; any other has it for 16
+    random ones with a chance of one in 32,768.
+    """
+    found = _against_signs(split)
+    gap = jnp.abs(found - found[0])
+    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[0])
+    return found[0] if bool(jnp.all(close)) else None
+
+
+@eqx.filter_jit
+def _against_signs(split: Split) -> Float[Array, "k d"]:
+    signs = jax.random.rademacher(jax.random.key(0), (16, split.u.size), split.u.dtype)
+    return signs * jax.vmap(split.rest_product())(signs)
+
+
+def _range(site: Site) -> Array:
+    return jnp.arange(site.start, site.start + site.size)
+
+
+@eqx.filter_jit
+def _entries(split: Split, indices: Array, *, of_rest: bool) -> Float[Array, " k"]:
+    product: Product = split.rest_product() if of_rest else split.data_product()
+
+    def entry(index: Array) -> Float[Array, ""]:
+        return product(jnp.zeros_like(split.u).at[index].set(1.0))[index]
+
+    return jax.lax.map(entry, indices, batch_size=min(64, indices.size))
