@@ -24,7 +24,7 @@ def print_tables(console: Console, approx: LaplaceApproximation) -> None:
 
 
 def _mode_table(approx: LaplaceApproximation) -> Table:
-    fit = approx.mode
+    fit = approx.fit
     table = Table("site", "value", title="Mode of q^G", title_justify="left")
     for name, value in fit.values.items():
         table.add_row(name, _array(value))
@@ -84,7 +84,7 @@ def write_files(
 
 def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
     """Every number of the result as plain Python values, None for what is NaN or not computed."""
-    fit, evidence = approx.mode, approx.evidence
+    fit, evidence = approx.fit, approx.evidence
     return {
         "metric": evidence.metric,
         "parameters": evidence.dim,

@@ -20,6 +20,17 @@ from volform.inference.estimating import (
 from volform.inference.evidence import Evidence as Evidence
 from volform.inference.exporting import to_arviz as to_arviz
 from volform.inference.importance import Importance as Importance
+from volform.inference.linearized import Linearized as Linearized
 from volform.inference.mode import MAP as MAP, find_map as find_map
 from volform.inference.quadrature import Quadrature as Quadrature
+from volform.inference.structures import (
+    BySite as BySite,
+    Diagonal as Diagonal,
+    Full as Full,
+    Kronecker as Kronecker,
+    LastLayer as LastLayer,
+    LowRank as LowRank,
+    Structure as Structure,
+    Subset as Subset,
+)
 from volform.inference.warmstart import nuts as nuts

@@ -1,7 +1,6 @@
 """The invariant Laplace approximation."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -9,42 +8,64 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import Predictive
 
 from volform.errors import ConvergenceError, ModelError, SaddleError
+from volform.geometry.structure import Dense, logdet
 from volform.inference.asymptotic import curved_evidence, laplace_evidence
 from volform.inference.coordinates import Chart, sampling_chart
 from volform.inference.curvature import Curvature
 from volform.inference.diagnosis import Flat, Minimum, Saddle
 from volform.inference.evidence import Evidence
-from volform.inference.local import Expansion
-from volform.inference.mode import MAP, find_map, map_at
-from volform.inference.proposal import proposal_at
-from volform.inference.sampling import Samples, draw
+from volform.inference.linearized import Linearized, linearized
+from volform.inference.local import Expansion, Point
+from volform.inference.mode import MAP, Place, find_map, map_at, place_at
+from volform.inference.sampling import Samples, Tangent, draw
+from volform.inference.splitting import Split
+from volform.inference.structures import Full, Structure
 from volform.models import Posterior
 from volform.models.facts import facts_of
+from volform.operators.base import check_dense
+from volform.operators.curvature import frame
 
 
 class LaplaceApproximation(eqx.Module):
     """Gaussian approximation in the tangent space at the mode of q^G; built by `laplace`.
 
     Attributes:
-        mode: the invariant MAP that it is centered on.
-        at: -log q^G there to second order, with the curvature that was asked for.
+        mode: the invariant MAP that it is centered on, or the place that was given.
+        precision: the precision matrix, an operator on flat unconstrained vectors.
         second_order: whether the evidence holds the second-order correction.
         allow_improper: whether the evidence may be a formal integral over an improper prior.
         curvature: what takes the place of the Hessian, None for the Hessian itself.
+        structure: what of it is kept.
         note: what a reader must know of it, empty where there is nothing.
     """
 
-    mode: MAP
-    at: Expansion
+    mode: Place
+    precision: lx.AbstractLinearOperator
     second_order: bool
     allow_improper: bool = eqx.field(static=True, default=False)
     curvature: Curvature | None = None
+    structure: Structure = Full()
     note: str = eqx.field(static=True, default="")
+
+    @property
+    def fit(self) -> MAP:
+        """The mode as a `MAP`, with its Hessian.
+
+        Raises:
+            ModelError: when values were given and no Hessian was formed at them.
+        """
+        if not isinstance(self.mode, MAP):
+            raise ModelError(
+                f"`approx` with structure {self.structure} holds a place whose Hessian was not "
+                "formed; use `structure=Full()`, or give `laplace` the MAP of `find_map`."
+            )
+        return self.mode
 
     @property
     def posterior(self) -> Posterior:
@@ -62,10 +83,22 @@ class LaplaceApproximation(eqx.Module):
         return sampling_chart(self.posterior)
 
     @property
+    def at(self) -> Point:
+        """-log q^G at the mode, with the curvature that was asked for."""
+        if isinstance(self.mode.at, Expansion) and isinstance(self.precision, Dense):
+            return dataclasses.replace(self.mode.at, hessian=self.precision.matrix)
+        return self.mode.at
+
+    @property
     def covariance(self) -> Float[Array, "d d"]:
-        """H^-1 at the mode, in unconstrained coordinates u."""
-        whitener = self.at.whitener
-        return whitener @ whitener.T
+        """The inverse of the precision matrix, in unconstrained coordinates u.
+
+        Raises:
+            SizeError: when it would take more than 8 GiB.
+        """
+        check_dense(self.at.u.size, self.at.u.size, self.at.u.dtype)
+        root = jax.vmap(frame(self.precision)[1])(jnp.eye(self.at.u.size, dtype=self.at.u.dtype))
+        return root.T @ root
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -76,14 +109,20 @@ class LaplaceApproximation(eqx.Module):
         """
         facts = facts_of(self.posterior)
         facts.require_proper(self.allow_improper)
-        others = len(self.mode.modes) - 1
+        others = len(self.mode.modes) - 1 if isinstance(self.mode, MAP) else 0
         uncounted = f"{others} other modes are not counted; `vf.evidence` sums them"
         notes = [self.note, uncounted if others > 0 else ""]
-        if self.curvature is not None:
-            return curved_evidence(self.mode, self.at, facts, self.curvature, notes)
-        return laplace_evidence(
-            self.mode, [self.at], facts, second_order=self.second_order, notes=notes
-        )
+        at = self.at
+        if self.title or not isinstance(self.mode, MAP) or not isinstance(at, Expansion):
+            return curved_evidence(self.mode, logdet(self.precision), facts, self.title, notes)
+        return laplace_evidence(self.mode, [at], facts, second_order=self.second_order, notes=notes)
+
+    @property
+    def title(self) -> str:
+        """Curvature and structure in words, empty for the Hessian whole."""
+        curvature = [] if self.curvature is None else [repr(self.curvature)]
+        structure = [] if isinstance(self.structure, Full) else [repr(self.structure)]
+        return ", ".join(curvature + structure)
 
     def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
         """Draw from the Gaussian in the tangent space, mapped back by `chart`.
@@ -94,39 +133,60 @@ class LaplaceApproximation(eqx.Module):
             key: key of the draws.
             draws: number of draws n.
         """
-        one = jnp.zeros(1, self.at.u.dtype)
-        proposal = proposal_at(self.posterior, self.chart, [self.at], one, math.inf)
-        return draw(self.posterior, proposal, key, draws)
+        tangent = Tangent(self.posterior, self.chart, self.at.u, self.precision)
+        return draw(self.posterior, tangent, key, draws)
 
     def predictive(
-        self, key: PRNGKeyArray, *args: Any, draws: int = 1000, **kwargs: Any
-    ) -> dict[str, Array]:
-        """Posterior predictive draws, by NumPyro's `Predictive`.
+        self, *args: Any, by: Linearized | None = None, draws: int = 1000, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Posterior predictive draws, by NumPyro's `Predictive`, or distributions in closed form.
 
         Args:
-            key: key of the draws.
-            *args: arguments of the model; by default those it was conditioned on.
+            *args: for draws a key first; then arguments of the model, by default those it was
+                conditioned on.
+            by: `Linearized()` for distributions in closed form; draws if left out.
             draws: number of draws n.
             **kwargs: keyword arguments of the model.
 
         Returns:
-            Draws of the observed and deterministic sites, each of shape (n, ...).
+            Draws of the observed and deterministic sites, each of shape (n, ...); with
+            `Linearized()` a NumPyro distribution for each observed site.
+
+        Raises:
+            ModelError: when the key is missing, or `Linearized()` has no closed form.
         """
-        inner, outer = jax.random.split(key)
-        values = self.sample(inner, draws).values
+        if by is None:
+            key, args = _key_and_arguments(args)
         if not args and not kwargs:
             args, kwargs = self.posterior.program.arguments()
+        if by is not None:
+            arguments = args, kwargs
+            return linearized(self.posterior, self.at.u, self.precision, arguments, by.chunk)
+        inner, outer = jax.random.split(key)
+        values = self.sample(inner, draws).values
         model = handlers.uncondition(self.posterior.model)
         with self.posterior.program.staging():
             return Predictive(model, values)(outer, *args, **kwargs)
 
     def __repr__(self) -> str:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
-        if self.curvature is not None:
-            rows.append(f"curvature {self.curvature}")
+        if self.title:
+            rows.append(f"curvature {self.title}")
         if self.note:
             rows.append(self.note)
         return "\n".join([*rows, repr(self.mode)])
+
+
+def _key_and_arguments(args: tuple) -> tuple[PRNGKeyArray, tuple]:
+    if args:
+        first = args[0]
+        is_typed = isinstance(first, Array) and jnp.issubdtype(first.dtype, jax.dtypes.prng_key)
+        if is_typed or (isinstance(first, Array) and first.dtype == jnp.uint32):
+            return first, args[1:]
+    raise ModelError(
+        f"`predictive` got {'no argument' if not args else type(args[0]).__name__} where draws "
+        "need a key first: `predictive(jax.random.key(0), x)`, or give `by=Linearized()`."
+    )
 
 
 def laplace(
@@ -135,6 +195,7 @@ def laplace(
     key: PRNGKeyArray | None = None,
     at: Mapping[str, Any] | None = None,
     curvature: Curvature | None = None,
+    structure: Structure | None = None,
     second_order: bool = True,
     refuse: bool = True,
     allow_improper: bool = False,
@@ -153,6 +214,10 @@ def laplace(
             so.
         curvature: what takes the place of the Hessian: `GGN()`, with which saddles are accepted
             too. The evidence names it, and has no correction c.
+        structure: what of the curvature is kept: `Full()`, `BySite()`, `Diagonal()`,
+            `Kronecker()`, `LowRank(rank)`, or for some of the sites `LastLayer()`,
+            `Subset(sites)`. The evidence names it, and has no correction c. Where values are given
+            in `at`, only `Full()` forms a matrix of all parameters.
         second_order: whether the evidence should hold the correction c; it is computed when
             `evidence` is first read.
         refuse: whether a point that is no strict mode is refused. With False a point that has
@@ -167,8 +232,9 @@ def laplace(
         ConvergenceError: when the MAP has not converged.
         SaddleError: when it is a saddle or has flat directions, or when `curvature` is not
             positive definite there.
-        UnknownSiteError: when `at` lacks a latent site.
-        ModelError: when `curvature` is none, or `at` is given for a MAP.
+        UnknownSiteError: when `at` lacks a latent site, or `structure` names none.
+        ModelError: when `curvature` or `structure` is none, or `at` is given for a MAP.
+        StructureError: when the model does not have the `structure`.
 
     References:
         Kristiadi, Dangel & Hennig (2023), section 5.2, with the sign and factor of Eq. (5)
@@ -185,35 +251,77 @@ def laplace(
     """
     if curvature is not None and not isinstance(curvature, Curvature):
         raise ModelError(f"`curvature` should be a value such as `GGN()`; got {curvature!r}.")
+    structure = Full() if structure is None else structure
+    if not isinstance(structure, Structure):
+        raise ModelError(f"`structure` should be a value such as `Kronecker()`; got {structure!r}.")
     if at is not None and isinstance(target, MAP):
         raise ModelError(
             "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
         )
-    if not isinstance(target, MAP):
-        search = jax.random.key(0) if key is None else key
-        target = find_map(target, key=search) if at is None else map_at(target, at)
-    verdict, note = target.verdict, ""
-    if not isinstance(verdict, Minimum):
-        is_indefinite = isinstance(verdict, Saddle | Flat)
-        accepted = curvature is not None if is_indefinite else at is not None
-        if refuse and not accepted:
-            raise (SaddleError if is_indefinite else ConvergenceError)(
-                f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
-                f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
-                "`find_map`, another metric, or `curvature=GGN()`, which is positive definite at "
-                "saddles of networks too; `refuse=False` goes on and says so in the result."
-            )
-        note = str(verdict)
-    here = target.at
-    if curvature is not None:
-        matrix = curvature.matrix(target.posterior, here.u)
-        here = dataclasses.replace(here, hessian=matrix)
-        if refuse and not bool(jnp.isfinite(here.log_det)):
-            negative = int(jnp.sum(here.eigenvalues <= 0.0))
-            raise SaddleError(
-                f"`curvature={curvature}` is not positive definite at the mode: {negative} of "
-                f"{here.u.size} eigenvalues under the metric are not positive, the lowest "
-                f"{float(here.eigenvalues[0]):.3g}. A likelihood that is not log-concave in its "
-                "parameters, or a flat prior, makes it so; use the Hessian, or a proper prior."
-            )
-    return LaplaceApproximation(target, here, second_order, allow_improper, curvature, note)
+    if isinstance(target, MAP):
+        place: Place = target
+    elif at is None:
+        place = find_map(target, key=jax.random.key(0) if key is None else key)
+    else:
+        place = (map_at if isinstance(structure, Full) else place_at)(target, at)
+    note = _accepted(place, curvature, at is not None, refuse)
+    mode = structure.restricted(place)
+    precision = _precision(mode, curvature, structure)
+    if (curvature is not None or not isinstance(structure, Full)) and refuse:
+        _require_definite(precision, mode.at, curvature, structure)
+    return LaplaceApproximation(
+        mode, precision, second_order, allow_improper, curvature, structure, note
+    )
+
+
+def _accepted(target: Place, curvature: Curvature | None, given: bool, refuse: bool) -> str:
+    """What a reader must know of the point; raises where it cannot be expanded at."""
+    verdict = target.verdict
+    if isinstance(verdict, Minimum):
+        return ""
+    is_indefinite = isinstance(verdict, Saddle | Flat)
+    accepted = curvature is not None if is_indefinite else given
+    if refuse and not accepted:
+        raise (SaddleError if is_indefinite else ConvergenceError)(
+            f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
+            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
+            "`find_map`, another metric, or `curvature=GGN()`, which is positive definite at "
+            "saddles of networks too; `refuse=False` goes on and says so in the result."
+        )
+    return str(verdict)
+
+
+def _precision(
+    mode: Place, curvature: Curvature | None, structure: Structure
+) -> lx.AbstractLinearOperator:
+    at = mode.at
+    if isinstance(structure, Full) and isinstance(at, Expansion):
+        hessian = at.hessian if curvature is None else curvature.matrix(mode.posterior, at.u)
+        return Dense(hessian, at.u)
+    whole = Split(mode.posterior, at.u, ())
+    return structure.precision(
+        whole if curvature is None else curvature.split(mode.posterior, at.u)
+    )
+
+
+def _require_definite(
+    precision: lx.AbstractLinearOperator,
+    at: Point,
+    curvature: Curvature | None,
+    structure: Structure,
+) -> None:
+    if bool(jnp.isfinite(logdet(precision))):
+        return
+    found = ""
+    if isinstance(at, Expansion) and isinstance(precision, Dense):
+        eigenvalues = dataclasses.replace(at, hessian=precision.matrix).eigenvalues
+        negative = int(jnp.sum(eigenvalues <= 0.0))
+        found = (
+            f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
+            f"lowest {float(eigenvalues[0]):.3g}"
+        )
+    raise SaddleError(
+        f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
+        f"mode{found}. A likelihood that is not log-concave in its parameters, or a flat prior, "
+        "makes it so; use the Hessian, or a proper prior."
+    )

@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.inference.correction import correction
-from volform.inference.curvature import Curvature
 from volform.inference.diagnosis import Flat, Saddle, Unfinished
 from volform.inference.evidence import Cost, Evidence, Level, Trust
-from volform.inference.local import Expansion, volume_error
-from volform.inference.mode import MAP
+from volform.inference.local import Expansion, Point, volume_error
+from volform.inference.mode import MAP, Place
 from volform.inference.progress import waiting
 from volform.models import Posterior
 from volform.models.facts import Facts
@@ -60,18 +59,21 @@ def laplace_evidence(
         "Laplace",
         overlap or _trust(fit, c, modes, is_noisy=noise is not None),
         diagnostics,
-        search_cost(fit) + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
+        fit.cost + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
         "; ".join(note for note in (*every, *facts.notes()) if note),
         facts,
     )
 
 
 def curved_evidence(
-    fit: MAP, at: Expansion, facts: Facts, curvature: Curvature, notes: Sequence[str]
+    fit: Place, log_det: Float[Array, ""], facts: Facts, title: str, notes: Sequence[str]
 ) -> Evidence:
-    """First-order Laplace evidence with another curvature than the Hessian, which it names."""
-    log_z, copies, overlap = _with_copies(fit, facts, log_evidence(at))
-    trust = Trust(Level.UNCHECKED, f"with {curvature} there is no second order to gauge it by")
+    """First-order Laplace evidence with another curvature than the Hessian, which it names.
+
+    `log_det` is that of the precision matrix in u.
+    """
+    log_z, copies, overlap = _with_copies(fit, facts, first_order(fit.at, log_det))
+    trust = Trust(Level.UNCHECKED, f"with {title} there is no second order to gauge it by")
     if isinstance(fit.verdict, Unfinished):
         trust = Trust(Level.POOR, "the point is not stationary")
     return Evidence(
@@ -80,10 +82,10 @@ def curved_evidence(
         None,
         fit.posterior.metric_name,
         fit.posterior.dim,
-        f"Laplace with {curvature}",
+        f"Laplace with {title}",
         overlap or trust,
         {},
-        search_cost(fit) + Cost(0, fit.posterior.dim),
+        fit.cost + Cost(0, fit.posterior.dim),
         "; ".join(note for note in (*notes, copies, *facts.notes()) if note),
         facts,
     )
@@ -91,14 +93,12 @@ def curved_evidence(
 
 def log_evidence(at: Expansion) -> Float[Array, ""]:
     """First-order log evidence from an expansion of -log q^G; NaN where it is no minimum."""
-    d = at.u.size
-    return -at.value + 0.5 * d * jnp.log(2.0 * jnp.pi) - 0.5 * at.log_det
+    return first_order(at, at.log_det + 2.0 * at.log_volume)
 
 
-def search_cost(fit: MAP) -> Cost:
-    """Evaluations of `find_map`."""
-    descent, newton = fit.steps
-    return Cost(0, descent + newton * (fit.posterior.dim + 1))
+def first_order(at: Point, log_det: Float[Array, ""]) -> Float[Array, ""]:
+    """First-order log evidence from the log determinant of the precision matrix in u."""
+    return at.log_volume - at.value + 0.5 * (at.u.size * jnp.log(2.0 * jnp.pi) - log_det)
 
 
 def without_copies(modes: Sequence[Expansion]) -> list[Expansion]:
@@ -154,7 +154,7 @@ def _trust(fit: MAP, c: Any, modes: Sequence[Expansion], is_noisy: bool) -> Trus
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
 
 
-def _with_copies(fit: MAP, facts: Facts, one: Any) -> tuple[Any, str, Trust | None]:
+def _with_copies(fit: Place, facts: Facts, one: Any) -> tuple[Any, str, Trust | None]:
     """Log evidence with equivalent modes counted, a note, and the verdict if they overlap.
 
     An evidence is a mean of likelihoods. Where the copies of a mode come to more than the

@@ -62,6 +62,13 @@ class Unfinished(Verdict):
         return f"not converged: {self.reason}"
 
 
+class Given(Verdict):
+    """A stationary point that was given, whose Hessian was not formed."""
+
+    def __str__(self) -> str:
+        return "the point was given, and is stationary; its Hessian was not formed"
+
+
 def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) -> Verdict:
     """The verdict on the end of a search.
 

@@ -15,8 +15,9 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
 from volform.errors import ModelError
+from volform.geometry.structure import logdet
 from volform.inference.approximation import LaplaceApproximation, laplace
-from volform.inference.asymptotic import log_evidence
+from volform.inference.asymptotic import first_order
 from volform.inference.correction import correction
 from volform.inference.local import hessian_of, objective
 from volform.inference.mode import default_tolerance, find_map
@@ -46,8 +47,8 @@ class EmpiricalBayes(eqx.Module):
     converged: bool
 
     def __repr__(self) -> str:
-        at = self.approx.mode.at
-        rows = [f"Highest evidence: log Z {float(log_evidence(at)):.6f}, first order"]
+        log_z = float(first_order(self.approx.at, logdet(self.approx.precision)))
+        rows = [f"Highest evidence: log Z {log_z:.6f}, first order"]
         rows += [
             f"  {name:<12} {np.array2string(np.asarray(value), precision=6, threshold=12)}"
             for name, value in self.hyperparameters.items()

@@ -16,7 +16,6 @@ from volform.inference.approximation import LaplaceApproximation, laplace
 from volform.inference.asymptotic import (
     are_copies,
     laplace_evidence,
-    search_cost,
     without_copies,
 )
 from volform.inference.evidence import Cost, Evidence, Trust
@@ -63,8 +62,8 @@ class Problem:
         Raises:
             ConvergenceError: when the search found none.
         """
-        found = self.approx.mode
-        return [mode.at for mode in found.modes] or [found.at]
+        _ = self.approx  # which refuses a point that is no strict mode
+        return [mode.at for mode in self.fit.modes] or [self.fit.at]
 
     @cached_property
     def reservations(self) -> tuple[str, ...]:
@@ -91,7 +90,7 @@ class Problem:
     @property
     def searched(self) -> Cost:
         """Evaluations of the search for the mode, if an estimator has asked for it."""
-        return search_cost(self.fit) if "fit" in vars(self) else Cost()
+        return self.fit.cost if "fit" in vars(self) else Cost()
 
     def estimated(
         self,
@@ -145,7 +144,7 @@ class Laplace(Estimator):
         """The sum of the modes' Laplace evidences; copies that are multiplied for count once."""
         modes = problem.modes
         return laplace_evidence(
-            problem.approx.mode,
+            problem.fit,
             without_copies(modes) if problem.facts.equivalent_modes else modes,
             problem.facts,
             second_order=self.second_order,

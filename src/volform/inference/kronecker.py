@@ -141,7 +141,11 @@ def kronecker_matrix(split: Split) -> Float[Array, "d d"]:
 def squares_of_layers(split: Split) -> list[tuple[Site, Float[Array, " s"]]]:
     """The diagonal of `J^T L J` for the sites that are arrays of layers, in closed form."""
     held = holders(split)
-    if not held or any(h is None for h in held) or len({h.site.name for h in held if h}) < len(held):
+    if (
+        not held
+        or any(h is None for h in held)
+        or len({h.site.name for h in held if h}) < len(held)
+    ):
         return []
     squares = _checked(_squares(split))
     pairs = zip(held, squares, strict=True)
@@ -176,6 +180,26 @@ def holders(split: Split) -> list[Held | None]:
     return held
 
 
+def last_sites(split: Split) -> list[str]:
+    """Names of the latent sites that the last layer's arrays depend on."""
+    sites = split.posterior.layout.sites
+    return [site.name for site, moves in zip(sites, _moves_last(split), strict=True) if moves]
+
+
+@eqx.filter_jit
+def _moves_last(split: Split) -> list[Array]:
+    def last(u: Float[Array, " d"]) -> list[Array]:
+        return _arrays(split.outputs(u)[1][-1:])
+
+    _, push = jax.linearize(last, split.u)
+    probe = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
+    moved = []
+    for site in split.posterior.layout.sites:
+        pushed = push(jnp.zeros_like(probe).at[site.segment].set(probe[site.segment]))
+        moved.append(jnp.any(jnp.stack([jnp.any(a != 0.0) for a in pushed] or [jnp.array(False)])))
+    return moved
+
+
 def _arrays(layers: list[Layer]) -> list[Array]:
     return [a for layer in layers for a in (layer.weight, layer.bias) if a is not None]
 
@@ -191,7 +215,9 @@ def _multipliers(split: Split) -> list[dict[int, tuple[Array, Array]]]:
         for i, site in enumerate(split.posterior.layout.sites):
             if site.size != array.size:
                 continue
-            pairs = [(move[k].ravel(), p[site.segment]) for move, p in zip(moves, probes, strict=True)]
+            pairs = [
+                (move[k].ravel(), p[site.segment]) for move, p in zip(moves, probes, strict=True)
+            ]
             c = (pairs[0][0] @ pairs[0][1]) / (pairs[0][1] @ pairs[0][1])
             small = 1e3 * jnp.finfo(c.dtype).eps * jnp.abs(c)
             fits = [jnp.all(jnp.abs(to - c * v) <= small * jnp.abs(v).max()) for to, v in pairs]

@@ -14,18 +14,13 @@ from volform.geometry.structure import logdet, whiten
 from volform.models import Posterior
 
 
-class Expansion(eqx.Module):
-    """l = -log q^G at u to second order.
-
-    What follows from the matrices is computed when it is first asked for: a Cholesky factor
-    costs little where an eigenbasis of a thousand parameters costs more than the search.
+class Point(eqx.Module):
+    """l = -log q^G at u to first order.
 
     Attributes:
         u: the point, shape (d,).
         value: -log q^G(u).
         gradient: partial derivatives of l in u, shape (d,).
-        hessian: second partial derivatives of l in u, shape (d, d).
-        gram: the metric in u, shape (d, d).
         gradient_norm: norm of dl in the metric, sqrt(dl^T G^-1 dl).
         log_volume: 1/2 log det G.
     """
@@ -33,10 +28,23 @@ class Expansion(eqx.Module):
     u: Float[Array, " d"]
     value: Float[Array, ""]
     gradient: Float[Array, " d"]
-    hessian: Float[Array, "d d"]
-    gram: Float[Array, "d d"]
     gradient_norm: Float[Array, ""]
     log_volume: Float[Array, ""]
+
+
+class Expansion(Point):
+    """l = -log q^G at u to second order.
+
+    What follows from the matrices is computed when it is first asked for: a Cholesky factor
+    costs little where an eigenbasis of a thousand parameters costs more than the search.
+
+    Attributes:
+        hessian: second partial derivatives of l in u, shape (d, d).
+        gram: the metric in u, shape (d, d).
+    """
+
+    hessian: Float[Array, "d d"]
+    gram: Float[Array, "d d"]
 
     @cached_property
     def log_det(self) -> Float[Array, ""]:
@@ -99,9 +107,19 @@ def expand(posterior: Posterior, u: Float[Array, " d"]) -> Expansion:
     """Expand -log q^G to second order at u."""
     value, gradient, hessian = hessian_of(lambda u: objective(u, posterior), u)
     metric = posterior.metric(u)
-    norm = jnp.linalg.norm(whiten(metric, gradient))
-    volume = 0.5 * logdet(metric)
-    return Expansion(u, value, gradient, hessian, metric.as_matrix(), norm, volume)
+    norm, volume = _size_and_volume(metric, gradient)
+    return Expansion(u, value, gradient, norm, volume, hessian, metric.as_matrix())
+
+
+@eqx.filter_jit
+def locate(posterior: Posterior, u: Float[Array, " d"]) -> Point:
+    """-log q^G to first order at u: no matrix is formed where the metric is none."""
+    value, gradient = jax.value_and_grad(objective)(u, posterior)
+    return Point(u, value, gradient, *_size_and_volume(posterior.metric(u), gradient))
+
+
+def _size_and_volume(metric: Any, gradient: Float[Array, " d"]) -> tuple[Array, Array]:
+    return jnp.linalg.norm(whiten(metric, gradient)), 0.5 * logdet(metric)
 
 
 @jax.jit

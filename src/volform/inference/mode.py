@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import ConvergenceError, ModelError, PrecisionWarning
 from volform.inference import diagnosis
-from volform.inference.local import Expansion, expand, objective
+from volform.inference.evidence import Cost
+from volform.inference.local import Expansion, Point, expand, locate, objective
 from volform.inference.progress import waiting
 from volform.inference.search import End, descend, refine, starting_points
 from volform.models import Posterior
@@ -40,26 +41,18 @@ class Mode(eqx.Module):
         return -float(self.at.value)
 
 
-class MAP(eqx.Module):
-    """The invariant maximum a posteriori; built by `find_map`.
+class Place(eqx.Module):
+    """A point of the posterior's manifold that values were given for, without its Hessian.
 
     Attributes:
-        posterior: the posterior that was maximized.
-        at: expansion of -log q^G at the mode: gradient, Hessian, metric, spectrum of E = G^-1 H.
+        posterior: the posterior.
+        at: -log q^G there to first order.
         verdict: what kind of point it is, with the reason.
-        modes: the distinct strict modes that the starts ended in, the best first.
-        starts: how many searches there were that ended at a finite density.
-        steps: steps of BFGS (all starts together) and of Newton.
-        tolerance: bound on the gradient norm, or on the Newton decrement, that was asked for.
     """
 
     posterior: Posterior
-    at: Expansion
+    at: Point
     verdict: diagnosis.Verdict
-    modes: tuple[Mode, ...]
-    starts: int
-    steps: tuple[int, int]
-    tolerance: float
 
     @property
     def values(self) -> dict[str, Any]:
@@ -77,21 +70,61 @@ class MAP(eqx.Module):
         return float(self.at.gradient_norm)
 
     @property
+    def converged(self) -> bool:
+        """Whether this is a strict local maximum of q^G, to tolerance."""
+        return isinstance(self.verdict, diagnosis.Minimum)
+
+    @property
+    def cost(self) -> Cost:
+        """Evaluations of the search."""
+        return Cost(0, 1)
+
+    def __repr__(self) -> str:
+        return "\n".join([*self._rows("Point"), f"  {self.verdict}"])
+
+    def _rows(self, title: str) -> list[str]:
+        values = [f"  {name:<12} {_short(value)}" for name, value in self.values.items()]
+        return [
+            f"{title} under {self.posterior.metric_name}",
+            *values,
+            f"  log q^G      {self.log_density:.6f}",
+            f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
+        ]
+
+
+class MAP(Place):
+    """The invariant maximum a posteriori; built by `find_map`.
+
+    Attributes:
+        posterior: the posterior that was maximized.
+        at: expansion of -log q^G at the mode: gradient, Hessian, metric, spectrum of E = G^-1 H.
+        verdict: what kind of point it is, with the reason.
+        modes: the distinct strict modes that the starts ended in, the best first.
+        starts: how many searches there were that ended at a finite density.
+        steps: steps of BFGS (all starts together) and of Newton.
+        tolerance: bound on the gradient norm, or on the Newton decrement, that was asked for.
+    """
+
+    at: Expansion  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+    modes: tuple[Mode, ...]
+    starts: int
+    steps: tuple[int, int]
+    tolerance: float
+
+    @property
     def eigenvalues(self) -> Float[Array, " d"]:
         """Eigenvalues of E = G^-1 H in ascending order; invariant."""
         return self.at.eigenvalues
 
     @property
-    def converged(self) -> bool:
-        """Whether this is a strict local maximum of q^G, to tolerance."""
-        return isinstance(self.verdict, diagnosis.Minimum)
+    def cost(self) -> Cost:
+        """Evaluations of the search."""
+        descent, newton = self.steps
+        return Cost(0, descent + newton * (self.posterior.dim + 1))
 
     def __repr__(self) -> str:
-        rows = [f"MAP under {self.posterior.metric_name}"]
-        rows += [f"  {name:<12} {_short(value)}" for name, value in self.values.items()]
+        rows = self._rows("MAP")
         rows += [
-            f"  log q^G      {self.log_density:.6f}",
-            f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
             f"  E = G^-1 H   smallest eigenvalue {float(self.eigenvalues[0]):.4g}, "
             f"largest {float(self.eigenvalues[-1]):.4g}",
             f"  {self.verdict}",
@@ -195,18 +228,40 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     """
     u = posterior.unconstrain(values)
     at = eqx.filter_jit(expand)(posterior, u)
+    _require_density(at)
+    tolerance = default_tolerance(u.dtype)
+    verdict = diagnosis.judge(posterior, End(at, jnp.array(0)), tolerance, max_steps=1)
+    if isinstance(verdict, diagnosis.Unfinished):
+        verdict = _not_level(at)
+    warn_of_precision(at)
+    return MAP(posterior, at, verdict, (), 1, (0, 0), tolerance)
+
+
+def place_at(posterior: Posterior, values: Mapping[str, Any]) -> Place:
+    """The point with the given latent values; its Hessian, and so whether it is a mode, is open.
+
+    Raises:
+        UnknownSiteError: when a latent site is missing.
+        ConvergenceError: when log q^G is not finite there.
+    """
+    at = locate(posterior, posterior.unconstrain(values))
+    _require_density(at)
+    if float(at.gradient_norm) < default_tolerance(at.u.dtype):
+        return Place(posterior, at, diagnosis.Given())
+    return Place(posterior, at, _not_level(at))
+
+
+def _not_level(at: Point) -> diagnosis.Unfinished:
+    gradient = f"its gradient norm is {float(at.gradient_norm):.2g}"
+    return diagnosis.Unfinished(f"the point was given, and {gradient}")
+
+
+def _require_density(at: Point) -> None:
     if not bool(jnp.isfinite(at.value)):
         raise ConvergenceError(
             f"`log q^G` is {-float(at.value)} at the values that were given in `at`; give values "
             "inside the support, where the density is positive."
         )
-    tolerance = default_tolerance(u.dtype)
-    verdict = diagnosis.judge(posterior, End(at, jnp.array(0)), tolerance, max_steps=1)
-    if isinstance(verdict, diagnosis.Unfinished):
-        gradient = f"its gradient norm is {float(at.gradient_norm):.2g}"
-        verdict = diagnosis.Unfinished(f"the point was given, and {gradient}")
-    warn_of_precision(at)
-    return MAP(posterior, at, verdict, (), 1, (0, 0), tolerance)
 
 
 def _ranked(found: End) -> list[End]:

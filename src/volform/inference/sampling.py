@@ -5,12 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import ConvergenceError
+from volform.inference.coordinates import Chart
 from volform.inference.proposal import Proposal
 from volform.models import Posterior
+from volform.operators.curvature import frame
 
 
 class Samples(eqx.Module):
@@ -31,7 +34,32 @@ class Samples(eqx.Module):
         return f"{len(self.u)} draws ({shapes}), {self.outside} replaced outside the support"
 
 
-def draw(posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int) -> Samples:
+class Tangent(eqx.Module):
+    """The Gaussian of a precision matrix in the tangent space at u, in coordinates w.
+
+    Attributes:
+        posterior: the posterior.
+        chart: the coordinates w.
+        u: the center.
+        precision: an operator on flat tangent vectors at u.
+    """
+
+    posterior: Posterior
+    chart: Chart
+    u: Float[Array, " d"]
+    precision: lx.AbstractLinearOperator
+
+    def sample(self, key: PRNGKeyArray, draws: int) -> Float[Array, "n d"]:
+        """Draws in w."""
+        normal = jax.random.normal(key, (draws, self.u.size), self.u.dtype)
+        _, up = frame(self.precision)
+        center, push = jax.linearize(lambda u: self.chart.flatten(self.posterior, u)[0], self.u)
+        return center + jax.vmap(lambda z: push(up(z)))(normal)
+
+
+def draw(
+    posterior: Posterior, proposal: Proposal | Tangent, key: PRNGKeyArray, draws: int
+) -> Samples:
     """`draws` draws of a `Proposal` inside the support, with a count of those that were not.
 
     Raises:
@@ -54,5 +82,7 @@ def draw(posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int
 
 
 @eqx.filter_jit
-def _points(posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int) -> Any:
+def _points(
+    posterior: Posterior, proposal: Proposal | Tangent, key: PRNGKeyArray, draws: int
+) -> Any:
     return jax.vmap(lambda w: proposal.chart.unflatten(posterior, w))(proposal.sample(key, draws))

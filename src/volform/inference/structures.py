@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.errors import StructureError
+from volform.errors import StructureError, UnknownSiteError
 from volform.geometry.structure import Dense, Segments, logdet
-from volform.inference.kronecker import kronecker_blocks, kronecker_matrix, squares_of_layers
+from volform.inference.kronecker import (
+    kronecker_blocks,
+    kronecker_matrix,
+    last_sites,
+    squares_of_layers,
+)
+from volform.inference.mode import Place, place_at
 from volform.inference.splitting import Product, Split, block_of, gauss_newton
 from volform.models.layout import Site
+from volform.models.posterior import held_at
 from volform.operators import Krylov, eigenvalues
 from volform.operators.base import check_dense
 from volform.operators.curvature import UnderMetric
@@ -28,6 +35,10 @@ class Structure(eqx.Module):
     @abc.abstractmethod
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
         """The precision matrix as an operator on flat unconstrained vectors."""
+
+    def restricted(self, place: Place) -> Place:
+        """The place in the posterior of those sites that are not held fixed."""
+        return place
 
 
 class Full(Structure):
@@ -149,6 +160,76 @@ class LowRank(Structure):
                 "another structure."
             )
         return base
+
+
+class Subset(Structure):
+    """Some latent sites, with the others held at their values.
+
+    The evidence is that of the model in which the other sites are constants without a prior,
+    `p(y | others)`: invariant under every reparametrization of the others, and of the sites what
+    `structure` is.
+
+    Args:
+        sites: names of the sites that stay uncertain.
+        structure: of their precision; `Full()` if left out.
+
+    References:
+        Daxberger et al. (2021), Bayesian deep learning via subnetwork inference.
+    """
+
+    sites: tuple[str, ...] = eqx.field(static=True)
+    structure: Structure = Full()
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """That of the structure."""
+        return self.structure.precision(split)
+
+    def restricted(self, place: Place) -> Place:
+        """The place in the posterior of the sites."""
+        names = place.posterior.names
+        sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
+        unknown = [name for name in sites if name not in names]
+        if unknown or not sites:
+            raise UnknownSiteError(
+                f"`sites` of Subset names {unknown or 'nothing'}; it should name some of the "
+                f"latent sites {list(names)}."
+            )
+        return _without(place, [name for name in names if name not in sites])
+
+
+class LastLayer(Structure):
+    """The weights and biases of the network's last layer, with all else held at its values.
+
+    What `Subset` is for the sites that the last layer's arrays depend on.
+
+    Args:
+        structure: of their precision; `Full()` if left out.
+
+    References:
+        Kristiadi, Hein & Hennig (2020), Being Bayesian, even just a bit, fixes overconfidence in
+        ReLU networks.
+    """
+
+    structure: Structure = Full()
+
+    def precision(self, split: Split) -> lx.AbstractLinearOperator:
+        """That of the structure."""
+        return self.structure.precision(split)
+
+    def restricted(self, place: Place) -> Place:
+        """The place in the posterior of the last layer's sites."""
+        names = last_sites(Split(place.posterior, place.at.u, ()))
+        if not names:
+            raise StructureError(
+                f"`structure={self}` needs a model with layers, such as `vf.networks.MLP` inside a "
+                "NumPyro model; this one has no layer. Use `Subset(sites)`."
+            )
+        return _without(place, [name for name in place.posterior.names if name not in names])
+
+
+def _without(place: Place, names: list[str]) -> Place:
+    values = place.values
+    return place_at(held_at(place.posterior, {name: values[name] for name in names}), values)
 
 
 class _DataProduct(eqx.Module):

@@ -1,7 +1,7 @@
 """Attaching metrics to the sites of a NumPyro model, as an effect handler."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from numpyro import handlers
@@ -32,6 +32,27 @@ class Attached(Messenger):
 
     def __repr__(self) -> str:
         return f"attach({getattr(self.fn, '__name__', self.fn)}, {self.metrics})"
+
+
+class HeldAt(Messenger):
+    """A NumPyro model in which some sample sites are constants, without a density.
+
+    Args:
+        fn: the model.
+        values: of the sites that are held.
+        shown: names of those that are to be deterministic sites; the others are none any more.
+    """
+
+    def __init__(self, fn: Callable, values: Mapping[str, Any], shown: Container[str]):
+        self.values, self.shown = values, shown
+        super().__init__(fn)
+
+    def process_message(self, msg: Any) -> None:
+        """Takes the site off the list of samples."""
+        if msg["type"] == "sample" and msg["name"] in self.values:
+            msg["type"] = "deterministic"
+            msg["value"] = self.values[msg["name"]]
+            msg["stop"] = msg["name"] not in self.shown
 
 
 def attach(model: Callable, metrics: "Mapping[Sites, Metric] | Metric") -> Attached:

@@ -7,13 +7,27 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError
+from volform.errors import ModelError, UnknownSiteError
 from volform.geometry import Euclidean, Metric, logdet
-from volform.models.attaching import Attached, Sites, attached_metrics, require_model
+from volform.models.attaching import (
+    Attached,
+    HeldAt,
+    Sites,
+    attach,
+    attached_metrics,
+    require_model,
+)
 from volform.models.binding import Binder, Part, assemble, bind
 from volform.models.carriers import find_carriers
 from volform.models.layout import Layout, inspect_model, named_values
 from volform.models.program import Program, make_program
+
+
+class Attachment(eqx.Module):
+    """A metric and the sites that it was attached to; None for the whole model."""
+
+    sites: Sites | None = eqx.field(static=True)
+    metric: Metric
 
 
 class Posterior(eqx.Module):
@@ -30,6 +44,7 @@ class Posterior(eqx.Module):
         observed: names of observed sites.
         known: names of all values that a metric may be attached to.
         metric_name: the metric in words, shown with every result.
+        attachments: the metrics that were attached to the model from outside.
     """
 
     layout: Layout
@@ -38,6 +53,7 @@ class Posterior(eqx.Module):
     observed: tuple[str, ...] = eqx.field(static=True)
     known: tuple[str, ...] = eqx.field(static=True)
     metric_name: str = eqx.field(static=True)
+    attachments: tuple[Attachment, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -158,6 +174,9 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     """
     require_model(model)
     by_site, wide = attached_metrics(model)
+    attachments = tuple(Attachment(sites, metric) for sites, metric in by_site.items())
+    if wide is not None:
+        attachments += (Attachment(None, wide),)
     program = make_program(_unwrapped(model), args, kwargs)
     inspection = inspect_model(program)
     layout, program = inspection.layout, inspection.program
@@ -177,11 +196,44 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     parts, title = _bind_all(binder, by_site, wide)
     for part in parts:
         binder.check(part)
-    return Posterior(layout, program, parts, inspection.observed, known, title)
+    return Posterior(layout, program, parts, inspection.observed, known, title, attachments)
+
+
+def held_at(posterior: Posterior, values: Mapping[str, Any]) -> Posterior:
+    """The posterior of the model with some latent sites as constants, without their priors.
+
+    Metrics of these sites alone are dropped, others are those that the other sites inherit.
+
+    Raises:
+        UnknownSiteError: for what is no latent site.
+        ModelError: when no latent site is left.
+    """
+    unknown = [name for name in values if name not in posterior.names]
+    if unknown:
+        raise UnknownSiteError(
+            f"`sites` names {unknown}; the latent sites of `{posterior.program.name}` are "
+            f"{list(posterior.names)}."
+        )
+    by_site = {
+        a.sites: a.metric
+        for a in posterior.attachments
+        if a.sites is not None and not set(_names(a.sites)) <= set(values)
+    }
+    model: Callable = HeldAt(posterior.model, dict(values), _named_in(by_site))
+    if by_site:
+        model = attach(model, by_site)
+    for a in posterior.attachments:
+        model = attach(model, a.metric) if a.sites is None else model
+    args, kwargs = posterior.program.arguments()
+    return condition(model, *args, **kwargs)
 
 
 def _named_in(by_site: dict[Sites, Metric]) -> set[str]:
-    return {n for sites in by_site for n in (sites if isinstance(sites, tuple) else (sites,))}
+    return {n for sites in by_site for n in _names(sites)}
+
+
+def _names(sites: Sites) -> tuple[str, ...]:
+    return sites if isinstance(sites, tuple) else (sites,)
 
 
 def _unwrapped(model: Callable) -> Callable:

@@ -23,7 +23,7 @@ def mode_of(target: Target) -> MAP:
         case MAP():
             return target
         case LaplaceApproximation():
-            return target.mode
+            return target.fit
     return find_map(target, key=jax.random.key(0))
 
 

@@ -179,7 +179,9 @@ class Network(eqx.Module):
             w, b = scaling.multiplier * parameter(weight), None
             if self.b_std is not None:
                 scaling = self.parametrization.bias(fans, self.b_std)
-                b = scaling.multiplier * parameter(Parameter(f"layer{i}.b", (units,), scaling, None))
+                b = scaling.multiplier * parameter(
+                    Parameter(f"layer{i}.b", (units,), scaling, None)
+                )
             x = performed(stage.linear, w, b, x)
             for follow in stage.after:
                 x = follow(x)

@@ -43,7 +43,7 @@ class Taps(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Run a layer in place of NumPyro."""
-        layer = msg["fn"] if "fn" in msg else None
+        layer = msg.get("fn")
         if not isinstance(layer, Affine):
             return
         weight, bias, x = msg["args"]
