@@ -423,7 +423,7 @@ def posterior():
 def test_values_that_are_no_point(posterior):
     with pytest.raises(UnknownSiteError, match=r"`values` lacks the latent sites \['sigma'\]"):
         posterior.unconstrain({"mu": 0.0})
-    with pytest.raises(DataError, match=r"`sigma` in `values` is not inside its support.*-1"):
+    with pytest.raises(DataError, match=r"`sigma` in `initial` is not inside its support.*-1"):
         find_map(posterior, initial={"mu": 0.0, "sigma": -1.0})
     with pytest.raises(DataError, match=r"`mu` in `values` has shape \(3,\).*shape \(\)"):
         posterior.unconstrain({"mu": jnp.zeros(3), "sigma": 1.0})

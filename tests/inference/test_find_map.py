@@ -130,7 +130,7 @@ def test_initial_values_are_a_start_as_well() -> None:
     fit = vf.find_map(wells_of(0.5), key=KEY, starts=1, initial={"x": 1.0, "y": 1.0})
     assert fit.starts == 2
     assert {np.sign(mode.u[0]) for mode in fit.modes} <= {-1.0, 1.0}
-    with pytest.raises(UnknownSiteError, match="`values` lacks the latent sites"):
+    with pytest.raises(UnknownSiteError, match="`initial` lacks the latent sites"):
         vf.find_map(wells_of(0.5), key=KEY, initial={"x": 1.0})
 
 

@@ -155,8 +155,7 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             ModelError: when the key is missing, or `Linearized()` has no closed form.
         """
-        if by is None:
-            key, args = _key_and_arguments(args)
+        key, args = (None, args) if by is not None else _key_and_arguments(args)
         if not args and not kwargs:
             args, kwargs = self.posterior.program.arguments()
         if by is not None:

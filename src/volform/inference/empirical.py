@@ -122,7 +122,7 @@ def maximize_evidence(
     first = build(values)
     facts_of(first).require_proper(allow_improper)
     key = jax.random.key(0) if key is None else key
-    fit = laplace(find_map(first, key=key)).mode
+    fit = laplace(find_map(first, key=key)).fit
     solver = optx.BFGS(rtol=1e-10, atol=1e-10) if solver is None else solver
 
     def negative(flat: Float[Array, " k"], u: Float[Array, " d"]) -> Float[Array, ""]:

@@ -20,7 +20,7 @@ from volform.inference.asymptotic import (
 )
 from volform.inference.evidence import Cost, Evidence, Trust
 from volform.inference.local import Expansion
-from volform.inference.mode import MAP, find_map
+from volform.inference.mode import MAP, Place, find_map
 from volform.models import Posterior
 from volform.models.facts import Facts, facts_of
 
@@ -167,7 +167,8 @@ def evidence(
 
     Args:
         target: a `Posterior`, or a `MAP` or Laplace approximation of it that is at hand already.
-        by: `Laplace()`, `Importance()`, `Bridge()` or `Quadrature()`; Laplace by default.
+        by: `Laplace()`, `Importance()`, `Bridge()` or `Quadrature()`; Laplace by default, with
+            the curvature and structure of the `target` where it has its own.
         key: key of the search and of the draws; `jax.random.key(0)` by default.
         allow_improper: whether to give the formal integral under an improper or unnormalized
             prior, labelled so.
@@ -193,6 +194,8 @@ def evidence(
     >>> round(float(found.log_z), 6), found.trust.level.value
     (-2.970517, 'good')
     """
+    if by is None and isinstance(target, LaplaceApproximation) and target.title:
+        return target.evidence
     estimator = estimator_of(by, Laplace())
     return estimator.estimate(problem_of(target, key, allow_improper, equivalent_modes))
 
@@ -224,7 +227,7 @@ def problem_of(
         ModelError: an improper prior, or no target.
     """
     fit = target.mode if isinstance(target, LaplaceApproximation) else target
-    posterior = fit.posterior if isinstance(fit, MAP) else fit
+    posterior = fit.posterior if isinstance(fit, Place) else fit
     if not isinstance(posterior, Posterior):
         raise ModelError(
             f"`target` should be a Posterior from `vf.condition`, or a result of `vf.find_map` or "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from volform.errors import StructureError
 from volform.geometry.dependence import dependence
 from volform.geometry.structure import Dense
-from volform.inference.splitting import Outputs, Split, block_of_data, columns_of
+from volform.inference.splitting import Outputs, Split, blocks_of_data, columns_of
 from volform.models.layout import Site
 from volform.models.networks.taps import Layer
 from volform.operators.base import mapped
@@ -111,16 +111,14 @@ def kronecker_blocks(
         return None
     if not all(form.adds_to(rest[h.site.segment]) for form, h in forms.values()):
         return None
-    blocks = []
-    for site in split.posterior.layout.sites:
+    blocks = {
+        name: form.added_to(rest[h.site.segment], h.multiplier) for name, (form, h) in forms.items()
+    }
+    others = tuple(site for site in split.posterior.layout.sites if site.name not in blocks)
+    for site, block in zip(others, blocks_of_data(split, others), strict=True):
         own = rest[site.segment]
-        if site.name in forms:
-            form, h = forms[site.name]
-            blocks.append(form.added_to(own, h.multiplier))
-        else:
-            block = block_of_data(split, site.start, site.size)
-            blocks.append(Dense(block + jnp.diag(own), own))
-    return blocks
+        blocks[site.name] = Dense(block + jnp.diag(own), own)
+    return [blocks[name] for name in split.posterior.names]
 
 
 def kronecker_matrix(split: Split) -> Float[Array, "d d"]:
@@ -131,10 +129,10 @@ def kronecker_matrix(split: Split) -> Float[Array, "d d"]:
     for form, jacobian in zip(forms_of(split), jacobians, strict=True):
         total += form.pulled_back(jacobian)
         moved |= np.asarray(jnp.any(jacobian != 0.0, 1))
-    for site in split.posterior.layout.sites:
-        if not moved[site.segment].any():
-            block = block_of_data(split, site.start, site.size)
-            total = total.at[site.segment, site.segment].add(block)
+    sites = split.posterior.layout.sites
+    others = tuple(site for site in sites if not moved[site.segment].any())
+    for site, block in zip(others, blocks_of_data(split, others), strict=True):
+        total = total.at[site.segment, site.segment].add(block)
     return total
 
 

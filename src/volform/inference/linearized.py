@@ -21,7 +21,7 @@ from volform.operators.curvature import frame
 
 
 class Linearized(eqx.Module):
-    """Predictive distributions in closed form: `approx.predictive(x, by=vf.inference.Linearized())`.
+    """Predictive distributions in closed form: `approx.predictive(x, by=Linearized())`.
 
     With f the mean of a Normal or the logits of a Bernoulli or Categorical, J = df/du at the mode
     and P the precision, f(x) is Gaussian with variance `s^2 = diag(J P^-1 J^T)`, and y is
@@ -81,8 +81,8 @@ def _linear(fn: Any, name: str = "") -> Float[Array, "..."]:
     )
 
 
-@_linear.register
-def _(fn: dist.Normal, name: str = "") -> Float[Array, "..."]:
+@_linear.register(dist.Normal)
+def _(fn: Any, name: str = "") -> Float[Array, "..."]:
     return jnp.broadcast_to(fn.loc, fn.batch_shape)
 
 
@@ -98,8 +98,8 @@ def _spread(fn: Any, center: Float[Array, "..."], variance: Float[Array, "..."])
     return type(fn)(logits=center / jnp.sqrt(1.0 + jnp.pi / 8.0 * variance))
 
 
-@_spread.register
-def _(fn: dist.Normal, center: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
+@_spread.register(dist.Normal)
+def _(fn: Any, center: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
     return dist.Normal(center, jnp.sqrt(fn.scale**2 + variance))
 
 

@@ -197,7 +197,9 @@ def find_map(
     with waiting("find_map", progress) as phase:
         points = starting_points(posterior, key, starts)
         if initial is not None:
-            points = jnp.concatenate([posterior.unconstrain(initial)[None], points])
+            points = jnp.concatenate(
+                [posterior.layout.unconstrain(initial, "initial")[None], points]
+            )
         tolerance = default_tolerance(points.dtype) if tolerance is None else tolerance
         phase(f"BFGS from {len(points)} starts in {posterior.dim} dimensions")
         ends, counts = descend(posterior, points, max_steps)
@@ -226,7 +228,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
         UnknownSiteError: when a latent site is missing.
         ConvergenceError: when log q^G is not finite there.
     """
-    u = posterior.unconstrain(values)
+    u = posterior.layout.unconstrain(values, "at")
     at = eqx.filter_jit(expand)(posterior, u)
     _require_density(at)
     tolerance = default_tolerance(u.dtype)
@@ -244,7 +246,7 @@ def place_at(posterior: Posterior, values: Mapping[str, Any]) -> Place:
         UnknownSiteError: when a latent site is missing.
         ConvergenceError: when log q^G is not finite there.
     """
-    at = locate(posterior, posterior.unconstrain(values))
+    at = locate(posterior, posterior.layout.unconstrain(values, "at"))
     _require_density(at)
     if float(at.gradient_norm) < default_tolerance(at.u.dtype):
         return Place(posterior, at, diagnosis.Given())

@@ -14,6 +14,7 @@ from numpyro.distributions import Unit
 from volform.geometry import christoffel_along
 from volform.inference.local import hessian_of
 from volform.models import Posterior
+from volform.models.layout import Site
 from volform.models.networks.taps import Layer, Taps
 from volform.models.observations import core_of
 from volform.operators.curvature import frame
@@ -123,23 +124,23 @@ def gauss_newton(split: Split, batch: int = 64) -> Float[Array, "d d"]:
 
 
 @eqx.filter_jit
-def block_of_data(split: Split, start: int, size: int) -> Float[Array, "size size"]:
-    """The block of `J^T L J` for a segment of u."""
-    return _block(split.data_product(), split.u, start, size)
+def blocks_of_data(split: Split, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
+    """The blocks of `J^T L J` for each of the sites."""
+    return _blocks(split.data_product(), split.u, sites)
 
 
 @eqx.filter_jit
-def block_of(split: Split, start: int, size: int) -> Float[Array, "size size"]:
-    """The block of `J^T L J` and of the rest for a segment of u."""
+def blocks_of(split: Split, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
+    """The blocks of `J^T L J` and of the rest for each of the sites."""
     data, rest = split.data_product(), split.rest_product()
-    return _block(lambda v: data(v) + rest(v), split.u, start, size)
+    return _blocks(lambda v: data(v) + rest(v), split.u, sites)
 
 
-def _block(
-    product: Product, like: Float[Array, " d"], start: int, size: int
-) -> Float[Array, "size size"]:
-    block = columns_of(product, like, start, size)[:, start : start + size]
-    return 0.5 * (block + block.T)
+def _blocks(
+    product: Product, like: Float[Array, " d"], sites: tuple[Site, ...]
+) -> list[Float[Array, "s s"]]:
+    rows = [columns_of(product, like, s.start, s.size)[:, s.segment] for s in sites]
+    return [0.5 * (block + block.T) for block in rows]
 
 
 def columns_of(

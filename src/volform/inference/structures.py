@@ -17,7 +17,7 @@ from volform.inference.kronecker import (
     squares_of_layers,
 )
 from volform.inference.mode import Place, place_at
-from volform.inference.splitting import Product, Split, block_of, gauss_newton
+from volform.inference.splitting import Product, Split, blocks_of, gauss_newton
 from volform.models.layout import Site
 from volform.models.posterior import held_at
 from volform.operators import Krylov, eigenvalues
@@ -61,8 +61,7 @@ class BySite(Structure):
         sites = split.posterior.layout.sites
         for site in sites:
             check_dense(site.size, site.size, split.u.dtype)
-        blocks = [block_of(split, site.start, site.size) for site in sites]
-        return Segments(tuple(Dense(block, block[0]) for block in blocks))
+        return Segments(tuple(Dense(block, block[0]) for block in blocks_of(split, sites)))
 
 
 class Diagonal(Structure):
@@ -228,8 +227,7 @@ class LastLayer(Structure):
 
 
 def _without(place: Place, names: list[str]) -> Place:
-    values = place.values
-    return place_at(held_at(place.posterior, {name: values[name] for name in names}), values)
+    return place_at(held_at(place.posterior, place.at.u, names), place.values)
 
 
 class _DataProduct(eqx.Module):

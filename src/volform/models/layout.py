@@ -52,7 +52,7 @@ class Site(eqx.Module):
         """The site's unconstrained coordinates in their own shape."""
         return u[self.segment].reshape(self.coordinates)
 
-    def coordinates_of(self, value: Any) -> Float[Array, " n"]:
+    def coordinates_of(self, value: Any, argument: str) -> Float[Array, " n"]:
         """The unconstrained coordinates of a value, flat.
 
         Raises:
@@ -64,13 +64,13 @@ class Site(eqx.Module):
             value = jnp.broadcast_to(value, self.shape)
         except ValueError as error:
             raise DataError(
-                f"The value of `{self.name}` in `values` has shape {value.shape}; the site has "
+                f"The value of `{self.name}` in `{argument}` has shape {value.shape}; the site has "
                 f"shape {self.shape}."
             ) from error
         u = jnp.asarray(self.chart.inv(value))
         if not isinstance(u, Tracer) and not _is_inverse(self.chart, u, value):
             raise DataError(
-                f"The value of `{self.name}` in `values` is not inside its support, "
+                f"The value of `{self.name}` in `{argument}` is not inside its support, "
                 f"{self.chart.codomain}: {np.array2string(np.asarray(value), threshold=6)}."
             )
         return jnp.ravel(u)
@@ -116,8 +116,10 @@ class Layout(eqx.Module):
             total += jnp.sum(site.chart.log_abs_det_jacobian(part, values[site.name]))
         return values, total
 
-    def unconstrain(self, values: Mapping[str, Any]) -> Float[Array, " d"]:
-        """The flat unconstrained point of the latent values.
+    def unconstrain(
+        self, values: Mapping[str, Any], argument: str = "values"
+    ) -> Float[Array, " d"]:
+        """The flat unconstrained point of the latent values; errors call them `argument`.
 
         Raises:
             UnknownSiteError: when a latent site is missing from `values`.
@@ -126,10 +128,11 @@ class Layout(eqx.Module):
         missing = [name for name in self.names if name not in values]
         if missing:
             raise UnknownSiteError(
-                f"`values` lacks the latent sites {missing}; it should hold all of "
+                f"`{argument}` lacks the latent sites {missing}; it should hold all of "
                 f"{list(self.names)}."
             )
-        return jnp.concatenate([site.coordinates_of(values[site.name]) for site in self.sites])
+        parts = [site.coordinates_of(values[site.name], argument) for site in self.sites]
+        return jnp.concatenate(parts)
 
     def labels(self) -> list[str]:
         """One name for each entry of the flat vector: `theta[3]`."""

@@ -1,13 +1,15 @@
 """A NumPyro model with data and metric: densities and geometry on R^d."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError, UnknownSiteError
+from volform.errors import ModelError
 from volform.geometry import Euclidean, Metric, logdet
 from volform.models.attaching import (
     Attached,
@@ -173,7 +175,15 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
       LikelihoodFisher() [y: closed form]
     """
     require_model(model)
+    return _conditioned(model, args, kwargs, frozenset())
+
+
+def _conditioned(
+    model: Callable, args: tuple, kwargs: dict[str, Any], fixed: frozenset[str]
+) -> Posterior:
+    """As `condition`, without the metrics of values that are known to be constants."""
     by_site, wide = attached_metrics(model)
+    by_site = {sites: m for sites, m in by_site.items() if not set(_names(sites)) <= fixed}
     attachments = tuple(Attachment(sites, metric) for sites, metric in by_site.items())
     if wide is not None:
         attachments += (Attachment(None, wide),)
@@ -184,7 +194,7 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     if wide is None:
         outside = _named_in(by_site)  # which wins, also where it is a group
         found = inspection.metrics.items()
-        by_site = {**{n: m for n, m in found if n in known and n not in outside}, **by_site}
+        by_site = {**{n: m for n, m in found if n in known and n not in outside | fixed}, **by_site}
 
     def carriers() -> tuple[str, ...]:
         return find_carriers(inspection, by_site)
@@ -199,33 +209,28 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     return Posterior(layout, program, parts, inspection.observed, known, title, attachments)
 
 
-def held_at(posterior: Posterior, values: Mapping[str, Any]) -> Posterior:
+def held_at(posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]) -> Posterior:
     """The posterior of the model with some latent sites as constants, without their priors.
 
-    Metrics of these sites alone are dropped, others are those that the other sites inherit.
+    Metrics of values that depend on these sites alone are dropped; others measure what is left.
 
-    Raises:
-        UnknownSiteError: for what is no latent site.
-        ModelError: when no latent site is left.
+    Args:
+        posterior: the posterior.
+        u: where the values of the constants are taken.
+        names: latent sites, not all of them.
     """
-    unknown = [name for name in values if name not in posterior.names]
-    if unknown:
-        raise UnknownSiteError(
-            f"`sites` names {unknown}; the latent sites of `{posterior.program.name}` are "
-            f"{list(posterior.names)}."
-        )
-    by_site = {
-        a.sites: a.metric
-        for a in posterior.attachments
-        if a.sites is not None and not set(_names(a.sites)) <= set(values)
-    }
-    model: Callable = HeldAt(posterior.model, dict(values), _named_in(by_site))
-    if by_site:
-        model = attach(model, by_site)
+    tangent = jax.random.normal(jax.random.key(0), u.shape, u.dtype)
+    for name in names:
+        tangent = tangent.at[posterior.layout.site(name).segment].set(0.0)
+    _, moved = jax.jvp(lambda u: posterior.values(u, posterior.known), (u,), (tangent,))
+    fixed = frozenset(name for name, by in moved.items() if not jnp.any(by != 0.0))
+    groups = {n for a in posterior.attachments if a.sites for n in _names(a.sites)}
+    values = {name: value for name, value in posterior.values(u).items() if name in names}
+    model: Any = HeldAt(posterior.model, values, shown=groups)
     for a in posterior.attachments:
-        model = attach(model, a.metric) if a.sites is None else model
+        model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
     args, kwargs = posterior.program.arguments()
-    return condition(model, *args, **kwargs)
+    return _conditioned(model, args, kwargs, fixed)
 
 
 def _named_in(by_site: dict[Sites, Metric]) -> set[str]:

@@ -1,0 +1,376 @@
+"""Structures of the precision: against matrices written out, and which charts leave them alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpy.testing import assert_allclose
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import Transform
+
+import volform as vf
+from volform import networks as nn
+from volform.errors import ModelError, StructureError, UnknownSiteError
+from volform.geometry.structure import logdet
+from volform.inference import (
+    GGN,
+    BySite,
+    Diagonal,
+    Full,
+    Kronecker,
+    LastLayer,
+    LowRank,
+    Structure,
+    Subset,
+)
+from volform.inference.evidence import Level
+from volform.inference.splitting import Split
+from volform.operators.curvature import frame
+
+RNG = np.random.default_rng(3)
+
+
+class Case:
+    """A network with data, its posterior, and what Gauss-Newton is made of, by hand."""
+
+    def __init__(self, net: nn.Network, model: Any, x: Any, y: Any):
+        self.net, self.x, self.y = net, jnp.asarray(x), jnp.asarray(y)
+        self.posterior = vf.condition(model(net), self.x, self.y)
+        self.at = net.init(jax.random.key(1), self.x.shape[1:])
+        self.u = self.posterior.unconstrain(self.at)
+        self.split = GGN().split(self.posterior, self.u)
+
+    def outputs(self, u: Any) -> Any:
+        return self.net.apply(self.posterior.values(u), self.x)
+
+    def whole(self, weigh: Callable) -> Any:
+        """`sum_n J_n^T L_n J_n` plus the precision of the priors, from `jacfwd`."""
+        J = jax.jacfwd(self.outputs)(self.u)
+        L = jax.vmap(weigh)(self.outputs(self.u))
+        return jnp.einsum("noi,nop,npj->ij", J, L, J) + self.prior()
+
+    def prior(self) -> Any:
+        deviations = {p.name: p.scaling.deviation for p in self.net.parameters(self.x.shape[1:])}
+        sites = self.posterior.layout.sites
+        return jnp.diag(
+            jnp.concatenate([jnp.full(s.size, deviations[s.name]) for s in sites]) ** -2
+        )
+
+
+def softmax_curvature(z: Any) -> Any:
+    p = jax.nn.softmax(z)
+    return jnp.diag(p) - jnp.outer(p, p)
+
+
+DENSE = Case(
+    nn.MLP(widths=(2, 3), outputs=3, b_std=1.0), nn.classification,
+    RNG.normal(size=(5, 2)), [0, 2, 1, 1, 0],
+)  # fmt: skip
+
+
+class Images(nn.Network):
+    """A convolution and a dense layer."""
+
+    parametrization: Any = nn.NTP()
+    w_std: Any = 1.0
+    b_std: Any = None
+
+    def stages(self) -> tuple[nn.Stage, ...]:
+        flatten = lambda x: jnp.tanh(x).reshape(len(x), -1)  # noqa: E731
+        return nn.Stage(nn.Conv(2, (2, 3)), (flatten,)), nn.Stage(nn.Dense(2))
+
+    def check_inputs(self, shape: tuple[int, ...]) -> None:
+        pass
+
+
+IMAGES = Case(Images(), nn.classification, RNG.normal(size=(3, 4, 4, 2)), [0, 1, 1])
+
+
+def masked(matrix: Any, sites: Any) -> Any:
+    mask = np.zeros(matrix.shape)
+    for site in sites:
+        mask[site.segment, site.segment] = 1.0
+    return matrix * mask
+
+
+@pytest.fixture(scope="module")
+def whole() -> Any:
+    return DENSE.whole(softmax_curvature)
+
+
+@pytest.mark.parametrize(
+    ("structure", "of"),
+    [
+        (Full(), lambda m: m),
+        (BySite(), lambda m: masked(m, DENSE.posterior.layout.sites)),
+        (Diagonal(), lambda m: jnp.diag(jnp.diag(m))),
+        (LowRank(40), lambda m: m),
+    ],
+    ids=repr,
+)
+def test_against_the_matrix_written_out(structure: Structure, of: Any, whole: Any) -> None:
+    precision = structure.precision(DENSE.split)
+    assert_allclose(precision.as_matrix(), of(whole), rtol=1e-10, atol=1e-12)
+    assert_allclose(logdet(precision), jnp.linalg.slogdet(of(whole))[1], rtol=1e-12)
+
+
+def test_low_rank_keeps_what_the_data_say_most(whole: Any) -> None:
+    prior = DENSE.prior()
+    values = jnp.linalg.eigvals(jnp.linalg.solve(prior, whole - prior)).real
+    most = jnp.sort(values)[-3:]
+    found = LowRank(3).precision(DENSE.split)
+    assert_allclose(logdet(found), jnp.linalg.slogdet(prior)[1] + jnp.log1p(most).sum(), rtol=1e-10)
+
+
+def factors(case: Case, weigh: Callable) -> dict[str, Any]:
+    """KFAC of each layer by loops over examples and positions, without what flows through."""
+    stages, found, hidden = case.net.stages(), {}, case.x
+    scaling = {p.name: p.scaling for p in case.net.parameters(case.x.shape[1:])}
+    arrays = {name: scaling[name].multiplier * value for name, value in case.at.items()}
+
+    def after(i: int, z: Any) -> Any:
+        for follow in stages[i].after:
+            z = follow(z)
+        return z if i + 1 == len(stages) else after(i + 1, outputs(i + 1, z))
+
+    def outputs(i: int, x: Any) -> Any:
+        return stages[i].linear(arrays[f"layer{i}.w"], x) + arrays.get(f"layer{i}.b", 0.0)
+
+    for i, stage in enumerate(stages):
+        name, z = f"layer{i}.w", outputs(i, hidden)
+        units, fan_in = arrays[name].shape
+        left, right, count = jnp.zeros((units, units)), jnp.zeros((fan_in, fan_in)), 0
+        for n in range(len(z)):
+            J = jax.jacrev(lambda z, i=i: after(i, z[None])[0])(z[n]).reshape(
+                -1, z[n].size // units, units
+            )
+            of_weights = jax.jacrev(lambda w, n=n, h=hidden, f=stage.linear: f(w, h[n : n + 1]))
+            features = of_weights(arrays[name]).reshape(-1, units, units, fan_in)[:, 0, 0]
+            L = weigh(after(i, z[n : n + 1])[0])
+            for p, row in enumerate(features):
+                left += J[:, p].T @ L @ J[:, p]
+                right += jnp.outer(row, row)
+                count += 1
+        found[name] = scaling[name].multiplier ** 2 * jnp.kron(left / count, right)
+        hidden = z
+        for follow in stage.after:
+            hidden = follow(hidden)
+    return found
+
+
+@pytest.mark.parametrize("case", [DENSE, IMAGES], ids=["dense", "convolution"])
+def test_kronecker_factors_by_loops(case: Case) -> None:
+    precision = Kronecker().precision(case.split)
+    expected = np.array(masked(case.whole(softmax_curvature), case.posterior.layout.sites))
+    for name, block in factors(case, softmax_curvature).items():
+        s = case.posterior.layout.site(name).segment
+        expected[s, s] = block + case.prior()[s, s]
+    assert_allclose(precision.as_matrix(), expected, rtol=1e-10, atol=1e-12)
+    assert_allclose(logdet(precision), jnp.linalg.slogdet(expected)[1], rtol=1e-12)
+    down, up = frame(precision)
+    inverse = jax.vmap(lambda v: up(down(v)))(jnp.eye(len(expected)))
+    assert_allclose(inverse, jnp.linalg.inv(expected), rtol=1e-8, atol=1e-12)
+    diagonal = Diagonal().precision(case.split)
+    assert_allclose(
+        diagonal.as_matrix(), jnp.diag(jnp.diag(case.whole(softmax_curvature))), rtol=1e-10
+    )
+
+
+# --- Which reparametrizations leave them alone
+
+
+class Spelled(Transform):
+    """`w = w0 + A (f(z) - f(z0))` on vectors, with `f(z) = z + c sinh(z)` and z0 = 1/2."""
+
+    domain = codomain = constraints.independent(constraints.real, 1)
+
+    def __init__(self, w0: Any, matrix: Any, c: Any):
+        self.w0, self.matrix, self.c = w0, matrix, c
+
+    def __call__(self, z: Any) -> Any:
+        bent = z - 0.5 + self.c * (jnp.sinh(z) - jnp.sinh(0.5))
+        return self.w0 + self.matrix @ bent
+
+    def _inverse(self, w: Any) -> Any:
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, z: Any, w: Any, intermediates: Any = None) -> Any:
+        slopes = jnp.log1p(self.c * jnp.cosh(z))
+        return jnp.linalg.slogdet(self.matrix)[1] + jnp.sum(slopes)
+
+    def tree_flatten(self) -> Any:
+        return (self.w0, self.matrix, self.c), (("w0", "matrix", "c"), {})
+
+
+SMALL = nn.MLP(widths=(2,), b_std=1.0)
+SHAPES = {p.name: p.shape for p in SMALL.parameters(2)}
+X, Y = jnp.asarray(RNG.normal(size=(6, 2))), jnp.asarray(RNG.normal(size=(6, 1)))
+START = SMALL.init(jax.random.key(2), 2)
+
+
+def by_site(x: Any, y: Any, charts: Any) -> None:
+    values = {}
+    for name, chart in charts.items():
+        prior = dist.Normal(0.0, 1.0).expand(chart.w0.shape).to_event(1)
+        z = numpyro.sample(f"{name}.z", dist.TransformedDistribution(prior, chart.inv))
+        values[name] = jnp.reshape(numpyro.deterministic(name, chart(z)), SHAPES[name])
+    numpyro.sample("y", dist.Normal(SMALL.apply(values, x), 0.5), obs=y)
+
+
+def in_one(x: Any, y: Any, chart: Any) -> None:
+    prior = dist.Normal(0.0, 1.0).expand(chart.w0.shape).to_event(1)
+    z = numpyro.sample("z", dist.TransformedDistribution(prior, chart.inv))
+    values = ravel_pytree(START)[1](numpyro.deterministic("w", chart(z)))
+    numpyro.sample("y", dist.Normal(SMALL.apply(values, x), 0.5), obs=y)
+
+
+def spelled(matrix: Callable, c: float) -> tuple[Any, Any]:
+    """Each site as `Spelled`, with the metric on its value, and the point in its coordinates."""
+    charts = {n: Spelled(START[n].ravel(), jnp.asarray(matrix(n)), c) for n in SHAPES}
+    model = vf.attach(by_site, {name: vf.Euclidean() for name in SHAPES})
+    at = {f"{n}.z": jnp.full(chart.w0.shape, 0.5) for n, chart in charts.items()}
+    return vf.condition(model, X, Y, charts), at
+
+
+def jointly() -> tuple[Any, Any]:
+    flat = ravel_pytree(START)[0]
+    chart = Spelled(flat, jnp.asarray(RNG.normal(size=(flat.size, flat.size))), 0.4)
+    model = vf.attach(in_one, {"w": vf.Euclidean()})
+    return vf.condition(model, X, Y, chart), {"z": jnp.full(flat.size, 0.5)}
+
+
+def of_layer(name: str) -> Any:
+    """`W = A Z B` for weights, and `b = A c` for the biases of the same units."""
+    rng = np.random.default_rng(int(name[5]))
+    units, *fan_in = SHAPES[name]
+    left = rng.normal(size=(units, units))
+    return np.kron(left, rng.normal(size=(*fan_in, *fan_in))) if fan_in else left
+
+
+def any_matrix(name: str) -> Any:
+    size = START[name].size
+    return np.random.default_rng(size + len(name)).normal(size=(size, size))
+
+
+SPELLINGS: dict[str, Callable] = {
+    "plain": lambda: spelled(lambda n: np.eye(START[n].size), 0.0),
+    "each coordinate": lambda: spelled(lambda n: np.eye(START[n].size), 0.4),
+    "each layer, affine": lambda: spelled(of_layer, 0.0),
+    "each site": lambda: spelled(any_matrix, 0.4),
+    "all together": jointly,
+}
+INVARIANT: dict[Structure, tuple[bool, bool, bool, bool]] = {
+    Full(): (True, True, True, True),
+    LowRank(4): (True, True, True, True),
+    Kronecker(): (True, True, True, True),
+    BySite(): (True, True, True, False),
+    Diagonal(): (True, False, False, False),
+}
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Split]:
+    made = {}
+    for name, make in SPELLINGS.items():
+        posterior, at = make()
+        made[name] = GGN().split(posterior, posterior.unconstrain(at))
+    return made
+
+
+def volume_of(structure: Structure, split: Split) -> float:
+    """`log det P - log det G`, all of the evidence that the structure enters."""
+    gram = split.posterior.metric(split.u)
+    return float(logdet(structure.precision(split)) - logdet(gram))
+
+
+SLOW = dict.fromkeys((Full(), LowRank(4), LastLayer()), pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "structure", [pytest.param(s, marks=SLOW.get(s, ())) for s in INVARIANT], ids=repr
+)
+def test_table_of_invariance(structure: Structure, splits: dict[str, Split]) -> None:
+    plain, *others = (volume_of(structure, split) for split in splits.values())
+    gaps = [abs(other - plain) / abs(plain) for other in others]
+    assert [gap < 1e-8 for gap in gaps] == list(INVARIANT[structure]), gaps
+    assert all(gap < 1e-8 or gap > 1e-4 for gap in gaps)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [pytest.param(LastLayer(), marks=pytest.mark.slow), Subset(("layer1.w.z", "layer1.b.z"))],
+    ids=repr,
+)
+def test_of_some_sites_others_may_be_written_in_any_way(structure: Structure) -> None:
+    found = [
+        vf.laplace(posterior, at=at, curvature=GGN(), structure=structure).evidence.log_z
+        for posterior, at in (SPELLINGS["plain"](), SPELLINGS["each site"]())
+    ]
+    assert_allclose(found[1], found[0], rtol=1e-8)
+
+
+def test_damping_is_not_invariant_and_the_prior_is(splits: dict[str, Split]) -> None:
+    """A multiple of the identity in u, as optimizers add it (SEEDS K37), and the prior's own."""
+    found = []
+    for name in ("plain", "each coordinate"):
+        split = splits[name]
+        data = Diagonal().precision(split).as_matrix() - split.rest_matrix()
+        gram = logdet(split.posterior.metric(split.u))
+        found.append(jnp.linalg.slogdet(data + jnp.eye(len(data)))[1] - gram)
+    assert abs(found[0] - found[1]) > 1e-2
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize(
+    ("structure", "curvature", "error", "message"),
+    [
+        (Kronecker(), None, StructureError, r"`structure=Kronecker\(\)` needs `curvature=GGN\(\)`"),
+        (LastLayer(), GGN(), StructureError, "needs a model with layers"),
+        (Subset(("b",)), GGN(), UnknownSiteError, r"`sites` of Subset names \['b'\]"),
+        (Subset(()), GGN(), UnknownSiteError, "names nothing"),
+        ("kron", GGN(), ModelError, r"`structure` should be a value such as `Kronecker\(\)`"),
+    ],
+)
+def test_structures_that_a_model_does_not_have(
+    structure: Any, curvature: Any, error: type, message: str
+) -> None:
+    def line(y: Any) -> None:
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    posterior = vf.condition(line, jnp.array([0.5, 1.0]))
+    with pytest.raises(error, match=message):
+        vf.laplace(posterior, at={"a": 0.5}, curvature=curvature, structure=structure)
+
+
+@pytest.mark.parametrize("rank", [0, 2.0, True])
+def test_ranks_that_are_none(rank: Any) -> None:
+    with pytest.raises(StructureError, match="`rank` of LowRank is"):
+        LowRank(rank)
+
+
+def test_likelihood_that_is_not_log_concave() -> None:
+    net = nn.MLP(widths=(2,))
+    heavy = nn.supervised(net, lambda f: dist.StudentT(1.0, f, 0.1))
+    posterior = vf.condition(heavy, X, 10.0 + Y)
+    at = net.init(jax.random.key(0), 2)
+    with pytest.raises(StructureError, match="log-concave in its parameters"):
+        vf.laplace(posterior, at=at, curvature=GGN(), structure=Kronecker())
+
+
+def test_points_that_are_not_level_say_so() -> None:
+    posterior = vf.condition(nn.regression(SMALL, 0.5), X, Y)
+    approx = vf.laplace(posterior, at=START, curvature=GGN(), structure=Kronecker())
+    assert approx.evidence.trust.level is Level.POOR
+    assert "the point was given, and its gradient norm is" in approx.evidence.note
+    assert "Kronecker()" in approx.evidence.method
+    with pytest.raises(ModelError, match="Hessian was not formed"):
+        _ = approx.fit
