@@ -12,7 +12,7 @@ import volform as vf
 from volform.geometry import DiagonalField, MatrixField, Product
 from volform.operators import eigenvalues, hessian, logdet, trace, under_metric
 
-from .problems import PARAMS, loss
+from .problems import PARAMS, X, loss
 
 FLAT, UNRAVEL = ravel_pytree(PARAMS)
 N = FLAT.size
@@ -148,12 +148,74 @@ def test_products_are_compiled_once():
     assert len(traces) <= 4  # the shape of the value, and once each for the product
 
 
-def test_arithmetic_with_numbers():
-    H = hessian(loss, PARAMS)
-    for total in (H + 0.5, 0.5 + H, H + 0.5 * lx.IdentityLinearOperator(H.in_structure())):
-        assert_allclose(total.as_matrix(), DENSE + 0.5 * np.eye(N), rtol=1e-9, atol=1e-12)
-    both = 2.0 * H - H / 4.0
-    assert_allclose(trace(both).value, 1.75 * np.trace(DENSE), rtol=1e-10)
+def of_example(params, example):
+    x, scale = example
+    z = jnp.tanh(x @ params["hidden"]) @ params["out"] + params["shift"]
+    return scale * jnp.sum(jnp.sin(z) * z)
+
+
+def test_sum_over_examples_in_chunks():
+    data = (X, jnp.arange(1.0, 8.0))
+    whole = jax.hessian(
+        lambda flat: sum(of_example(UNRAVEL(flat), (x, s)) for x, s in zip(*data, strict=True))
+    )(FLAT)
+    v, size = tangents(3), np.abs(whole).max()
+    for chunk in (None, 1, 3, 7, 100):
+        H = hessian(of_example, PARAMS, data, chunk=chunk)
+        assert_allclose(H.as_matrix(), whole, rtol=1e-12, atol=1e-12 * size)
+        assert_allclose(flat(H.mm(jax.vmap(UNRAVEL)(v))), v @ whole, rtol=1e-12, atol=1e-11 * size)
+        assert lx.is_symmetric(H)
+        assert H.T is H
+    mean = under_metric(H / 7.0, vf.Euclidean(2.0), PARAMS) + 1.0
+    assert_allclose(trace(mean).value, 4.0 * np.trace(whole) / 7.0 + N, rtol=1e-10)
+
+
+def test_memory_of_a_product_is_that_of_a_chunk():
+    x, params = jnp.ones((4096, 8)), jnp.ones((8, 256))
+
+    def wide(w, x):
+        return jnp.sum(jnp.tanh(x @ w) ** 2)
+
+    def memory(chunk):
+        H = hessian(wide, params, x, chunk=chunk)
+        lowered = jax.jit(lambda v: H.mv(v)).lower(params)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(64) < memory(None) / 20
+
+
+ALGEBRA = {
+    "sum": (lambda A: A + 0.5, lambda a, one: a + 0.5 * one),
+    "sum from the right": (lambda A: 0.5 + A, lambda a, one: a + 0.5 * one),
+    "two sums": (lambda A: (A + 0.1) + 0.2, lambda a, one: a + 0.3 * one),
+    "mean and sum": (lambda A: A / 4 + 0.5, lambda a, one: a / 4 + 0.5 * one),
+    "multiples": (lambda A: 2.0 * (A * 3.0 + 1.0) - A / 4.0, lambda a, one: 5.75 * a + 2.0 * one),
+    "differences": (lambda A: 1.0 - (A - 0.5) - A, lambda a, one: 1.5 * one - 2 * a),
+    "negative": (lambda A: -(A + 0.5) - 0.5, lambda a, one: -a - one),
+    "a lineax operator": (
+        lambda A: 0.1 + (A + lx.IdentityLinearOperator(A.in_structure())),
+        lambda a, one: a + 1.1 * one,
+    ),
+}
+
+
+@pytest.mark.parametrize("under", [False, True], ids=["H", "E"])
+@pytest.mark.parametrize("name", ALGEBRA)
+def test_arithmetic_with_numbers(name, under):
+    H, dense = hessian(loss, PARAMS), DENSE
+    if under:
+        H = under_metric(H, METRICS["diagonal"], PARAMS)
+        dense = H.as_matrix()
+    ours, expected = ALGEBRA[name]
+    total, matrix = ours(H), expected(dense, np.eye(N))
+    v = tangents(2)
+    assert_allclose(total.as_matrix(), matrix, rtol=1e-9, atol=1e-11)
+    assert_allclose(flat(total.mm(jax.vmap(UNRAVEL)(v))), v @ matrix.T, rtol=1e-9, atol=1e-10)
+    assert_allclose(total.T.as_matrix(), matrix.T, rtol=1e-9, atol=1e-11)
+    assert_allclose(lx.diagonal(total), np.diag(matrix), rtol=1e-9, atol=1e-11)
+    assert_allclose(lx.linearise(total).as_matrix(), matrix, rtol=1e-9, atol=1e-11)
+    assert_allclose(trace(total).value, np.trace(matrix), rtol=1e-10)
+    assert lx.is_symmetric(total) == (not under)
 
 
 @pytest.mark.parametrize("d", [1, 3, 10])

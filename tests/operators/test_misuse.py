@@ -114,6 +114,40 @@ def eigenvalues_of_two(operator, by):
     return eigenvalues(operator, 2, by=by)
 
 
+def of_example(w, example):
+    return jnp.sum(w * example[0]) ** 2 * example[1]
+
+
+def test_loss_of_one_example():
+    for bad in (0, -3, 2.0, True):
+        with pytest.raises(OperatorError, match=rf"`chunk` of hessian is {bad}.*at least one"):
+            hessian(of_example, W, (X, Y), chunk=bad)
+    with pytest.raises(
+        OperatorError, match=r"`chunk` of hessian is 2 but there is no `data`.*give"
+    ):
+        hessian(loss, W, chunk=2)
+    with pytest.raises(DataError, match=r"`data` of hessian .* length \[0\].*at least one"):
+        hessian(of_example, W, (X[:0], Y[:0]))
+    with pytest.raises(DataError, match=r"`data` of hessian .* length \[3, 4\]"):
+        hessian(of_example, W, (X, Y[:3]))
+    with pytest.raises(DataError, match=r"`data` of hessian .* length \[\]"):
+        hessian(of_example, W, ())
+    with pytest.raises(OperatorError, match=r"`loss` of hessian returned \(2,\)"):
+        hessian(lambda w, example: w * example[0], W, (X, Y))
+
+
+def test_arithmetic_with_what_is_no_number():
+    for bad, role in (
+        (lambda: H + W, "added to"),
+        (lambda: "0.1" + H, "added to"),
+        (lambda: (H + 0.1) + [0.2], "added to"),
+        (lambda: H * W, "multiplied with"),
+        (lambda: H / None, "the divisor of"),
+    ):
+        with pytest.raises(OperatorError, match=rf"was to be {role} an operator.*a number"):
+            bad()
+
+
 # --- Networks, likelihoods, data
 
 

@@ -1,7 +1,9 @@
 """Curvature as operators on pytrees of parameters, and functionals of them with an error bar."""
 
+from volform.operators.base import Combination as Combination
 from volform.operators.curvature import (
     Hessian as Hessian,
+    SummedHessian as SummedHessian,
     UnderMetric as UnderMetric,
     hessian as hessian,
     under_metric as under_metric,

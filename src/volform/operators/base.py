@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 from numpy.typing import DTypeLike
 
 from volform.errors import OperatorError, SizeError
@@ -22,19 +22,35 @@ _TOGETHER = 64  # vectors that go through an operator at once where a matrix is 
 class Operator(lx.AbstractLinearOperator):
     """A lineax operator on the pytree of parameters that also adds numbers and takes batches.
 
-    `A + 0.1` is `A + 0.1 I`; sums and multiples are lineax's own. A symmetric operator is a
-    bilinear form on tangent vectors: its products are covectors laid out like the parameters.
+    `A + 0.1` is `A + 0.1 I`, and so is `A / 150 + 0.1`: sums and multiples are lineax's own, held
+    as a `Combination`. A symmetric operator is a bilinear form on tangent vectors: its products are
+    covectors laid out like the parameters.
     """
 
-    def __add__(self, other: Any) -> lx.AbstractLinearOperator:
-        if isinstance(other, lx.AbstractLinearOperator):
-            return lx.AddLinearOperator(self, other)
-        return lx.AddLinearOperator(self, lx.IdentityLinearOperator(self.in_structure()) * other)
+    def __add__(self, other: Any) -> "Combination":
+        if not isinstance(other, lx.AbstractLinearOperator):
+            identity = lx.IdentityLinearOperator(self.in_structure())
+            other = lx.MulLinearOperator(identity, _number(other, "added to"))
+        return Combination(lx.AddLinearOperator(self, other))
 
     __radd__ = __add__
 
-    def __sub__(self, other: Any) -> lx.AbstractLinearOperator:
+    def __sub__(self, other: Any) -> "Combination":
         return self + (-other)
+
+    def __rsub__(self, other: Any) -> "Combination":
+        return -self + other
+
+    def __mul__(self, other: Any) -> "Combination":
+        return Combination(lx.MulLinearOperator(self, _number(other, "multiplied with")))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> "Combination":
+        return Combination(lx.DivLinearOperator(self, _number(other, "the divisor of")))
+
+    def __neg__(self) -> "Combination":
+        return Combination(lx.NegLinearOperator(self))
 
     @abc.abstractmethod
     def cheaper(self) -> lx.AbstractLinearOperator:
@@ -59,6 +75,45 @@ class Operator(lx.AbstractLinearOperator):
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """Structure of what it gives, which is that of what it takes."""
         return self.in_structure()
+
+
+class Combination(Operator):
+    """Sums and multiples of operators; made by arithmetic.
+
+    lineax's own sum would hold them too, but take no further number.
+    """
+
+    expression: lx.AbstractLinearOperator
+
+    def mv(self, vector: PyTree) -> PyTree:
+        """What lineax makes of the products of the terms."""
+        return self.expression.mv(vector)
+
+    def cheaper(self) -> lx.AbstractLinearOperator:
+        """Each term linearized once."""
+        return lx.linearise(self.expression)
+
+    def transpose(self) -> "Combination":
+        """That of each term."""
+        return Combination(self.expression.transpose())
+
+    def as_matrix(self) -> Float[Array, "n n"]:
+        """The matrix in `ravel_pytree` order, from those of the terms."""
+        return self.expression.as_matrix()
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Structure of the parameters."""
+        return self.expression.in_structure()
+
+
+def _number(value: Any, role: str) -> Array:
+    number = jnp.asarray(value) if isinstance(value, ArrayLike) else None
+    if number is None or number.shape != ():
+        raise OperatorError(
+            f"`{value!r}` was to be {role} an operator; it should be a number, or a lineax "
+            "operator in a sum: a diagonal is `lineax.DiagonalLinearOperator(tree)`."
+        )
+    return number
 
 
 @eqx.filter_jit
@@ -170,16 +225,29 @@ def register(operator: type[Operator], *, symmetric: bool, semidefinite: bool = 
     """Tell lineax about a class of operators, as its own rules are told."""
     lx.is_symmetric.register(operator)(lambda _: symmetric)
     lx.is_positive_semidefinite.register(operator)(lambda _: semidefinite)
-    for question in (
-        lx.is_negative_semidefinite,
-        lx.is_diagonal,
-        lx.is_tridiagonal,
-        lx.has_unit_diagonal,
-        lx.is_lower_triangular,
-        lx.is_upper_triangular,
-    ):
+    for question in _NEVER:
         question.register(operator)(lambda _: False)
+    _register_forms(operator)
+    lx.diagonal.register(operator)(entries_of)
+
+
+_NEVER = (
+    lx.is_negative_semidefinite,
+    lx.is_diagonal,
+    lx.is_tridiagonal,
+    lx.has_unit_diagonal,
+    lx.is_lower_triangular,
+    lx.is_upper_triangular,
+)
+
+
+def _register_forms(operator: type[Operator]) -> None:
     lx.linearise.register(operator)(lambda operator: operator.cheaper())
     lx.materialise.register(operator)(lambda operator: lx.materialise(operator.cheaper()))
     lx.conj.register(operator)(lambda operator: operator)
-    lx.diagonal.register(operator)(entries_of)
+
+
+for _question in (lx.is_symmetric, lx.is_positive_semidefinite, *_NEVER):
+    _question.register(Combination)(lambda of, question=_question: question(of.expression))
+lx.diagonal.register(Combination)(lambda of: lx.diagonal(of.expression))
+_register_forms(Combination)

@@ -24,6 +24,7 @@ from volform.operators.base import (
     Operator,
     check_dense,
     check_params,
+    check_positive,
     dtype_of,
     entries_of,
     hoisted,
@@ -31,6 +32,7 @@ from volform.operators.base import (
     register,
     zeros,
 )
+from volform.operators.examples import as_examples, count_of, first_of, sum_over
 
 
 class Hessian(Operator):
@@ -61,23 +63,75 @@ def _hessian_vector(loss: Callable, params: PyTree, vector: PyTree) -> PyTree:
     return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
 
 
-def hessian(loss: Callable[[Any], Float[Array, ""]], params: PyTree) -> Hessian:
+class SummedHessian(Operator):
+    """The sum of the Hessians of a loss over examples, as products; made by `hessian`."""
+
+    loss: Callable[[Any, Any], Float[Array, ""]]
+    params: PyTree
+    data: PyTree
+    chunk: int | None = eqx.field(static=True, default=None)
+
+    def mv(self, vector: PyTree) -> PyTree:
+        """`sum_n H_n v`, a chunk of examples at a time."""
+        return _summed_hessian_vector(self, vector)
+
+    def cheaper(self) -> lx.AbstractLinearOperator:
+        """Linearized once, unless in chunks: that would hold what chunks are there to save."""
+        if self.chunk is not None and self.chunk < count_of(self.data):
+            return self
+        return hoisted(self, lx.symmetric_tag)
+
+    def transpose(self) -> "SummedHessian":
+        """Itself: it is symmetric."""
+        return self
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """Structure of the parameters."""
+        return structure_of(self.params)
+
+
+@eqx.filter_jit
+def _summed_hessian_vector(operator: SummedHessian, vector: PyTree) -> PyTree:
+    def part(examples: Any, weights: Float[Array, " b"]) -> PyTree:
+        def total(params: PyTree) -> Float[Array, ""]:
+            return weights @ jax.vmap(operator.loss, (None, 0))(params, examples)
+
+        return jax.jvp(jax.grad(total), (operator.params,), (vector,))[1]
+
+    return sum_over(part, operator.data, dtype_of(operator), operator.chunk)
+
+
+def hessian(
+    loss: Callable[..., Float[Array, ""]],
+    params: PyTree,
+    data: PyTree = None,
+    *,
+    chunk: int | None = None,
+) -> Hessian | SummedHessian:
     """The Hessian of `loss` at `params`, `H_ij = d_i d_j loss`, as a lineax operator.
 
     A tensor at a critical point only; elsewhere see `volform.geometry.covariant_hessian`. Products
     are compiled once for each `loss`, so pass the same function again rather than a new lambda;
     arrays that it needs are best bound by `jax.tree_util.Partial(loss, ...)`.
 
+    With `data` it is the sum over the examples, `H_ij = sum_n d_i d_j loss(params, data_n)`, a
+    chunk of them at a time. What belongs to no example, as a prior does, is added as an operator.
+
     Args:
-        loss: twice differentiable, from a pytree like `params` to a scalar.
+        loss: twice differentiable, from a pytree like `params` to a scalar: `loss(params)`, or
+            with data `loss(params, example)` for *one* example. volform does the batching.
         params: a pytree of float32 or float64 arrays; n coordinates in all.
+        data: a pytree of arrays with one example along each leading axis, such as (x, y).
+        chunk: examples worked on at once, which bounds the memory; all of them by default.
 
     Returns:
-        A symmetric operator on pytrees like `params`. A product costs about four evaluations of
-        the loss, and as much memory as its gradient.
+        A symmetric operator on pytrees like `params`; with data a sum, not their mean. A product
+        costs about four evaluations of the loss, and as much memory as its gradient.
 
     Raises:
-        OperatorError: for parameters of another dtype, and a loss that is no scalar.
+        OperatorError: for parameters of another dtype, a loss that is no scalar, `chunk` < 1, and a
+            `chunk` without data.
+        DataError: for data that are empty or of unequal length.
 
     References:
         Pearlmutter (1994), Fast exact multiplication by the Hessian.
@@ -86,17 +140,35 @@ def hessian(loss: Callable[[Any], Float[Array, ""]], params: PyTree) -> Hessian:
     >>> H = vf.operators.hessian(lambda p: p["a"] ** 2 * p["b"], {"a": jnp.array(3.0), "b": 1.0})
     >>> H.as_matrix().tolist()
     [[2.0, 6.0], [6.0, 0.0]]
+    >>> data = jnp.array([1.0, 2.0, 3.0])
+    >>> vf.operators.hessian(lambda p, x: x * p**2, jnp.array(1.0), data, chunk=2).as_matrix()
+    Array([[12.]], dtype=...)
     """
     check_params(params, "hessian")
     params = jax.tree.map(jnp.asarray, params)
-    value = jax.eval_shape(loss, params)
+    if data is None:
+        if chunk is not None:
+            raise OperatorError(
+                f"`chunk` of hessian is {chunk!r} but there is no `data` to go through in chunks; "
+                "give the examples as in `hessian(loss, params, (x, y), chunk=100)`."
+            )
+        _check_scalar(loss, params)
+        return Hessian(loss, params)
+    if chunk is not None:
+        check_positive(chunk, "chunk", "hessian")
+    data = as_examples(data, "hessian")
+    _check_scalar(loss, params, first_of(data))
+    return SummedHessian(loss, params, data, chunk)
+
+
+def _check_scalar(loss: Callable, *args: Any) -> None:
+    value = jax.eval_shape(loss, *args)
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
         shape = getattr(value, "shape", type(value).__name__)
         raise OperatorError(
             f"`loss` of hessian returned {shape}; it should return a scalar: sum or average what "
             "it computes for each example."
         )
-    return Hessian(loss, params)
 
 
 class UnderMetric(Operator):
@@ -217,6 +289,7 @@ def _check_form(operator: Any, function: str) -> None:
 
 
 register(Hessian, symmetric=True)
+register(SummedHessian, symmetric=True)
 register(UnderMetric, symmetric=False)
 
 

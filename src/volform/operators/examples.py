@@ -119,14 +119,20 @@ def _checked_data(function: str, data: Any) -> tuple[Any, Any]:
             f"`data` of {function} should be a pair `(x, y)` of arrays with one example along each "
             f"leading axis; got {type(data).__name__}."
         )
-    x, y = (jax.tree.map(jnp.asarray, part) for part in data)
-    counts = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves((x, y))}
+    x, y = as_examples(tuple(data), function)
+    return x, y
+
+
+def as_examples(data: PyTree, function: str) -> PyTree[Array]:
+    """`data` as arrays, with as many examples, and at least one, along each leading axis."""
+    data = jax.tree.map(jnp.asarray, data)
+    counts = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or None in counts or 0 in counts:
         raise DataError(
-            f"`data` of {function} has leading axes of length {sorted(counts, key=str)}; `x` and "
-            "`y` should hold the same number of examples, and at least one."
+            f"`data` of {function} has leading axes of length {sorted(counts, key=str)}; all its "
+            "arrays should hold the same number of examples, and at least one."
         )
-    return x, y
+    return data
 
 
 def _output(function: str, network: Network, params: PyTree, x: Any) -> Any:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import OperatorError
-from volform.operators.base import dtype_of, flattened, zeros
+from volform.operators.base import Combination, dtype_of, flattened, zeros
 from volform.operators.curvature import UnderMetric, diagonal_of, frame
 from volform.operators.gram import Gram
 
@@ -169,6 +169,11 @@ def _is_same(left: Any, right: Any) -> bool:
 def terms_of(operator: lx.AbstractLinearOperator) -> list[tuple[Any, lx.AbstractLinearOperator]]:
     """An operator as a list of multiples: sums, multiples and quotients are taken apart."""
     return [(1.0, operator)]
+
+
+@terms_of.register
+def _(operator: Combination) -> list:
+    return terms_of(operator.expression)
 
 
 @terms_of.register
