@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
@@ -57,6 +58,48 @@ def test_weight_norm():
     assert words(out, "weights w")[0][1:] == ["-143.42 ± 0.04", "-69.29 ± 3.38", "-212.71 ± 3.37"]
     assert words(out, "polar (r, s)")[0][1:] == words(out, "weights w")[0][1:]
     assert "weights -212.68 ± 3.38, (g, v) -227.04 ± 3.63" in out
+
+
+def figures(rows: list[list[str]], column: int) -> list[float]:
+    return [float(row[column].split("±")[0].replace(",", "")) for row in rows]
+
+
+def test_sharpness_in_quick_mode(tmp_path):
+    out = run("sharpness.py", "--quick", "--out", str(tmp_path))  # asserts the ratios 4 and 1/4
+    assert words(out, "theta")[0][2:3] == ["1"]
+    assert words(out, "psi = theta / 2")[0][2] == "4"
+    assert words(out, "psi = 2 theta")[0][2] == "0.25"
+    assert (
+        len({tuple(row[3:]) for name in ("theta", "psi = 2 theta") for row in words(out, name)})
+        == 1
+    )
+    ((_, _, _, _, trace, own, *_),) = words(out, "SGD")
+    assert trace == own  # the metric of gradient descent is the identity
+    assert [path.name for path in tmp_path.iterdir()] == ["sharpness.png"]
+
+
+@pytest.mark.slow
+def test_sharpness(tmp_path):
+    """The raw traces are two orders apart, on one scale they are not; with momentum it turns."""
+    out = run("sharpness.py", "--out", str(tmp_path))
+    sgd, adam = words(out, "SGD"), words(out, "Adam")
+    assert all(4.5 < value < 7.0 for value in figures(sgd, 4))
+    assert all(14.0 < value < 20.0 for value in figures(adam, 4))
+    assert all(2400 < value < 3500 for value in figures(adam, 5))
+    assert min(figures(sgd, 3)) > 0.975
+    for column, low, high in ((4, 2.5, 3.5), (6, 2.5, 3.5), (7, 4.5, 6.0), (9, 0.09, 0.15)):
+        pairs = zip(figures(adam, column), figures(sgd, column), strict=True)
+        assert all(low < a / s < high for a, s in pairs), column
+
+
+@pytest.mark.slow
+def test_sharpness_of_images_from_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(256, size=(300, 4, 4, 3)).astype(np.uint8), rng.integers(10, size=300)
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    out = run("sharpness.py", "--quick", "--data", str(path), "--out", str(tmp_path))
+    assert words(out, "psi = theta / 2")[0][2] == "4"
 
 
 @pytest.mark.slow
