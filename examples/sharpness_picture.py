@@ -73,7 +73,7 @@ def _ratios(ax: "Axes", ratios: dict[str, list[float]]) -> None:
     ax.set_yticks(range(len(ratios)), [LABELS[name] for name in ratios])
     ax.invert_yaxis()
     ax.set_title(
-        "Adam over SGD: beyond the line Adam's end is the sharper", fontsize=10, loc="left"
+        "Adam over SGD: above 1, Adam's end is sharper", fontsize=10, loc="left"
     )
     canvas.plain(ax)
     ax.tick_params(axis="y", length=0)
