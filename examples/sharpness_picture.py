@@ -72,8 +72,6 @@ def _ratios(ax: "Axes", ratios: dict[str, list[float]]) -> None:
     ax.set_xlabel("ratio, one mark for each seed, and its mean", color=canvas.INK)
     ax.set_yticks(range(len(ratios)), [LABELS[name] for name in ratios])
     ax.invert_yaxis()
-    ax.set_title(
-        "Adam over SGD: above 1, Adam's end is sharper", fontsize=10, loc="left"
-    )
+    ax.set_title("Adam over SGD: above 1, Adam's end is sharper", fontsize=10, loc="left")
     canvas.plain(ax)
     ax.tick_params(axis="y", length=0)

@@ -78,6 +78,18 @@ def test_sharpness_in_quick_mode(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sharpness.png"]
 
 
+def test_hessian_invariance(tmp_path):
+    out = run("hessian_invariance.py", "--out", str(tmp_path))  # the script checks the charts
+    assert words(out, "1")[0][1:] == ["2", "0.222222", "2", "2"]
+    assert words(out, "3")[0][1:] == ["8", "0.0109739", "8", "8"]
+    assert words(out, "10")[0][1:] == ["1024", "2.9368e-07", "1024", "1024"]
+    theta, psi = words(out, "theta")[0], words(out, "psi")[0]
+    assert theta[3:] == psi[3:] == ["1.05719", "0.79848, 1.32401"]
+    assert [theta[1], psi[1]] == ["4.34000", "2.21775"]
+    assert "4.340000, Gaussian curvature 4.340000" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["hessian_invariance.png"]
+
+
 @pytest.mark.slow
 def test_sharpness(tmp_path):
     """The raw traces are two orders apart, on one scale they are not; with momentum it turns."""
