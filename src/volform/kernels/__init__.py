@@ -1,8 +1,8 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.activation import Activation as Activation
+from volform.kernels.composition import serial as serial, summed as summed
 from volform.kernels.empirical import (
-    Estimate as Estimate,
     empirical_nngp as empirical_nngp,
     empirical_ntk as empirical_ntk,
 )
@@ -17,8 +17,6 @@ from volform.kernels.linear import (
     Dense as Dense,
     Flatten as Flatten,
     Identity as Identity,
-    serial as serial,
-    summed as summed,
 )
 from volform.kernels.normalization import LayerNorm as LayerNorm
 from volform.kernels.process import (

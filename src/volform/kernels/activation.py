@@ -3,14 +3,14 @@
 import abc
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from volform.errors import NetworkError
-from volform.kernels.layer import Layer, Place, State
+from volform.kernels.layer import Place, State, Weightless
 from volform.kernels.moments import Moments, of_one, ratio, root
 
 
-class Activation(Layer):
+class Activation(Weightless):
     """A function f of each unit by itself.
 
     To define your own in closed form, write `__call__`, `covariance` and `slope_covariance`; the
@@ -47,16 +47,6 @@ class Activation(Layer):
         is_same &= square < 32 * jnp.finfo(square.dtype).eps
         return Moments(left, right, cross, size * root(jnp.where(is_same, 0, square)))
 
-    @property
-    def has_weights(self) -> bool:
-        """It has none."""
-        return False
-
-    @property
-    def is_centered(self) -> bool:
-        """Its outputs have a mean, or are not independent of other layers."""
-        return False
-
     def propagate(self, state: State, place: Place) -> State:
         """`(E[f(u) f(v)], T E[f'(u) f'(v)])`."""
         if not state.is_gaussian:
@@ -67,12 +57,6 @@ class Activation(Layer):
             )
         ntk = state.ntk * self.slope_covariance(state.moments)
         return State(self.images(state.moments), ntk, state.shape, is_gaussian=False)
-
-    def draw(
-        self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
-    ) -> tuple[tuple[()], tuple[int, ...]]:
-        """Nothing."""
-        return (), shape
 
     def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
         """f of each entry."""

@@ -1,7 +1,7 @@
 """Kernels of networks of finite width: of one set of parameters, and under the prior."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,9 @@ from volform.errors import MetricError, NetworkError
 from volform.geometry import Euclidean, Metric, Parametrization, whiten
 from volform.kernels.checking import require_inputs, require_pair
 from volform.kernels.layer import Layer
+from volform.operators import Estimate
 
 CHUNK_ENTRIES = 2**24  # of a block of the Jacobian held at once
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo mean with its error.
-
-    Attributes:
-        mean: the estimate.
-        standard_error: standard deviation of the mean, estimated from the draws.
-    """
-
-    mean: Float[Array, "n1 n2"]
-    standard_error: Float[Array, "n1 n2"]
 
 
 def empirical_ntk(
@@ -129,7 +118,7 @@ def empirical_nngp(
         parametrization: `NTP()` if left out.
 
     Returns:
-        Mean and standard error, each of shape (n1, n2).
+        Mean (`value`) and standard error (`error`), each of shape (n1, n2).
 
     Raises:
         DataError: when inputs are empty, not finite, of integers or of the wrong shape.
@@ -138,7 +127,7 @@ def empirical_nngp(
     >>> import jax, jax.numpy as jnp
     >>> from volform import kernels as k
     >>> found = k.empirical_nngp(k.Dense(1), jnp.eye(2), key=jax.random.key(0))
-    >>> bool(abs(found.mean[0, 0] - 0.5) < 4 * found.standard_error[0, 0])
+    >>> bool(abs(found.value[0, 0] - 0.5) < 4 * found.error[0, 0])
     True
     """
     x1 = require_inputs(x1, "x1")

@@ -191,6 +191,30 @@ class Layer(eqx.Module):
         return self.forward(params, require_inputs(x, "x"), _whole(parametrization))
 
 
+class Weightless(Layer):
+    """A layer without parameters, whose outputs are not said to have zero mean."""
+
+    @property
+    def has_weights(self) -> bool:
+        """It has none."""
+        return False
+
+    @property
+    def is_centered(self) -> bool:
+        """Outputs have a mean, or depend on other layers' units: end a branch in a dense layer."""
+        return False
+
+    def draw(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
+    ) -> tuple[tuple[()], tuple[int, ...]]:
+        """Nothing."""
+        return (), self.shape_of(shape)
+
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of its output for an example of this shape: the same."""
+        return shape
+
+
 def _whole(parametrization: Parametrization | None) -> Place:
     chosen = NTP() if parametrization is None else parametrization
     require_parametrization(chosen, "parametrization")

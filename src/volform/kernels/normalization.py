@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 from volform.errors import NetworkError
 from volform.kernels.checking import require_positive
-from volform.kernels.layer import Layer, Place, State
+from volform.kernels.layer import Place, State, Weightless
 from volform.kernels.moments import Moments
 
 
-class LayerNorm(Layer):
+class LayerNorm(Weightless):
     """Each example's units, centered and divided by `sqrt(variance + eps)`; no gain, no shift.
 
     Behind a dense layer of infinite width the mean is 0 and the variance E[u^2], so that both
@@ -39,16 +39,6 @@ class LayerNorm(Layer):
     def __check_init__(self) -> None:
         require_positive(self.eps, "eps", "which is added to the variance")
 
-    @property
-    def has_weights(self) -> bool:
-        """It has none."""
-        return False
-
-    @property
-    def is_centered(self) -> bool:
-        """Not said: end the branch of a sum in a dense layer."""
-        return False
-
     def propagate(self, state: State, place: Place) -> State:
         """Both kernels divided by the standard deviations."""
         if not state.is_gaussian:
@@ -63,12 +53,6 @@ class LayerNorm(Layer):
             moments.left / left, moments.right / right, moments.cross / size, moments.area / size
         )
         return state._replace(moments=scaled, ntk=state.ntk / size)
-
-    def draw(
-        self, key: Any, shape: tuple[int, ...], place: Place
-    ) -> tuple[tuple[()], tuple[int, ...]]:
-        """Nothing."""
-        return (), shape
 
     def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
         """`(x - mean) / sqrt(variance + eps)` over the units."""

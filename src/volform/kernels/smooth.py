@@ -5,6 +5,7 @@ Throughout, (u, v) is centered Gaussian with E[u^2] = a, E[v^2] = b, E[u v] = c,
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax.scipy.special import erf
 from jax.scipy.stats import norm
@@ -74,48 +75,22 @@ class Gelu(Activation):
         return both + moments.cross * density * (spread + 1 / det)
 
 
-class Sin(Activation):
-    """The sine: `E[f f] = exp(-(a + b)/2) sinh(c)`, `E[f' f'] = exp(-(a + b)/2) cosh(c)`.
+class Wave(Activation):
+    """The sine or the cosine; built by `Sin()` and `Cos()`."""
 
-    >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> k.Sin()(jnp.zeros(1)).tolist()
-    [0.0]
-    """
+    is_even: bool = eqx.field(static=True)
 
     def __call__(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`sin(u)`."""
-        return jnp.sin(u)
+        """`sin(u)` or `cos(u)`."""
+        return jnp.cos(u) if self.is_even else jnp.sin(u)
 
     def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
-        """`exp(-(a + b)/2) sinh(c)`."""
-        return _sines(moments)
+        """`exp(-(a + b)/2) sinh(c)` of the sine, cosh(c) of the cosine."""
+        return _cosines(moments) if self.is_even else _sines(moments)
 
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
-        """`exp(-(a + b)/2) cosh(c)`."""
-        return _cosines(moments)
-
-
-class Cos(Activation):
-    """The cosine: `E[f f] = exp(-(a + b)/2) cosh(c)`, `E[f' f'] = exp(-(a + b)/2) sinh(c)`.
-
-    >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> k.Cos()(jnp.zeros(1)).tolist()
-    [1.0]
-    """
-
-    def __call__(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`cos(u)`."""
-        return jnp.cos(u)
-
-    def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
-        """`exp(-(a + b)/2) cosh(c)`."""
-        return _cosines(moments)
-
-    def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
-        """`exp(-(a + b)/2) sinh(c)`."""
-        return _sines(moments)
+        """`exp(-(a + b)/2) cosh(c)` of the sine, sinh(c) of the cosine."""
+        return _sines(moments) if self.is_even else _cosines(moments)
 
 
 class Rbf(Activation):
@@ -202,6 +177,28 @@ class Exp(Activation):
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
         """`exp((a + b)/2 + c)`."""
         return self.covariance(moments)
+
+
+def Sin() -> Wave:
+    """The sine: `E[f f] = exp(-(a + b)/2) sinh(c)`, `E[f' f'] = exp(-(a + b)/2) cosh(c)`.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k
+    >>> k.Sin()(jnp.zeros(1)).tolist()
+    [0.0]
+    """
+    return Wave(is_even=False)
+
+
+def Cos() -> Wave:
+    """The cosine: `E[f f] = exp(-(a + b)/2) cosh(c)`, `E[f' f'] = exp(-(a + b)/2) sinh(c)`.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k
+    >>> k.Cos()(jnp.zeros(1)).tolist()
+    [1.0]
+    """
+    return Wave(is_even=True)
 
 
 def _det(moments: Moments, factor: float) -> Float[Array, "n1 n2"]:
