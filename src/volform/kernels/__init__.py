@@ -1,7 +1,13 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.activation import Activation as Activation
-from volform.kernels.composition import serial as serial, summed as summed
+from volform.kernels.composition import (
+    concatenated as concatenated,
+    multiplied as multiplied,
+    serial as serial,
+    summed as summed,
+)
+from volform.kernels.dropout import Dropout as Dropout
 from volform.kernels.empirical import (
     empirical_nngp as empirical_nngp,
     empirical_ntk as empirical_ntk,
@@ -13,11 +19,7 @@ from volform.kernels.expansion import (
     Polynomial as Polynomial,
 )
 from volform.kernels.layer import Kernel as Kernel, Layer as Layer
-from volform.kernels.linear import (
-    Dense as Dense,
-    Flatten as Flatten,
-    Identity as Identity,
-)
+from volform.kernels.linear import Dense as Dense
 from volform.kernels.normalization import LayerNorm as LayerNorm
 from volform.kernels.process import (
     Prediction as Prediction,
@@ -42,4 +44,12 @@ from volform.kernels.smooth import (
     Rbf as Rbf,
     Sin as Sin,
 )
+from volform.kernels.spatial import (
+    AvgPool as AvgPool,
+    Conv as Conv,
+    Flatten as Flatten,
+    GlobalAvgPool as GlobalAvgPool,
+    Identity as Identity,
+)
 from volform.kernels.training import predict_trained as predict_trained
+from volform.kernels.window import Padding as Padding

@@ -2,15 +2,15 @@
 
 import abc
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from volform.errors import NetworkError
-from volform.kernels.layer import Place, State, Weightless
-from volform.kernels.moments import Moments, of_one, ratio, root
+from volform.kernels.layer import Pointwise
+from volform.kernels.moments import Moments, of_one, of_products
+from volform.kernels.state import Place, State
 
 
-class Activation(Weightless):
+class Activation(Pointwise):
     """A function f of each unit by itself.
 
     To define your own in closed form, write `__call__`, `covariance` and `slope_covariance`; the
@@ -39,13 +39,7 @@ class Activation(Weightless):
         """
         left = self.covariance(of_one(moments.left))
         right = self.covariance(of_one(moments.right))
-        cross = self.covariance(moments)
-        size = root(left) * root(right)
-        cosine = ratio(cross, size)
-        square = (1 - cosine) * (1 + cosine)
-        is_same = (moments.area == 0) & (moments.left == moments.right)
-        is_same &= square < 32 * jnp.finfo(square.dtype).eps
-        return Moments(left, right, cross, size * root(jnp.where(is_same, 0, square)))
+        return of_products(left, right, self.covariance(moments), moments.is_parallel)
 
     def propagate(self, state: State, place: Place) -> State:
         """`(E[f(u) f(v)], T E[f'(u) f'(v)])`."""
@@ -53,10 +47,10 @@ class Activation(Weightless):
             raise NetworkError(
                 f"`{type(self).__name__}()` follows values that are not Gaussian (the inputs, or "
                 "another activation), of which there is no such kernel; put a `Dense(width)` "
-                "before it."
+                "or a `Conv` before it."
             )
         ntk = state.ntk * self.slope_covariance(state.moments)
-        return State(self.images(state.moments), ntk, state.shape, is_gaussian=False)
+        return state.map(self.images)._replace(ntk=ntk, is_gaussian=False)
 
     def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
         """f of each entry."""

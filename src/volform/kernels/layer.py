@@ -4,13 +4,13 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.errors import NetworkError
 from volform.geometry import NTP, Parametrization
 from volform.geometry.parametrization import require_parametrization
 from volform.kernels.checking import require_inputs, require_pair
-from volform.kernels.moments import Moments, of_inputs
+from volform.kernels.state import Pairs, Place, State, of_examples
 
 
 class Kernel(NamedTuple):
@@ -24,36 +24,6 @@ class Kernel(NamedTuple):
 
     nngp: Float[Array, "n1 n2"]
     ntk: Float[Array, "n1 n2"]
-
-
-class State(NamedTuple):
-    """What a layer's kernel is computed from.
-
-    Attributes:
-        moments: second moments of the units.
-        ntk: their neural tangent kernel.
-        shape: shape of an example, without the batch.
-        is_gaussian: whether the units are a Gaussian process, as a dense layer makes them.
-    """
-
-    moments: Moments
-    ntk: Float[Array, "n1 n2"]
-    shape: tuple[int, ...]
-    is_gaussian: bool
-
-
-class Place(NamedTuple):
-    """Where in the network a layer stands.
-
-    Attributes:
-        parametrization: how its weights are scaled.
-        is_first: whether no layer before it has weights.
-        is_last: whether no layer after it has weights.
-    """
-
-    parametrization: Parametrization
-    is_first: bool
-    is_last: bool
 
 
 class Layer(eqx.Module):
@@ -75,6 +45,10 @@ class Layer(eqx.Module):
         """Whether its outputs have zero mean given anything outside: a dense layer comes last."""
 
     @abc.abstractmethod
+    def looks_at(self, pairs: Pairs) -> Pairs:
+        """The pairs of pixels of its inputs on which these ones of its outputs depend."""
+
+    @abc.abstractmethod
     def propagate(self, state: State, place: Place) -> State:
         """The kernels of its outputs, from those of its inputs."""
 
@@ -87,6 +61,11 @@ class Layer(eqx.Module):
     @abc.abstractmethod
     def forward(self, params: Any, x: Float[Array, "n ..."], place: Place) -> Array:
         """Outputs for a batch of examples."""
+
+    def follow(self, state: State, place: Place) -> State:
+        """`propagate`, of no more pairs of pixels than the layers from here on look at."""
+        seen = state.seen(self.looks_at(place.pairs))
+        return self.propagate(seen, place).seen(place.pairs)
 
     def kernel(
         self,
@@ -138,9 +117,13 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
-        moments = of_inputs(x1.reshape(len(x1), -1), x2.reshape(len(x2), -1))
-        state = State(moments, jnp.zeros_like(moments.cross), x1.shape[1:], is_gaussian=False)
-        end = self.propagate(state, _whole(parametrization))
+        state = of_examples(x1, x2, self.looks_at(Pairs.NONE), is_same=is_same)
+        end = self.follow(state, _whole(parametrization))
+        if end.has_pixels:
+            raise NetworkError(
+                f"`net` ends in images of shape {end.shape}, which have a kernel for each pair of "
+                "pixels; end it in `Flatten()` or `GlobalAvgPool()`, and a `Dense(width)`."
+            )
         nngp, ntk = end.moments.cross, end.ntk
         if is_same:
             nngp, ntk = (nngp + nngp.T) / 2, (ntk + ntk.T) / 2
@@ -210,12 +193,24 @@ class Weightless(Layer):
         """Nothing."""
         return (), self.shape_of(shape)
 
+    @abc.abstractmethod
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of its output for an example of this shape: the same."""
+        """The shape of its output for an example of this shape."""
+
+
+class Pointwise(Weightless):
+    """A layer that treats each pixel by itself, and keeps the shape."""
+
+    def looks_at(self, pairs: Pairs) -> Pairs:
+        """The same pairs, and pixels rather than means."""
+        return max(pairs, Pairs.EQUAL)
+
+    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The same."""
         return shape
 
 
 def _whole(parametrization: Parametrization | None) -> Place:
     chosen = NTP() if parametrization is None else parametrization
     require_parametrization(chosen, "parametrization")
-    return Place(chosen, is_first=True, is_last=True)
+    return Place(chosen, is_first=True, is_last=True, pairs=Pairs.NONE)

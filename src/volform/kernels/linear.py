@@ -1,6 +1,5 @@
-"""Dense layers, and those that only pass on."""
+"""Layers with weights for each input, and dense ones."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -12,11 +11,79 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import NetworkError
 from volform.geometry import Fans
 from volform.kernels.checking import require_positive
-from volform.kernels.layer import Layer, Place, State, Weightless
+from volform.kernels.layer import Layer
 from volform.kernels.moments import constant
+from volform.kernels.state import Pairs, Place, State
 
 
-class Dense(Layer):
+class Weighted(Layer):
+    """A layer of `z = m w x + m' b`, multipliers and priors of the place.
+
+    With `W = m w`: `K' = fan_in Var(W) K + Var(m' b)`, and
+    `T' = fan_in Var(W) T + m^2 fan_in K + m'^2`, with K and T means over a unit's inputs.
+    """
+
+    width: eqx.AbstractVar[int]
+    w_std: eqx.AbstractVar[Any]
+    b_std: eqx.AbstractVar[Any]
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.width, int) or self.width < 1:
+            raise NetworkError(
+                f"`width` of {type(self).__name__} is {self.width!r}; it should be a positive "
+                "integer, the number of units (of outputs in the last layer)."
+            )
+        require_positive(self.w_std, "w_std", "the standard deviation of weights times sqrt(n)")
+        if self.b_std is not None and not _is_zero(self.b_std):
+            require_positive(self.b_std, "b_std", "or None for a layer without biases")
+
+    @property
+    def has_weights(self) -> bool:
+        """It has."""
+        return True
+
+    @property
+    def is_centered(self) -> bool:
+        """Its weights have zero mean."""
+        return True
+
+    def affine(self, state: State, fans: Fans, place: Place) -> State:
+        """Scaled by the weights, plus a constant for the biases and a term for its gradients."""
+        weight = place.parametrization.weight(fans, self.w_std)
+        spread = fans.fan_in * weight.weight_deviation**2
+        ntk = spread * state.ntk + weight.multiplier**2 * fans.fan_in * state.moments.cross
+        state = state.map(lambda moments: moments.times(spread))
+        if self.b_std is not None:
+            bias = place.parametrization.bias(fans, self.b_std)
+            variance = bias.weight_deviation**2
+            state = state.map(lambda moments: moments.plus(constant(variance, moments)))
+            ntk += bias.multiplier**2
+        shape = (*state.shape[:-1], self.width)
+        return state._replace(ntk=ntk, shape=shape, is_gaussian=True)
+
+    def draw_weights(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], fans: Fans, place: Place
+    ) -> dict[str, Array]:
+        """Weights of this shape, and biases (width,)."""
+        w_key, b_key = jax.random.split(key)
+        deviation = place.parametrization.weight(fans, self.w_std).deviation
+        params = {"w": deviation * jax.random.normal(w_key, shape)}
+        if self.b_std is not None:
+            deviation = place.parametrization.bias(fans, self.b_std).deviation
+            params["b"] = deviation * jax.random.normal(b_key, (self.width,))
+        return params
+
+    def scaled(
+        self, product: Float[Array, "n ... width"], b: Array | None, fans: Fans, place: Place
+    ) -> Float[Array, "n ... width"]:
+        """`m product + m' b`."""
+        z = place.parametrization.weight(fans, self.w_std).multiplier * product
+        if b is None:
+            return z
+        return z + place.parametrization.bias(fans, self.b_std).multiplier * b
+
+
+class Dense(Weighted):
     """Every unit sees every input, `z = m w x + m' b`, multipliers and priors of the place.
 
     With `W = m w`: `K' = fan_in Var(W) K + Var(m' b)`, and
@@ -36,103 +103,45 @@ class Dense(Layer):
     w_std: Any = 1.0
     b_std: Any = None
 
-    def __check_init__(self) -> None:
-        if not isinstance(self.width, int) or self.width < 1:
-            raise NetworkError(
-                f"`width` of Dense is {self.width!r}; it should be a positive integer, the number "
-                "of units (of outputs in the last layer)."
-            )
-        require_positive(self.w_std, "w_std", "the standard deviation of weights times sqrt(n)")
-        if self.b_std is not None and not _is_zero(self.b_std):
-            require_positive(self.b_std, "b_std", "or None for a layer without biases")
-
-    @property
-    def has_weights(self) -> bool:
-        """It has."""
-        return True
-
-    @property
-    def is_centered(self) -> bool:
-        """Its weights have zero mean."""
-        return True
+    def looks_at(self, pairs: Pairs) -> Pairs:
+        """Vectors have no pixels."""
+        return Pairs.NONE
 
     def propagate(self, state: State, place: Place) -> State:
         """Scaled by the weights, plus a constant for the biases and a term for its gradients."""
-        fans = self._fans(state.shape, place)
-        weight = place.parametrization.weight(fans, self.w_std)
-        spread = fans.fan_in * weight.weight_deviation**2
-        moments, ntk = state.moments.times(spread), spread * state.ntk
-        ntk += weight.multiplier**2 * fans.fan_in * state.moments.cross
-        if self.b_std is not None:
-            bias = place.parametrization.bias(fans, self.b_std)
-            moments = moments.plus(constant(bias.weight_deviation**2, moments))
-            ntk += bias.multiplier**2
-        return State(moments, ntk, (self.width,), is_gaussian=True)
+        return self.affine(state, self._fans(state.shape, place), place)
 
     def draw(
         self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
     ) -> tuple[dict[str, Array], tuple[int, ...]]:
         """Weights (width, fan_in) and biases (width,)."""
         fans = self._fans(shape, place)
-        w_key, b_key = jax.random.split(key)
-        deviation = place.parametrization.weight(fans, self.w_std).deviation
-        params = {"w": deviation * jax.random.normal(w_key, (self.width, fans.fan_in))}
-        if self.b_std is not None:
-            deviation = place.parametrization.bias(fans, self.b_std).deviation
-            params["b"] = deviation * jax.random.normal(b_key, (self.width,))
-        return params, (self.width,)
+        return self.draw_weights(key, (self.width, fans.fan_in), fans, place), (self.width,)
 
     def forward(
         self, params: dict[str, Array], x: Float[Array, "n fan_in"], place: Place
     ) -> Float[Array, "n width"]:
         """`m x w^T + m' b`."""
         fans = self._fans(x.shape[1:], place)
-        if params["w"].shape != (self.width, fans.fan_in):
-            raise NetworkError(
-                f"`params` holds weights of shape {params['w'].shape}; a layer of width "
-                f"{self.width} on {fans.fan_in} features has weights of shape "
-                f"({self.width}, {fans.fan_in}): give the inputs that `init` was told of."
-            )
-        z = place.parametrization.weight(fans, self.w_std).multiplier * (x @ params["w"].T)
-        if self.b_std is None:
-            return z
-        return z + place.parametrization.bias(fans, self.b_std).multiplier * params["b"]
+        require_weights(params["w"], (self.width, fans.fan_in), f"{fans.fan_in} features")
+        return self.scaled(x @ params["w"].T, params.get("b"), fans, place)
 
     def _fans(self, shape: tuple[int, ...], place: Place) -> Fans:
         if len(shape) != 1:
             raise NetworkError(
                 f"`Dense({self.width})` got examples of shape {shape}; it takes a vector of "
-                "features: put `Flatten()` before it."
+                "features: put `Flatten()` or `GlobalAvgPool()` before it."
             )
         return Fans(shape[0], self.width, place.is_first, place.is_last)
 
 
-class Identity(Weightless):
-    """Outputs are inputs: a skip connection in `summed`."""
-
-    def propagate(self, state: State, place: Place) -> State:
-        """The state itself."""
-        return state
-
-    def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
-        """The inputs."""
-        return x
-
-
-class Flatten(Weightless):
-    """Examples of any shape as vectors; the first layer for images."""
-
-    def propagate(self, state: State, place: Place) -> State:
-        """The state, of vectors: moments are means over all features as they are."""
-        return state._replace(shape=self.shape_of(state.shape))
-
-    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The number of all features."""
-        return (math.prod(shape),)
-
-    def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
-        """Each example as a vector."""
-        return x.reshape(len(x), -1)
+def require_weights(w: Array, shape: tuple[int, ...], inputs: str) -> None:
+    """Raises NetworkError when weights do not have this shape, that of a layer on such inputs."""
+    if w.shape != shape:
+        raise NetworkError(
+            f"`params` holds weights of shape {w.shape}; a layer of width {shape[0]} on {inputs} "
+            f"has weights of shape {shape}: give the inputs that `init` was told of."
+        )
 
 
 def _is_zero(value: Any) -> bool:

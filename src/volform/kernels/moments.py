@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Moments(NamedTuple):
@@ -62,6 +62,11 @@ class Moments(NamedTuple):
         """`E[(u - v)^2]`, without cancellation."""
         return (root(self.left) - root(self.right)) ** 2 + 2 * self.shortfall
 
+    @property
+    def is_parallel(self) -> Bool[Array, "n1 n2"]:
+        """Whether u = v or u = -v, exactly."""
+        return (self.area == 0) & (self.left == self.right)
+
     def times(self, factor: Float[Array, ""] | float) -> "Moments":
         """The moments of `sqrt(factor) u` and `sqrt(factor) v`."""
         return Moments(*(factor * moment for moment in self))
@@ -82,6 +87,14 @@ class Moments(NamedTuple):
         products += (self.excess / size) * (other.shortfall / size)
         area = size * root(squares + products)
         return Moments(left, right, self.cross + other.cross, area)
+
+    def product(self, other: "Moments") -> "Moments":
+        """The moments of products of independent units: A^2 is `(A m')^2 + (c A')^2`."""
+        left, right, cross = (a * b for a, b in zip(self[:3], other[:3], strict=True))
+        size = jax.lax.stop_gradient(root(left) * root(right))
+        size = jnp.where(size == 0, 1, size)
+        squares = (self.area * other.scale / size) ** 2 + (self.cross * other.area / size) ** 2
+        return Moments(left, right, cross, size * root(squares))
 
     def _beside(self, cross: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
         # m - c = A^2 / (m + c) where c is positive.
@@ -112,6 +125,24 @@ def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
     """Moments of a random unit that is the same at all inputs, with variance `value`."""
     full = [jnp.full_like(moment, 1) * value for moment in like[:3]]
     return Moments(full[0], full[1], full[2], jnp.zeros_like(like.area))
+
+
+def of_products(
+    left: Float[Array, "..."],
+    right: Float[Array, "..."],
+    cross: Float[Array, "..."],
+    is_same: Bool[Array, "..."],
+) -> Moments:
+    """Moments of which the area is not known but as a difference.
+
+    An angle below 1e-7 (in float32, 1e-3) is known to that accuracy only, except that it is 0 or pi
+    where it is nearly so and `is_same` says so.
+    """
+    size = root(left) * root(right)
+    cosine = ratio(cross, size)
+    square = (1 - cosine) * (1 + cosine)
+    is_same = is_same & (square < 32 * jnp.finfo(square.dtype).eps)
+    return Moments(left, right, cross, size * root(jnp.where(is_same, 0, square)))
 
 
 def of_one(variance: Float[Array, "..."]) -> Moments:

@@ -7,11 +7,12 @@ from jaxtyping import Array, Float
 
 from volform.errors import NetworkError
 from volform.kernels.checking import require_positive
-from volform.kernels.layer import Place, State, Weightless
+from volform.kernels.layer import Pointwise
 from volform.kernels.moments import Moments
+from volform.kernels.state import Place, State
 
 
-class LayerNorm(Weightless):
+class LayerNorm(Pointwise):
     """Each example's units, centered and divided by `sqrt(variance + eps)`; no gain, no shift.
 
     Behind a dense layer of infinite width the mean is 0 and the variance E[u^2], so that both
@@ -46,13 +47,15 @@ class LayerNorm(Weightless):
                 "`LayerNorm()` follows values that are not Gaussian (the inputs, or an "
                 "activation), whose mean does not vanish; put a `Dense(width)` before it."
             )
-        moments = state.moments
+        ends = state.moments.left + self.eps, state.moments.right + self.eps
+        ntk = state.ntk / (jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]))
+        return state.map(self._scaled)._replace(ntk=ntk)
+
+    def _scaled(self, moments: Moments) -> Moments:
         left, right = moments.left + self.eps, moments.right + self.eps
         size = jnp.sqrt(left) * jnp.sqrt(right)
-        scaled = Moments(
-            moments.left / left, moments.right / right, moments.cross / size, moments.area / size
-        )
-        return state._replace(moments=scaled, ntk=state.ntk / size)
+        pairs = moments.cross / size, moments.area / size
+        return Moments(moments.left / left, moments.right / right, *pairs)
 
     def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
         """`(x - mean) / sqrt(variance + eps)` over the units."""
