@@ -1,6 +1,7 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.activation import Activation as Activation
+from volform.kernels.attention import GlobalSelfAttention as GlobalSelfAttention
 from volform.kernels.composition import (
     concatenated as concatenated,
     multiplied as multiplied,

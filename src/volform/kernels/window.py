@@ -172,28 +172,31 @@ def pool(state: State, table: Int[np.ndarray, "windows size"]) -> State:
         rows = jnp.mean(_at(x, at, -1), -1).mT
         return jnp.mean(_at(rows, at, -1), -1).mT
 
-    return mixed(state, mean, mean, [_same_windows(m, at) for m in (state.moments, *state.within)])
+    every = (state.moments, *state.within)
+    crosses, same = [mean(m.cross) for m in every], [_same_windows(m, at) for m in every]
+    return mixed(state, crosses, mean(state.ntk), same)
 
 
-def mixed(state: State, mean: Any, mean_within: Any, is_same: list[Bool[Array, "..."]]) -> State:
-    """The kernels of linear maps of each example's pixels.
+def mixed(
+    state: State,
+    crosses: list[Float[Array, "..."]],
+    ntk: Float[Array, "n1 n2 P P"],
+    is_same: list[Bool[Array, "..."]],
+) -> State:
+    """The state after a linear map of each example's pixels, which gave these kernels.
 
     Args:
         state: with all pairs of pixels.
-        mean: the map of cross-moments (n1, n2, P, P).
-        mean_within: or that of cross-moments within the examples, (n, P, P).
-        is_same: for the moments, and those within the examples: which images are the same by
-            construction.
+        crosses: the cross-moments, and those within the examples of either list.
+        ntk: the neural tangent kernel.
+        is_same: for each of the cross-moments, which pixels are the same but for a sign.
     """
-    crosses = [mean_within(m.cross) for m in state.within]
-    own = [jnp.diagonal(cross, axis1=-2, axis2=-1) for cross in crosses]
-    within = tuple(
-        of_products(variance[:, :, None], variance[:, None, :], cross, same)
-        for variance, cross, same in zip(own, crosses, is_same[1:], strict=True)
-    )
-    left, right = own[0][:, None, :, None], own[1][None, :, None, :]
-    moments = of_products(left, right, mean(state.moments.cross), is_same[0])
-    return state._replace(moments=moments, ntk=mean(state.ntk), within=within)
+    own = [jnp.diagonal(cross, axis1=-2, axis2=-1) for cross in crosses[1:]]
+    ends = [(variance[:, :, None], variance[:, None, :]) for variance in own]
+    ends = [(own[0][:, None, :, None], own[1][None, :, None, :]), *ends]
+    parts = zip(ends, crosses, is_same, strict=True)
+    moments, *within = [of_products(*end, cross, same) for end, cross, same in parts]
+    return state._replace(moments=moments, ntk=ntk, within=tuple(within))
 
 
 def _same_windows(moments: Moments, at: Int[Array, "windows size"]) -> Bool[Array, "..."]:
