@@ -50,7 +50,7 @@ class Activation(Pointwise):
                 "or a `Conv` before it."
             )
         ntk = state.ntk * self.slope_covariance(state.moments)
-        return state.map(self.images)._replace(ntk=ntk, is_gaussian=False)
+        return state.map(self.images).but(ntk=ntk, is_gaussian=False)
 
     def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
         """f of each entry."""

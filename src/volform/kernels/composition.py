@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import NetworkError
-from volform.kernels.layer import Layer
+from volform.kernels.layer import Composite, Layer
 from volform.kernels.moments import Moments
 from volform.kernels.spatial import Identity
 from volform.kernels.state import Pairs, Place, State
 
 
-class Serial(Layer):
+class Serial(Composite):
     """Layers one after the other; built by `serial`."""
 
     layers: tuple[Layer, ...]
@@ -73,7 +73,7 @@ class Serial(Layer):
         ]
 
 
-class Parallel(Layer):
+class Parallel(Composite):
     """Branches on the same inputs, whose outputs are put together."""
 
     branches: eqx.AbstractVar[tuple[Layer, ...]]
@@ -108,7 +108,7 @@ class Parallel(Layer):
         """Those of the branches, put together."""
         states = [branch.follow(state, place) for branch in self.branches]
         shape = self.joined_shape([state.shape for state in states])
-        return self.joined(states)._replace(shape=shape)
+        return self.joined(states).but(shape=shape)
 
     def draw(
         self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
@@ -136,7 +136,7 @@ class Summed(Parallel):
         moments = _together(states, Moments.plus)
         is_gaussian = all(state.is_gaussian for state in states)
         ntk = sum((state.ntk for state in states[1:]), states[0].ntk)
-        return moments._replace(ntk=ntk, is_gaussian=is_gaussian)
+        return moments.but(ntk=ntk, is_gaussian=is_gaussian)
 
     def joined_shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The one of all branches."""
@@ -159,9 +159,9 @@ class Concatenated(Parallel):
         for state, width in zip(states, widths, strict=True):
             part = width / sum(widths)
             own = state.map(lambda moments, part=part: moments.times(part))
-            scaled.append(own._replace(ntk=part * state.ntk))
+            scaled.append(own.but(ntk=part * state.ntk))
         # Products of two channels add up in a mean as those of uncorrelated units do in a sum.
-        return Summed(self.branches).joined(scaled)._replace(is_gaussian=False)
+        return Summed(self.branches).joined(scaled).but(is_gaussian=False)
 
     def joined_shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The channels of all branches."""
@@ -183,8 +183,8 @@ class Multiplied(Parallel):
         total = states[0]
         for state in states[1:]:
             ntk = total.ntk * state.moments.cross + total.moments.cross * state.ntk
-            total = _together([total, state], Moments.product)._replace(ntk=ntk)
-        return total._replace(is_gaussian=total.is_gaussian and len(states) == 1)
+            total = _together([total, state], Moments.product).but(ntk=ntk)
+        return total.but(is_gaussian=total.is_gaussian and len(states) == 1)
 
     def joined_shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The one of all branches."""
@@ -272,7 +272,7 @@ def _together(states: list[State], join: Any) -> State:
     """The first state, with the moments of all of them joined."""
     every = [(state.moments, *state.within) for state in states]
     moments, *within = [reduce(join, parts) for parts in zip(*every, strict=True)]
-    return states[0]._replace(moments=moments, within=tuple(within))
+    return states[0].but(moments=moments, within=tuple(within))
 
 
 def _require_layers(layers: tuple[Any, ...], argument: str) -> tuple[Layer, ...]:

@@ -59,7 +59,7 @@ class Dropout(Pointwise):
         ntk = jnp.where(same, 1 / self.rate, 1) * state.ntk
         noisy = tuple(self._noisy(m, jnp.eye(pixels[0], dtype=bool)) for m in state.within)
         moments = self._noisy(state.moments, same)
-        return state._replace(moments=moments, ntk=ntk, within=noisy, is_gaussian=False)
+        return state.but(moments=moments, ntk=ntk, within=noisy, is_gaussian=False)
 
     def _noisy(self, moments: Moments, same: Array) -> Moments:
         cross = jnp.where(same, moments.cross, 0)

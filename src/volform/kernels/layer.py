@@ -1,9 +1,11 @@
 """Layers of infinitely wide networks: functions, draws from the prior, and kernels at once."""
 
 import abc
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import NetworkError
@@ -65,7 +67,11 @@ class Layer(eqx.Module):
     def follow(self, state: State, place: Place) -> State:
         """`propagate`, of no more pairs of pixels than the layers from here on look at."""
         seen = state.seen(self.looks_at(place.pairs))
-        return self.propagate(seen, place).seen(place.pairs)
+        if isinstance(self, Composite):
+            return self.propagate(seen, place).seen(place.pairs)
+        traced, rest = eqx.partition(self, _is_number)
+        own, where = eqx.partition(place, eqx.is_array)
+        return _propagated((traced, own), (rest, where), seen).seen(place.pairs)
 
     def kernel(
         self,
@@ -107,8 +113,7 @@ class Layer(eqx.Module):
             Lee et al. (2018), Deep neural networks as Gaussian processes; Jacot, Gabriel & Hongler
             (2018), Neural tangent kernel; Sohl-Dickstein et al. (2020).
 
-        >>> import jax.numpy as jnp
-        >>> from volform import kernels as k
+        >>>         >>> from volform import kernels as k
         >>> net = k.serial(k.Dense(64), k.Relu(), k.Dense(1))
         >>> net.kernel(jnp.array([[3.0, 4.0]])).nngp.tolist()
         [[6.25]]
@@ -117,8 +122,9 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
-        state = of_examples(x1, x2, self.looks_at(Pairs.NONE), is_same=is_same)
-        end = self.follow(state, _whole(parametrization))
+        place = _whole(parametrization)
+        state = of_examples(x1, x2, self.looks_at(place.pairs), is_same=is_same)
+        end = self.follow(state, place)
         if end.has_pixels:
             raise NetworkError(
                 f"`net` ends in images of shape {end.shape}, which have a kernel for each pair of "
@@ -174,6 +180,10 @@ class Layer(eqx.Module):
         return self.forward(params, require_inputs(x, "x"), _whole(parametrization))
 
 
+class Composite(Layer):
+    """A layer that is made of layers."""
+
+
 class Weightless(Layer):
     """A layer without parameters, whose outputs are not said to have zero mean."""
 
@@ -208,6 +218,18 @@ class Pointwise(Weightless):
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same."""
         return shape
+
+
+# Layers are compiled one by one: like ones once, however deep the network; and their numbers are
+# traced, so that another w_std is not compiled anew.
+@partial(jax.jit, static_argnums=1)
+def _propagated(traced: tuple[Layer, Place], rest: tuple[Layer, Place], state: State) -> State:
+    layer, place = eqx.combine(traced, rest)
+    return layer.propagate(state, place)
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, float) or eqx.is_inexact_array(leaf)
 
 
 def _whole(parametrization: Parametrization | None) -> Place:

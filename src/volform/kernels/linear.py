@@ -59,7 +59,7 @@ class Weighted(Layer):
             state = state.map(lambda moments: moments.plus(constant(variance, moments)))
             ntk += bias.multiplier**2
         shape = (*state.shape[:-1], self.width)
-        return state._replace(ntk=ntk, shape=shape, is_gaussian=True)
+        return state.but(ntk=ntk, shape=shape, is_gaussian=True)
 
     def draw_weights(
         self, key: PRNGKeyArray, shape: tuple[int, ...], fans: Fans, place: Place

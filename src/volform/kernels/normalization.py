@@ -49,7 +49,7 @@ class LayerNorm(Pointwise):
             )
         ends = state.moments.left + self.eps, state.moments.right + self.eps
         ntk = state.ntk / (jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]))
-        return state.map(self._scaled)._replace(ntk=ntk)
+        return state.map(self._scaled).but(ntk=ntk)
 
     def _scaled(self, moments: Moments) -> Moments:
         left, right = moments.left + self.eps, moments.right + self.eps

@@ -72,7 +72,7 @@ class Conv(Weighted):
         """Means over the windows, then as for `Dense`."""
         counts, fans = self._sizes(state.shape, place)
         means = window_mean(state, self._window.table(state.shape[:-1]))
-        return self.affine(means._replace(shape=(*counts, self.width)), fans, place)
+        return self.affine(means.but(shape=(*counts, self.width)), fans, place)
 
     def draw(
         self, key: PRNGKeyArray, shape: tuple[int, ...], place: Place
@@ -145,7 +145,7 @@ class AvgPool(Weightless):
     def propagate(self, state: State, place: Place) -> State:
         """Means of both kernels over pairs of pixels."""
         shape = self.shape_of(state.shape)
-        return pool(state, self._window.table(state.shape[:-1]))._replace(shape=shape)
+        return pool(state, self._window.table(state.shape[:-1])).but(shape=shape)
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """One pixel for each window."""
@@ -186,7 +186,7 @@ class GlobalAvgPool(Weightless):
         state = pool(state, np.arange(state.moments.cross.shape[-1])[None])
         moments = Moments(*(moment[..., 0, 0] for moment in state.moments))
         shape = self.shape_of(state.shape)
-        return state._replace(moments=moments, ntk=state.ntk[..., 0, 0], shape=shape, within=())
+        return state.but(moments=moments, ntk=state.ntk[..., 0, 0], shape=shape, within=())
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The number of channels."""
@@ -210,12 +210,10 @@ class Flatten(Weightless):
         """Means of both kernels over the pixels; their law is not that of one Gaussian process."""
         shape = self.shape_of(state.shape)
         if not state.has_pixels:
-            return state._replace(shape=shape)
+            return state.but(shape=shape)
         state = window_mean(state, np.arange(state.moments.cross.shape[-1])[None])
         moments = Moments(*(moment[..., 0] for moment in state.moments))
-        return state._replace(
-            moments=moments, ntk=state.ntk[..., 0], shape=shape, is_gaussian=False
-        )
+        return state.but(moments=moments, ntk=state.ntk[..., 0], shape=shape, is_gaussian=False)
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The number of all features."""

@@ -1,9 +1,11 @@
 """What layers hand on to each other: kernels of units, and of the pixels that are asked for."""
 
+import dataclasses
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,7 +22,7 @@ class Pairs(enum.IntEnum):
     ALL = 2
 
 
-class State(NamedTuple):
+class State(eqx.Module):
     """What a layer's kernel is computed from.
 
     Pixels are numbered in a row. With P of them, arrays of two examples have the shape
@@ -39,9 +41,9 @@ class State(NamedTuple):
 
     moments: Moments
     ntk: Float[Array, "n1 n2 ..."]
-    shape: tuple[int, ...]
-    is_gaussian: bool
-    is_same: bool
+    shape: tuple[int, ...] = eqx.field(static=True)
+    is_gaussian: bool = eqx.field(static=True)
+    is_same: bool = eqx.field(static=True)
     within: tuple[Moments, ...] = ()
 
     @property
@@ -49,9 +51,13 @@ class State(NamedTuple):
         """Whether there are pixels, and not only means over them."""
         return self.moments.cross.ndim > 2
 
+    def but(self, **changes: Any) -> "State":
+        """The state with other values of some of its fields."""
+        return dataclasses.replace(self, **changes)
+
     def map(self, f: Callable[[Moments], Moments]) -> "State":
         """The state with f of all moments."""
-        return self._replace(moments=f(self.moments), within=tuple(f(m) for m in self.within))
+        return self.but(moments=f(self.moments), within=tuple(f(m) for m in self.within))
 
     def seen(self, pairs: Pairs) -> "State":
         """The state without the pairs of unequal pixels, unless they are asked for."""
@@ -60,7 +66,7 @@ class State(NamedTuple):
         left, right, cross, area = self.moments
         equal = [jnp.diagonal(part, axis1=-2, axis2=-1) for part in (cross, area, self.ntk)]
         moments = Moments(left[..., 0], right[..., 0, :], equal[0], equal[1])
-        return self._replace(moments=moments, ntk=equal[2], within=())
+        return self.but(moments=moments, ntk=equal[2], within=())
 
 
 class Place(NamedTuple):

@@ -126,7 +126,7 @@ def window_mean(state: State, table: Int[np.ndarray, "windows size"]) -> State:
     """
     parts = state.moments, state.ntk, state.within
     moments, ntk, within = _mean_of_equal(parts, jnp.asarray(table.T), bool(state.within))
-    return state._replace(moments=moments, ntk=ntk, within=within)
+    return state.but(moments=moments, ntk=ntk, within=within)
 
 
 @partial(jax.jit, static_argnums=2)  # or the loop would be compiled anew in every call
@@ -196,7 +196,7 @@ def mixed(
     ends = [(own[0][:, None, :, None], own[1][None, :, None, :]), *ends]
     parts = zip(ends, crosses, is_same, strict=True)
     moments, *within = [of_products(*end, cross, same) for end, cross, same in parts]
-    return state._replace(moments=moments, ntk=ntk, within=tuple(within))
+    return state.but(moments=moments, ntk=ntk, within=tuple(within))
 
 
 def _same_windows(moments: Moments, at: Int[Array, "windows size"]) -> Bool[Array, "..."]:
