@@ -10,9 +10,18 @@ X2 = np.cos(0.5 + 0.9 * np.arange(3)[:, None] - 0.4 * np.arange(4))
 E1, E2 = np.eye(4)[:2]
 EDGE = np.stack([E1, E1, -E1, E2, 0 * E1, 2 * E1])
 
+N, H, W, C = np.ogrid[:4, :5, :5, :2]
+IMAGES = np.sin(1 + 0.7 * N + 1.3 * H + 0.9 * W + 0.5 * C)
+N, T, C = np.ogrid[:4, :6, :2]
+SEQUENCES = np.sin(1 + 0.7 * N + 1.3 * T + 0.5 * C)
+
 
 def dense(width=8, b_std=0.2):
     return k.Dense(width, w_std=1.4, b_std=b_std)
+
+
+def conv(shape=(3,), width=8, **window):
+    return k.Conv(width, shape, w_std=1.4, b_std=0.2, **window)
 
 
 def around(*activations, b_std=0.2):
