@@ -20,8 +20,8 @@ def dense(width=8, b_std=0.2):
     return k.Dense(width, w_std=1.4, b_std=b_std)
 
 
-def conv(shape=(3,), width=8, **window):
-    return k.Conv(width, shape, w_std=1.4, b_std=0.2, **window)
+def conv(shape=(3,), width=8, b_std=0.2, **window):
+    return k.Conv(width, shape, w_std=1.4, b_std=b_std, **window)
 
 
 def around(*activations, b_std=0.2):

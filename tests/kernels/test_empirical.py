@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from tests.kernels.nets import X2, X, around
+from tests.kernels.nets import SEQUENCES, X2, X, around, conv
 
 import volform as vf
 from volform import kernels as k
@@ -78,18 +78,29 @@ def test_one_model_in_two_coordinates(params):
     assert np.abs(k.empirical_ntk(f, weights, X, X2) - expected).max() > 0.1
 
 
-def test_converges_like_the_root_of_the_width(key):
-    """Root mean square distance to the limit over draws, at widths 32 to 512."""
-    widths, errors = [32, 128, 512], []
-    for width in widths:
-        net = k.serial(k.Dense(width, 1.4), k.Relu(), k.Dense(1, 1.4))
-        limit = net.kernel(X, X2).ntk
+def wide(width):
+    return k.serial(k.Dense(width, 1.4), k.Relu(), k.Dense(1, 1.4))
 
-        def distance(key, net=net, limit=limit):
-            found = k.empirical_ntk(net.apply, net.init(key, X.shape), X, X2)
+
+def convolutional(width):
+    return k.serial(conv((2,), width), k.Relu(), k.GlobalAvgPool(), k.Dense(1, 1.4))
+
+
+@pytest.mark.parametrize(
+    ("make", "x1", "x2"), [(wide, X, X2), (convolutional, SEQUENCES, SEQUENCES[:2, ::-1])]
+)
+def test_converges_like_the_root_of_the_width(make, x1, x2, key):
+    """Root mean square distance to the limit over draws, at widths 32 to 512."""
+    widths, errors = [32, 512], []
+    limit = jax.jit(make(1).kernel)(x1, x2).ntk
+    for width in widths:
+        net = make(width)
+
+        def distance(key, net=net):
+            found = k.empirical_ntk(net.apply, net.init(key, x1.shape), x1, x2)
             return jnp.mean((found - limit) ** 2)
 
-        squares = jax.lax.map(jax.jit(distance), jax.random.split(key, 60))
+        squares = jax.lax.map(jax.jit(distance), jax.random.split(key, 100))
         errors.append(float(jnp.sqrt(jnp.mean(squares))))
     slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
     assert slope == pytest.approx(-0.5, abs=0.1)
@@ -102,6 +113,14 @@ def test_covariance_under_the_prior(seed):
     limit = net.kernel(X, X2).nngp
     assert np.all(np.abs(found.value - limit) < 4.5 * found.error)
     assert np.all(found.error < 0.1)
+
+
+def test_covariance_of_convolutions_under_the_prior(key):
+    net = convolutional(200)
+    found = jax.jit(lambda key: k.empirical_nngp(net, SEQUENCES, key=key, draws=200))(key)
+    limit = jax.jit(net.kernel)(SEQUENCES).nngp
+    assert np.all(np.abs(found.value - limit) < 4 * found.error)
+    assert np.all(found.error < 0.15 * limit)
 
 
 def test_covariance_in_another_parametrization(key):

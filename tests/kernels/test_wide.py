@@ -1,4 +1,4 @@
-"""Kernels of layers with several parts: written out, and as the means of networks of finite width."""
+"""Layers with several parts: written out, and as the means of networks of finite width."""
 
 import itertools
 
@@ -52,21 +52,22 @@ def test_networks_of_finite_width(net, scaling, key):
 
 def test_standard_kernel_of_convolutions_grows_like_the_channels():
     def tangent(width, scaling):
-        net = k.serial(conv(width=width), k.Relu(), conv(width=width), k.Flatten(), dense(1))
-        return np.asarray(jax.jit(lambda x: net.kernel(x, parametrization=scaling).ntk)(SEQUENCES))
+        net = k.serial(conv(width=width), k.Relu(), conv(width=8), k.Flatten(), dense(1))
+        return np.asarray(net.kernel(SEQUENCES, parametrization=scaling).ntk)
 
     first, second, fourth = (tangent(width, SP()) for width in (8, 16, 32))
     np.testing.assert_allclose(fourth - second, 2 * (second - first), rtol=1e-12)
-    assert np.all(np.diag(second - first) > 8)
-    for scaling in (NTP(), MuP()):
-        np.testing.assert_allclose(tangent(8, scaling), tangent(16, scaling), rtol=1e-12)
-    fixed = ImprovedSP(base_width=24)  # fan_in, that is 8 channels times 3 positions
-    assert np.all(np.diag(tangent(16, fixed)) < np.diag(tangent(16, SP())))
+    # What grows is the second layer's part, fan_in times the kernel of its inputs, in the last one.
+    inner = k.serial(conv(), k.Relu(), conv(b_std=None), k.Flatten()).kernel(SEQUENCES).nngp
+    np.testing.assert_allclose(second - first, 1.4**2 * 24 * inner / 1.4**2, rtol=1e-12)
+    np.testing.assert_allclose(tangent(8, NTP()), tangent(16, NTP()), rtol=1e-12)
+    base = ImprovedSP(base_width=24)  # a fan_in: 8 channels times 3 positions
+    np.testing.assert_allclose(tangent(8, base), tangent(16, base), rtol=1e-12)
 
 
 def test_attention_written_out():
-    """Of given sequences: weights by the softmax of their covariances, values of one dense layer."""
-    x, s = SEQUENCES, 1.5**2 * 1.0
+    """Weights by the softmax of covariances of pixels, values of one dense layer."""
+    x, s = SEQUENCES, 1.5**2
     inner = np.einsum("npc,mqc->nmpq", x, x) / 2
     own = np.exp(s * np.einsum("nnpq->npq", inner))
     own /= own.sum(-1, keepdims=True)

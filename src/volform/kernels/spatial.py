@@ -62,7 +62,7 @@ class Conv(Weighted):
 
     @property
     def _window(self) -> Window:
-        return window(self.filter_shape, self.strides, self.padding, "Conv")
+        return window(self.filter_shape, self.strides, self.padding, "Conv", "filter_shape")
 
     def looks_at(self, pairs: Pairs) -> Pairs:
         """The same pairs, and pixels rather than means."""
@@ -136,7 +136,7 @@ class AvgPool(Weightless):
     @property
     def _window(self) -> Window:
         strides = self.window_shape if self.strides is None else self.strides
-        return window(self.window_shape, strides, self.padding, "AvgPool")
+        return window(self.window_shape, strides, self.padding, "AvgPool", "window_shape")
 
     def looks_at(self, pairs: Pairs) -> Pairs:
         """All pairs."""

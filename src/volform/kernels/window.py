@@ -96,20 +96,20 @@ class Window(NamedTuple):
         return counts
 
 
-def window(shape: Any, strides: Any, padding: Any, layer: str) -> Window:
-    """A window of known layout; strides of 1 if None.
+def window(shape: Any, strides: Any, padding: Any, layer: str, name: str) -> Window:
+    """A window of this shape, which `layer` calls `name`; strides of 1 if None.
 
     Raises:
         NetworkError: when shape or strides are no tuples of positive integers, or the padding is
             no `Padding`.
     """
     strides = (1,) * len(shape) if strides is None and isinstance(shape, tuple) else strides
-    for name, value in (("filter_shape", shape), ("strides", strides)):
+    for argument, value in ((name, shape), ("strides", strides)):
         wanted = isinstance(value, tuple) and value and len(value) == len(shape)
         if not (wanted and all(isinstance(n, int) and n > 0 for n in value)):
             raise NetworkError(
-                f"`{name}` of {layer} is {value!r}; it should be a tuple of positive integers, one "
-                "for each direction: (3, 3) for images, (3,) for sequences."
+                f"`{argument}` of {layer} is {value!r}; it should be a tuple of positive "
+                "integers, one for each direction: (3, 3) for images, (3,) for sequences."
             )
     if not isinstance(padding, Padding):
         raise NetworkError(
