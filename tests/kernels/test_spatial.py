@@ -10,19 +10,20 @@ import pytest
 from tests.kernels.nets import IMAGES, SEQUENCES, conv, dense
 
 from volform import kernels as k
-from volform.geometry import NTP, SP, MuP
+from volform.geometry import NTP, SP, ImprovedSP, MuP
 from volform.kernels.state import Pairs, Place, of_examples
 
 SAME, VALID, CIRCULAR = k.Padding
 ROLLED = np.roll(SEQUENCES, 2, 1)
 STRIDED = k.serial(conv((3, 2), strides=(2, 1), padding=VALID), k.GlobalAvgPool())
 SIDE_BY_SIDE = k.serial(k.concatenated(conv(), conv((2,), width=3)), k.Flatten())
+BASE = ImprovedSP(base_width=5)
 LINEAR = [
     (IMAGES, STRIDED, NTP()),
     (IMAGES, STRIDED, SP()),
     (IMAGES, k.serial(conv((2, 3), strides=(1, 2)), k.Flatten()), MuP()),
     (IMAGES, k.serial(conv((3, 4), padding=CIRCULAR), k.AvgPool((2, 1)), k.Flatten()), NTP()),
-    (IMAGES, k.serial(k.AvgPool((2, 2)), conv((2, 2), padding=CIRCULAR), k.Flatten()), NTP()),
+    (IMAGES, k.serial(k.AvgPool((2, 2)), conv((2, 2), padding=CIRCULAR), k.Flatten()), BASE),
     (SEQUENCES, k.serial(conv(), k.AvgPool((3,), strides=(2,), padding=SAME), k.Flatten()), NTP()),
     (SEQUENCES, k.serial(conv((9,), strides=(2,), padding=CIRCULAR), k.GlobalAvgPool()), NTP()),
     (SEQUENCES, SIDE_BY_SIDE, NTP()),
