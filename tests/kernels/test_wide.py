@@ -14,20 +14,20 @@ from volform.geometry import NTP, SP
 ATTENTION = k.GlobalSelfAttention(
     48, 8, 64, 8, w_key_std=1.5, w_value_std=1.1, w_std=1.3, b_std=0.2
 )
-GATED = k.multiplied(conv((1,), width=64), k.serial(conv((2,), width=64), k.Erf()))
-BLOCK = k.summed(k.Identity(), k.serial(k.Relu(), conv(width=64)))
+GATED = k.multiplied(conv((1,), width=32), k.serial(conv((2,), width=32), k.Erf()))
+BLOCK = k.summed(k.Identity(), k.serial(k.Relu(), conv(width=32)))
 
 
 @pytest.mark.parametrize(
     ("net", "scaling"),
     [
         (k.serial(conv(width=48), k.Relu(), ATTENTION, k.GlobalAvgPool(), dense(1)), NTP()),
-        (k.serial(conv(width=64), BLOCK, GATED, k.Flatten(), dense(1)), SP()),
+        (k.serial(conv(width=32), BLOCK, GATED, k.Flatten(), dense(1)), SP()),
     ],
 )
 def test_networks_of_finite_width(net, scaling, key):
     """Means over 100 draws of `J J^T` and of products of outputs."""
-    x = SEQUENCES[:, :4]
+    x = SEQUENCES[:3, :3]
 
     def one(key):
         params = net.init(key, x.shape, parametrization=scaling)
@@ -36,14 +36,14 @@ def test_networks_of_finite_width(net, scaling, key):
             return net.apply(params, x, parametrization=scaling)[:, 0]
 
         value, jacobian = output(params), jax.jacrev(output)(params)
-        rows = [leaf.reshape(4, -1) for leaf in jax.tree.leaves(jacobian)]
+        rows = [leaf.reshape(3, -1) for leaf in jax.tree.leaves(jacobian)]
         return value[:, None] * value, sum(jnp.matmul(row, row.T) for row in rows)
 
     draws = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(key, 100))
     kernels = jax.jit(lambda x: net.kernel(x, parametrization=scaling))(x)
     for found, kernel in zip(draws, kernels, strict=True):
         error = np.asarray(found).std(0) / 10.0
-        bias = 0.03 * np.abs(kernel).max()  # of order 1 / width
+        bias = 0.05 * np.abs(kernel).max()  # of order 1 / width
         assert np.all(np.abs(found.mean(0) - kernel) < 3 * error + bias)
         assert np.all(error < 0.25 * np.abs(kernel).max())
 

@@ -84,20 +84,22 @@ class Layer(eqx.Module):
 
         A dense layer takes `(K, T)` to `(w_std^2 K + b_std^2, K' + w_std^2 T)` with K' its own
         NNGP in `NTP`; an activation f takes it to `(E[f(u) f(v)], T E[f'(u) f'(v)])`, (u, v)
-        centered Gaussian with covariance K. The inputs' K is `x1 . x2 / features`.
+        centered Gaussian with covariance K. The inputs' K is `x1 . x2 / features`. Of images, K and
+        T are those of pairs of pixels, and `x1 . x2 / channels` to begin with.
 
         Under `NTP` both are limits, in which widths do not occur. Under `SP` the NNGP is the same,
         and the neural tangent kernel is the leading order at the layers' own widths, with which it
         grows. Under `MuP` the NNGP is of order 1 / width. The inputs count as given numbers: a
         parametrization looks at their number of features.
 
-        Cost O(n1 n2 (features + layers)), memory O(n1 n2). Differentiable in inputs, `w_std` and
-        `b_std`; where two inputs coincide the neural tangent kernel of a kinked activation has a
-        kink, and the derivative given is the mean of both sides.
+        Cost O(n1 n2 (features + layers)), memory O(n1 n2). Images of P pixels take P times as much,
+        and P^2 times in front of layers that look at all pairs (`GlobalAvgPool`). Differentiable in
+        inputs, `w_std` and `b_std`; where two inputs coincide the neural tangent kernel of a kinked
+        activation has a kink, and the derivative given is the mean of both sides.
 
         Args:
-            x1: examples, shape (n1, features).
-            x2: examples, shape (n2, features); x1 if left out, and then the kernels are symmetric
+            x1: examples, shape (n1, features), or images, (n1, height, width, channels).
+            x2: examples, of shape (n2, ...); x1 if left out, and then the kernels are symmetric
                 to the last bit.
             parametrization: `NTP()` if left out.
 
@@ -106,14 +108,15 @@ class Layer(eqx.Module):
 
         Raises:
             DataError: when inputs are empty, not finite, of integers or of the wrong shape.
-            NetworkError: when an activation gets values that are not Gaussian, or branches of a
-                sum are correlated.
+            NetworkError: when an activation gets values that are not Gaussian, a layer gets inputs
+                of another shape than it takes, or the network ends in images.
 
         References:
             Lee et al. (2018), Deep neural networks as Gaussian processes; Jacot, Gabriel & Hongler
             (2018), Neural tangent kernel; Sohl-Dickstein et al. (2020).
 
-        >>>         >>> from volform import kernels as k
+        >>> import jax.numpy as jnp
+        >>> from volform import kernels as k
         >>> net = k.serial(k.Dense(64), k.Relu(), k.Dense(1))
         >>> net.kernel(jnp.array([[3.0, 4.0]])).nngp.tolist()
         [[6.25]]
