@@ -1,5 +1,6 @@
 """Networks and inputs that the tests of kernels share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +29,22 @@ def around(*activations, b_std=0.2):
     """A dense layer, then each activation with a dense layer behind it."""
     behind = [layer for f in activations for layer in (f, dense(b_std=b_std))]
     return k.serial(dense(b_std=b_std), *behind)
+
+
+def finite(net, x, scaling, keys):
+    """Products of outputs and `J J^T` of draws of a network with one output."""
+
+    def one(key):
+        params = net.init(key, x.shape, parametrization=scaling)
+
+        def output(params):
+            return net.apply(params, x, parametrization=scaling)[:, 0]
+
+        value, jacobian = output(params), jax.jacrev(output)(params)
+        rows = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(jacobian)]
+        return value[:, None] * value, sum(jnp.matmul(row, row.T) for row in rows)
+
+    return jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
 
 
 ACTIVATIONS = [

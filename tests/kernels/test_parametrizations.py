@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.kernels.nets import finite
 
 from volform import kernels as k
 from volform.geometry import NTP, SP, ImprovedSP, MuP
@@ -65,18 +66,15 @@ def test_leading_order_is_that_of_finite_networks(key, scaling):
     )
     x = np.concatenate([X1, X2])
 
-    def one(key):
-        params = deep.init(key, x.shape, parametrization=scaling)
-
-        def output(params):
-            return deep.apply(params, x, parametrization=scaling)[:, 0]
-
-        value, jacobian = output(params), jax.jacrev(output)(params)
-        rows = [leaf.reshape(2, -1) for leaf in jax.tree.leaves(jacobian)]
-        return value[:, None] * value, sum(jnp.matmul(row, row.T) for row in rows)
-
-    nngp, ntk = jax.lax.map(one, jax.random.split(key, 60))
+    nngp, ntk = finite(deep, x, scaling, jax.random.split(key, 60))
     expected = deep.kernel(x, parametrization=scaling)
     np.testing.assert_allclose(ntk.mean(0), expected.ntk, rtol=0.04)
     error = np.asarray(nngp).std(0) / np.sqrt(60)
     assert np.all(np.abs(nngp.mean(0) - expected.nngp) < 3 * error)
+
+
+@pytest.mark.parametrize("kind", [int, np.float64, np.array, jnp.array])
+def test_any_number(kind):
+    """What is traced and what is not makes no difference."""
+    kernel = k.Dense(1, kind(2), kind(3)).kernel(X1)
+    np.testing.assert_allclose(kernel.nngp, k.Dense(1, 2.0, 3.0).kernel(X1).nngp, rtol=1e-15)

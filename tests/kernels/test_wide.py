@@ -3,10 +3,9 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import SEQUENCES, X2, X, conv, dense
+from tests.kernels.nets import SEQUENCES, X2, X, conv, dense, finite
 
 from volform import kernels as k
 from volform.geometry import NTP, SP
@@ -29,17 +28,7 @@ def test_networks_of_finite_width(net, scaling, key):
     """Means over 100 draws of `J J^T` and of products of outputs."""
     x = SEQUENCES[:3, :3]
 
-    def one(key):
-        params = net.init(key, x.shape, parametrization=scaling)
-
-        def output(params):
-            return net.apply(params, x, parametrization=scaling)[:, 0]
-
-        value, jacobian = output(params), jax.jacrev(output)(params)
-        rows = [leaf.reshape(3, -1) for leaf in jax.tree.leaves(jacobian)]
-        return value[:, None] * value, sum(jnp.matmul(row, row.T) for row in rows)
-
-    draws = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(key, 100))
+    draws = finite(net, x, scaling, jax.random.split(key, 100))
     kernels = jax.jit(lambda x: net.kernel(x, parametrization=scaling))(x)
     for found, kernel in zip(draws, kernels, strict=True):
         error = np.asarray(found).std(0) / 10.0

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import NetworkError
@@ -70,7 +71,7 @@ class Layer(eqx.Module):
         if isinstance(self, Composite):
             return self.propagate(seen, place).seen(place.pairs)
         traced, rest = eqx.partition(self, _is_number)
-        own, where = eqx.partition(place, eqx.is_array)
+        own, where = eqx.partition(place, _is_array)
         return _propagated((traced, own), (rest, where), seen).seen(place.pairs)
 
     def kernel(
@@ -231,8 +232,12 @@ def _propagated(traced: tuple[Layer, Place], rest: tuple[Layer, Place], state: S
     return layer.propagate(state, place)
 
 
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
 def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, float) or eqx.is_inexact_array(leaf)
+    return isinstance(leaf, float) or _is_array(leaf)
 
 
 def _whole(parametrization: Parametrization | None) -> Place:
