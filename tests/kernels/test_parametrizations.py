@@ -73,7 +73,7 @@ def test_leading_order_is_that_of_finite_networks(key, scaling):
     assert np.all(np.abs(nngp.mean(0) - expected.nngp) < 3 * error)
 
 
-@pytest.mark.parametrize("kind", [int, np.float64, np.array, jnp.array])
+@pytest.mark.parametrize("kind", [int, np.float64, np.asarray, jnp.array])
 def test_any_number(kind):
     """What is traced and what is not makes no difference."""
     kernel = k.Dense(1, kind(2), kind(3)).kernel(X1)
