@@ -76,5 +76,5 @@ def test_leading_order_is_that_of_finite_networks(key, scaling):
 @pytest.mark.parametrize("kind", [int, np.float64, np.asarray, jnp.array])
 def test_any_number(kind):
     """What is traced and what is not makes no difference."""
-    kernel = k.Dense(1, kind(2), kind(3)).kernel(X1)
+    kernel = k.Dense(1, kind(2.0), kind(3.0)).kernel(X1)
     np.testing.assert_allclose(kernel.nngp, k.Dense(1, 2.0, 3.0).kernel(X1).nngp, rtol=1e-15)
