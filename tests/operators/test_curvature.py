@@ -233,3 +233,9 @@ def test_closed_form_of_a_stretch(d):
     assert_allclose(logdet(hessian(in_psi, at)).value, d * np.log(2 / 9), rtol=1e-10)
     E = under_metric(hessian(in_psi, at), vf.pullback(vf.Euclidean(), back), at)
     assert_allclose(logdet(E).value, d * np.log(2), rtol=1e-10)
+
+
+def test_damping_may_be_traced():
+    H = vf.operators.hessian(lambda x: jnp.sum(x**4), jnp.arange(1.0, 5.0))
+    slope = jax.jit(jax.grad(lambda c: vf.operators.logdet(2.0 * H + c).value))(3.0)
+    assert_allclose(slope, jnp.sum(1.0 / (24.0 * jnp.arange(1.0, 5.0) ** 2 + 3.0)), rtol=1e-12)

@@ -155,7 +155,9 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             ModelError: when the key is missing, or `Linearized()` has no closed form.
         """
-        key, args = (None, args) if by is not None else _key_and_arguments(args)
+        key: Any = None
+        if by is None:
+            key, args = _key_and_arguments(args)
         if not args and not kwargs:
             args, kwargs = self.posterior.program.arguments()
         if by is not None:
@@ -176,7 +178,7 @@ class LaplaceApproximation(eqx.Module):
         return "\n".join([*rows, repr(self.mode)])
 
 
-def _key_and_arguments(args: tuple) -> tuple[PRNGKeyArray, tuple]:
+def _key_and_arguments(args: tuple) -> tuple[Any, tuple]:
     if args:
         first = args[0]
         is_typed = isinstance(first, Array) and jnp.issubdtype(first.dtype, jax.dtypes.prng_key)

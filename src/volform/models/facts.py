@@ -10,7 +10,7 @@ from numpyro.distributions import ImproperUniform, Unit
 
 from volform.errors import ModelError
 from volform.models.attaching import Observer
-from volform.models.observations import core_of
+from volform.models.observations import core_of, on_host
 from volform.models.posterior import Posterior
 from volform.models.priors import VolumeDensity
 from volform.models.program import Program
@@ -100,5 +100,5 @@ def _checked(count: object, where: str) -> int:
 
 
 def _fingerprint(value: object) -> tuple[tuple[int, ...], str]:
-    array = np.ascontiguousarray(np.asarray(value, dtype=float))
+    array = np.ascontiguousarray(on_host(value), dtype=float)
     return array.shape, hashlib.sha256(array.tobytes()).hexdigest()[:16]

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
 from numpyro.distributions import (
     Delta,
     ExpandedDistribution,
@@ -24,7 +26,7 @@ def check_observed(name: str, fn: Any, value: Any) -> None:
     """
     if _is_unchecked(fn, value):
         return
-    value = np.asarray(value)
+    value = on_host(value)
     if value.size == 0:
         raise DataError(
             f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
@@ -49,7 +51,7 @@ def check_support(name: str, fn: Any, value: Any) -> None:
     inside = fn.support(jnp.asarray(value))
     if isinstance(inside, Tracer):  # under jit, where nothing is known yet
         return
-    inside, used = np.asarray(inside), _used(fn, np.asarray(value))
+    inside, used = on_host(inside), _used(fn, on_host(value))
     _refuse_where(
         ~inside & (used if inside.shape == used.shape else True),
         f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
@@ -77,6 +79,13 @@ def _refuse_unequal(name: str, shape: tuple, wanted: tuple, event_dim: int) -> N
 def _is_unchecked(fn: Any, value: Any) -> bool:
     """Whether there is nothing to look at: a factor, or a value that is not known yet."""
     return isinstance(core_of(fn), Unit) or isinstance(value, Tracer)
+
+
+def on_host(value: Any) -> np.ndarray:
+    """The value of an array, also of one that is spread over several processes."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return np.asarray(process_allgather(value, tiled=True))
+    return np.asarray(value)
 
 
 def is_point_mass(fn: Any) -> bool:

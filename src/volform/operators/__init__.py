@@ -28,6 +28,7 @@ from volform.operators.methods import (
     Method as Method,
     XTrace as XTrace,
 )
+from volform.operators.sharding import sharded as sharded
 from volform.operators.sharpness import (
     Sharpness as Sharpness,
     metric_of as metric_of,

@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 from numpy.typing import DTypeLike
 
 from volform.errors import OperatorError, SizeError
@@ -107,7 +108,8 @@ class Combination(Operator):
 
 
 def _number(value: Any, role: str) -> Array:
-    number = jnp.asarray(value) if isinstance(value, ArrayLike) else None
+    is_numeric = isinstance(value, jax.Array | np.ndarray | np.generic | int | float)
+    number = jnp.asarray(value) if is_numeric else None
     if number is None or number.shape != ():
         raise OperatorError(
             f"`{value!r}` was to be {role} an operator; it should be a number, or a lineax "

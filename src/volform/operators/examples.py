@@ -28,14 +28,18 @@ def sum_over(
     if chunk is None or chunk >= count:
         return fn(data, jnp.ones(count, like))
 
-    def step(total: Any, rows: Array) -> tuple[Any, None]:
-        part = _taken(data, rows, count)
-        value = fn(part, (rows < count).astype(like))
+    chunks = -(-count // chunk)
+    each = jnp.arange(chunk) * chunks
+
+    def step(total: Any, number: Array) -> tuple[Any, None]:
+        weights = (number + each < count).astype(like)
+        value = fn(_taken(data, number, chunk, chunks), weights)
         return jax.tree.map(jnp.add, total, value), None
 
-    shapes = jax.eval_shape(fn, _taken(data, jnp.arange(chunk), count), jnp.ones(chunk, like))
+    first = _taken(data, jnp.array(0), chunk, chunks)
+    shapes = jax.eval_shape(fn, first, jnp.ones(chunk, like))
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(step, start, _in_rows(count, chunk))[0]
+    return jax.lax.scan(step, start, jnp.arange(chunks))[0]
 
 
 def in_chunks(fn: Callable[[Any], Any], data: PyTree, chunk: int | None) -> Any:
@@ -43,17 +47,27 @@ def in_chunks(fn: Callable[[Any], Any], data: PyTree, chunk: int | None) -> Any:
     count = count_of(data)
     if chunk is None or chunk >= count:
         return fn(data)
-    parts = jax.lax.map(lambda rows: fn(_taken(data, rows, count)), _in_rows(count, chunk))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], parts)
+    chunks = -(-count // chunk)
+    numbers = jnp.arange(chunks)
+    parts = jax.lax.map(lambda number: fn(_taken(data, number, chunk, chunks)), numbers)
+    in_order = lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])[:count]  # noqa: E731
+    return jax.tree.map(in_order, parts)
 
 
-def _in_rows(count: int, chunk: int) -> Array:
-    return jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
+def _taken(data: PyTree, number: Array, chunk: int, chunks: int) -> PyTree:
+    """Every `chunks`-th example from `number` on.
 
+    Data that are spread over devices in consecutive blocks are in each chunk from every device: all
+    of them work at once, and no example leaves its own.
+    """
 
-def _taken(data: PyTree, rows: Array, count: int) -> PyTree:
-    # The fill is made of true examples, so that nothing computed from it is infinite.
-    return jax.tree.map(lambda leaf: leaf[jnp.minimum(rows, count - 1)], data)
+    def of_leaf(leaf: Array) -> Array:
+        if chunk * chunks == len(leaf):
+            return leaf.reshape(chunk, chunks, *leaf.shape[1:])[:, number]
+        # The fill is made of true examples, so that nothing computed from it is infinite.
+        return leaf[jnp.minimum(number + jnp.arange(chunk) * chunks, len(leaf) - 1)]
+
+    return jax.tree.map(of_leaf, data)
 
 
 def count_of(data: PyTree) -> int:

@@ -11,7 +11,8 @@ from matfree import stochtrace
 
 from volform.errors import IndefiniteError, OperatorError
 from volform.operators.base import check_dense, is_known, mapped
-from volform.operators.krylov import Quadrature, averaged, quadrature, signs
+from volform.operators.checkpoint import quadratures
+from volform.operators.krylov import Quadrature, averaged, signs
 from volform.operators.methods import Estimate, Krylov, Method, XTrace, chosen
 from volform.operators.pencil import Pencil, pencil
 
@@ -250,12 +251,6 @@ def effective_dimension(
     _refuse_indefinite(shifted, "effective_dimension")
     value, error = _averaged_function(form.size(), nodes, lambda x: x / (x + damping))
     return Estimate(jnp.where(_is_positive(shifted), value, jnp.nan), error)
-
-
-@eqx.filter_jit
-def quadratures(form: Pencil, by: Krylov) -> Quadrature:
-    """Gauss quadrature of the spectral measure of each probe, compiled."""
-    return quadrature(form, by)
 
 
 def all_eigenvalues(form: Pencil) -> Quadrature:

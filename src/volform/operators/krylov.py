@@ -80,17 +80,16 @@ class Quadrature(NamedTuple):
     weights: Float[Array, "probes k"]
 
 
-def quadrature(form: Pencil, by: Krylov) -> Quadrature:
+def quadrature(form: Pencil, by: Krylov, probes: Float[Array, "probes n"]) -> Quadrature:
     """Gauss quadrature of the spectral measure of each probe."""
     product = form.mv()
-    like = jnp.zeros(form.size(), form.dtype())
     depth = min(by.depth, form.size())
 
     def of_one(probe: Float[Array, " n"]) -> Quadrature:
         values, vectors = lanczos(product, probe, depth, by.key).ritz()
         return Quadrature(values, vectors[0] ** 2)
 
-    return mapped(of_one, signs(by, like), by.batch)
+    return mapped(of_one, probes, by.batch)
 
 
 def averaged(samples: Any) -> tuple[Any, Any]:

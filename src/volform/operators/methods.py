@@ -42,6 +42,8 @@ class Krylov(Method):
         probes: number of vectors, at least two.
         depth: products for each vector in Lanczos' method; cut off at the size of the operator.
         batch: vectors worked on at once, which bounds the memory; all of them by default.
+        checkpoint: path of a file (npz) that Lanczos quadrature writes after each batch, and goes
+            on from: a log-determinant or spectral density of hours survives being killed.
 
     References:
         Hutchinson (1990); Ubaru, Chen & Saad (2017), Fast estimation of tr(f(A)) via stochastic
@@ -52,6 +54,7 @@ class Krylov(Method):
     probes: int = eqx.field(static=True, default=64)
     depth: int = eqx.field(static=True, default=48)
     batch: int | None = eqx.field(static=True, default=None)
+    checkpoint: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         """Whether the numbers can be used."""

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, PyTree
 
 from volform.errors import IndefiniteError, OperatorError
 from volform.operators.base import check_dense, check_positive, is_known
+from volform.operators.checkpoint import quadratures
 from volform.operators.functionals import (
     all_eigenvalues,
     finite,
     indefinite,
-    quadratures,
     without_xtrace,
 )
 from volform.operators.krylov import averaged, lanczos

@@ -1,0 +1,100 @@
+"""Spectra of long runs, kept on disk after each batch of probes."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.errors import OperatorError
+from volform.operators.base import is_known
+from volform.operators.krylov import Quadrature, quadrature, signs
+from volform.operators.methods import Krylov
+from volform.operators.pencil import Pencil
+
+
+def quadratures(form: Pencil, by: Krylov) -> Quadrature:
+    """Gauss quadrature of the spectral measure of each probe, compiled; resumed where it stopped.
+
+    Raises:
+        OperatorError: when `checkpoint` of `by` is no file of such a run, or of another one.
+    """
+    if by.checkpoint is None:
+        return _together(form, by)
+    path = Path(by.checkpoint)
+    if not is_known(form):
+        raise OperatorError(
+            f"`checkpoint` of Krylov is '{path}', but nothing can be written under `jit`; call the "
+            "functional outside of it."
+        )
+    run = {
+        "key": np.asarray(jax.random.key_data(by.key)),
+        "shape": np.array([by.probes, by.depth, form.size()]),
+        "product": np.asarray(_first_product(form, by)),
+    }
+    nodes, weights = _read(path, run)
+    batch = by.probes if by.batch is None else by.batch
+    while len(nodes) < by.probes:
+        start, count = len(nodes), min(batch, by.probes - len(nodes))
+        part = _part(form, by, jnp.array(start), count)
+        nodes = np.concatenate([nodes, np.asarray(part.nodes)])
+        weights = np.concatenate([weights, np.asarray(part.weights)])
+        _write(path, run, nodes, weights)
+    return Quadrature(jnp.asarray(nodes), jnp.asarray(weights))
+
+
+@eqx.filter_jit
+def _together(form: Pencil, by: Krylov) -> Quadrature:
+    return quadrature(form, by, signs(by, jnp.zeros(form.size(), form.dtype())))
+
+
+@eqx.filter_jit
+def _part(form: Pencil, by: Krylov, start: Array, count: int) -> Quadrature:
+    probes = signs(by, jnp.zeros(form.size(), form.dtype()))
+    return quadrature(form, by, jax.lax.dynamic_slice_in_dim(probes, start, count))
+
+
+@eqx.filter_jit
+def _first_product(form: Pencil, by: Krylov) -> Float[Array, ""]:
+    probe = signs(by, jnp.zeros(form.size(), form.dtype()))[0]
+    return probe @ form.mv()(probe)
+
+
+def _read(path: Path, run: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    depth = min(run["shape"][1], run["shape"][2])
+    if not path.exists():
+        return np.zeros((0, depth), run["product"].dtype), np.zeros(
+            (0, depth), run["product"].dtype
+        )
+    try:
+        with np.load(path) as stored:
+            kept = {name: stored[name] for name in (*run, "nodes", "weights")}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise OperatorError(
+            f"`checkpoint` of Krylov is '{path}', which is no file of such a run ({error}); give a "
+            "path that does not exist, or that of the run to go on with."
+        ) from error
+    same = all(np.array_equal(kept[name], run[name]) for name in ("key", "shape"))
+    if not same or not np.allclose(kept["product"], run["product"], rtol=1e-6):
+        raise OperatorError(
+            f"`checkpoint` of Krylov, '{path}', is of another operator or other settings: key, "
+            "probes, depth, and the product with the first probe should be those of the first run. "
+            "Give another path, or remove the file."
+        )
+    return kept["nodes"], kept["weights"]
+
+
+def _write(path: Path, run: dict[str, np.ndarray], nodes: np.ndarray, weights: np.ndarray) -> None:
+    # Renaming is atomic: a run that is killed leaves the file before or the file after.
+    partial = path.with_name(f".{path.name}.partial")
+    arrays: Any = run | {"nodes": nodes, "weights": weights}
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
