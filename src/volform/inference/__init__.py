@@ -33,4 +33,5 @@ from volform.inference.structures import (
     Structure as Structure,
     Subset as Subset,
 )
+from volform.inference.training import train_by_evidence as train_by_evidence
 from volform.inference.warmstart import nuts as nuts

@@ -37,7 +37,9 @@ class EmpiricalBayes(eqx.Module):
         approx: the Laplace approximation there, with the evidence.
         gradient_norm: norm of the gradient of log evidence in unconstrained hyperparameters.
         steps: steps of the outer search.
-        converged: whether it ended where the gradient vanishes.
+        converged: whether it ended where the gradient vanishes; of a training, where log Z has
+            settled.
+        history: log Z after each round of a training, else None.
     """
 
     hyperparameters: dict[str, Array]
@@ -45,6 +47,7 @@ class EmpiricalBayes(eqx.Module):
     gradient_norm: float
     steps: int
     converged: bool
+    history: Float[Array, " rounds"] | None = None
 
     def __repr__(self) -> str:
         log_z = float(first_order(self.approx.at, logdet(self.approx.precision)))
@@ -112,7 +115,7 @@ def maximize_evidence(
     >>> round(float(found.hyperparameters["scale"]) ** 2, 4)  # mean(y)^2 - 1/3
     1.4444
     """
-    charts = _charts(hyperparameters, supports)
+    charts = charts_of(hyperparameters, supports)
     values = {name: jnp.asarray(v, jnp.result_type(float)) for name, v in hyperparameters.items()}
     start, unravel = ravel_pytree({name: charts[name].inv(v) for name, v in values.items()})
 
@@ -138,7 +141,12 @@ def maximize_evidence(
     return EmpiricalBayes(found, approx, norm, int(steps), norm < tolerance)
 
 
-def _charts(hyperparameters: Mapping[str, Any], supports: Any) -> dict[str, Any]:
+def charts_of(hyperparameters: Mapping[str, Any], supports: Any) -> dict[str, Any]:
+    """From the real line to each hyperparameter.
+
+    Raises:
+        ModelError: for a support of an unknown name.
+    """
     supports = {} if supports is None else supports
     unknown = [name for name in supports if name not in hyperparameters]
     if unknown:
