@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.errors import ConvergenceError, ModelError, PrecisionWarning
+from volform.errors import ConvergenceError, ModelError, PrecisionWarning, SizeError
 from volform.inference import diagnosis
 from volform.inference.evidence import Cost
 from volform.inference.local import Expansion, Point, expand, locate, objective
 from volform.inference.progress import waiting
 from volform.inference.search import End, descend, refine, starting_points
 from volform.models import Posterior
+from volform.operators.base import DENSE_GIB
 
 
 class Mode(eqx.Module):
@@ -178,6 +179,7 @@ def find_map(
         ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
         SingularMetricError: when the metric is not positive definite; names sites and rank.
         UnknownSiteError: when `initial` lacks a latent site.
+        SizeError: when the Hessian would take more than 8 GiB, from 32,768 parameters on.
 
     References:
         Kristiadi, Dangel & Hennig (2023), section 3.3.
@@ -194,6 +196,7 @@ def find_map(
             f"`posterior` should be a Posterior from `vf.condition(model, *data)`; got "
             f"{type(posterior).__name__}."
         )
+    _require_room(posterior)
     with waiting("find_map", progress) as phase:
         points = starting_points(posterior, key, starts)
         if initial is not None:
@@ -221,6 +224,17 @@ def find_map(
     return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
 
 
+def _require_room(posterior: Posterior) -> None:
+    gib = posterior.dim**2 * jnp.dtype(float).itemsize / 2**30
+    if gib > DENSE_GIB:
+        raise SizeError(
+            f"`posterior` has {posterior.dim:,} parameters, whose Hessian would take {gib:.0f} GiB "
+            f"where {DENSE_GIB:.0f} are allowed. Train it with an optimizer such as optax's, and "
+            "give the end to `vf.laplace(posterior, at=values, curvature=GGN(), "
+            "structure=Kronecker())`, which forms no matrix of all parameters."
+        )
+
+
 def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     """The point with the given latent values, judged as the end of a search would be.
 
@@ -228,6 +242,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
         UnknownSiteError: when a latent site is missing.
         ConvergenceError: when log q^G is not finite there.
     """
+    _require_room(posterior)
     u = posterior.layout.unconstrain(values, "at")
     at = eqx.filter_jit(expand)(posterior, u)
     _require_density(at)
