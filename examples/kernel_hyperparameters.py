@@ -50,7 +50,7 @@ def by_evidence(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
 
     def loss(logs: jax.Array, _: None) -> jax.Array:
         w_std, b_std, noise = jnp.exp(logs)
-        return -k.evidence(network(w_std, b_std), x, y, noise=noise)
+        return -k.evidence(network(w_std, b_std), x, y, noise=noise).log_z
 
     solver = optx.BFGS(rtol=1e-8, atol=1e-8)
     found = optx.minimise(loss, solver, jnp.array([0.0, 0.0, -2.0]), max_steps=500)

@@ -24,7 +24,7 @@ IMPORTS = {
     "operators": {"geometry"},
     "models": {"geometry", "operators"},
     "inference": {"geometry", "operators", "models"},
-    "kernels": {"geometry", "operators"},
+    "kernels": {"geometry", "operators", "models", "inference"},
     "equivalence": {"operators", "models"},
     "plotting": {"geometry", "operators", "models", "inference", "kernels", "equivalence"},
 }

@@ -249,8 +249,8 @@ def _cautions(found: dict[str, Evidence]) -> list[str]:
             "the models have different data, so that their evidences cannot be compared: "
             + "; ".join(f"{name} {_shapes(e)}" for name, e in found.items())
         )
-    if len({e.metric for e in found.values()}) > 1:
-        metrics = ", ".join(f"{name}: {e.metric}" for name, e in found.items())
+    if len({e.metric for e in found.values()} - {""}) > 1:
+        metrics = ", ".join(f"{name}: {e.metric}" for name, e in found.items() if e.metric)
         cautions.append(
             f"the metrics differ ({metrics}); Laplace evidence depends on the metric at order 1/n"
         )

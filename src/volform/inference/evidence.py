@@ -24,8 +24,8 @@ class Trust(eqx.Module):
     """A verdict on a result, with its reason.
 
     "good" says that a global check was passed: Pareto k-hat, chains that mixed, or quadrature
-    that converged. "fair" says that only a local check was passed, or a global one with
-    reservations; "poor" that a check failed; "unchecked" that there was none.
+    that converged; or that there is a closed form. "fair" says that only a local check was passed,
+    or a global one with reservations; "poor" that a check failed; "unchecked" that there was none.
     """
 
     level: Level = eqx.field(static=True)
@@ -77,11 +77,11 @@ class Evidence(eqx.Module):
         log_z: log evidence.
         error: standard error in nats for a Monte Carlo estimate; for quadrature, the change at
             the last refinement; for Laplace, the size of the next term of its expansion, which
-            bounds nothing. NaN where it is not known.
+            bounds nothing. Zero for a closed form, NaN where it is not known.
         correction: c, Laplace's built-in gauge. None for other estimators, and where it was not
             computed; `note` then says why.
-        metric: the metric in words.
-        dim: number of parameters d.
+        metric: the metric in words, empty where none had a part in it.
+        dim: number of parameters d; zero where all are integrated out in closed form.
         method: the estimator in words.
         trust: a verdict in words, with its reason.
         diagnostics: the numbers behind the verdict, by name.
@@ -114,11 +114,14 @@ class Evidence(eqx.Module):
                 f", second order {float(self.log_z_second_order):.3f}"
                 f", correction c = {float(self.correction):+.3f}"
             )
+        elif float(self.error) == 0.0:
+            text += f", {self.method}"
         elif math.isfinite(float(self.error)):
             text += f" ± {_short(float(self.error))} by {self.method}"
         elif self.method != "Laplace":
             text += f" by {self.method}"
-        text += f", metric {self.metric.removesuffix('()')}, {self.dim} parameters"
+        metric = f", metric {self.metric.removesuffix('()')}" if self.metric else ""
+        text += f"{metric}, {self.dim} parameters"
         return "\n".join(line for line in (text, f"trust {self.trust}", self.note) if line)
 
 

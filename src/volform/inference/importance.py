@@ -86,7 +86,7 @@ class Importance(Estimator):
             log_z,
             error,
             method=f"importance sampling ({used:,} draws)",
-            trust=_trust(drawn, error, effective).but(problem.reservations),
+            trust=trust_of(drawn, error, effective).but(problem.reservations),
             diagnostics={"k_hat": drawn.k_hat, "effective_draws": effective},
             cost=Cost(densities=used),
             notes=notes,
@@ -177,7 +177,8 @@ def log_mean(
     return float(shift + np.log(total / n)), relative * widening, effective
 
 
-def _trust(drawn: Weighted, error: float, effective: float) -> Trust:
+def trust_of(drawn: Weighted, error: float, effective: float) -> Trust:
+    """The verdict on weighted draws, by k-hat, smoothing and the effective number of draws."""
     tail = f"k-hat {drawn.k_hat:.2f}"
     if not drawn.k_hat <= K_HAT_LIMIT:
         return Trust(Level.POOR, f"{tail} > {K_HAT_LIMIT}: a few draws carry the estimate")

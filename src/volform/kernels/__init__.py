@@ -1,6 +1,7 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.activation import Activation as Activation
+from volform.kernels.architecture import Architecture as Architecture
 from volform.kernels.attention import GlobalSelfAttention as GlobalSelfAttention
 from volform.kernels.composition import (
     concatenated as concatenated,
@@ -19,6 +20,8 @@ from volform.kernels.expansion import (
     Monomial as Monomial,
     Polynomial as Polynomial,
 )
+from volform.kernels.finite import finite_evidence as finite_evidence
+from volform.kernels.growth import ntk_by_layer as ntk_by_layer, ntk_growth as ntk_growth
 from volform.kernels.layer import Kernel as Kernel, Layer as Layer
 from volform.kernels.linear import Dense as Dense
 from volform.kernels.normalization import LayerNorm as LayerNorm

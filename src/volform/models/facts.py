@@ -24,7 +24,8 @@ class Facts(NamedTuple):
         factors: `numpyro.factor` sites, by which the density need not be normalized.
         equivalent_modes: product of `infer={"equivalent_modes": n}` over the sites; None where
             no site declares one.
-        data: shape and digest of the values of each observed site, sorted; names do not enter.
+        data: shape and digest of the values of each observed site, sorted; names do not enter,
+            nor do axes of length one.
     """
 
     improper: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ def facts_of(posterior: Posterior) -> Facts:
         tuple(n for n in posterior.names if isinstance(core_of(sites[n]["fn"]), improper)),
         tuple(name for name in posterior.observed if name not in data),
         math.prod(counts) if counts else None,
-        tuple(sorted(_fingerprint(sites[name]["value"]) for name in data)),
+        tuple(sorted(fingerprint(sites[name]["value"]) for name in data)),
     )
 
 
@@ -99,6 +100,7 @@ def _checked(count: object, where: str) -> int:
     return count
 
 
-def _fingerprint(value: object) -> tuple[tuple[int, ...], str]:
+def fingerprint(value: object) -> tuple[tuple[int, ...], str]:
+    """Shape and digest of observed values: (n,) and (n, 1) numbers are the same data."""
     array = np.ascontiguousarray(on_host(value), dtype=float)
-    return array.shape, hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    return np.squeeze(array).shape, hashlib.sha256(array.tobytes()).hexdigest()[:16]
