@@ -14,6 +14,7 @@ from rich.console import Console
 from volform.cli.comparing import print_comparison, write_comparison
 from volform.cli.loading import check_arguments, load_data, load_function
 from volform.cli.report import print_tables, write_files
+from volform.cli.surveying import add_architectures
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
 from volform.geometry import Euclidean, Metric
 from volform.inference import (
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         "model", nargs="+", metavar="model.py:function", help="NumPyro models, of the same data"
     )
     _add_common(comparison, "comparison.json and evidence.png")
+    add_architectures(commands)
     return top
 
 

@@ -22,7 +22,16 @@ from volform.kernels.expansion import (
 )
 from volform.kernels.finite import finite_evidence as finite_evidence
 from volform.kernels.growth import ntk_by_layer as ntk_by_layer, ntk_growth as ntk_growth
+from volform.kernels.heldout import Score as Score, held_out as held_out
 from volform.kernels.layer import Kernel as Kernel, Layer as Layer
+from volform.kernels.learning import Learned as Learned, learn as learn
+from volform.kernels.linear import (
+    Dense as Dense,
+    Flatten as Flatten,
+    Identity as Identity,
+    serial as serial,
+    summed as summed,
+)
 from volform.kernels.linear import Dense as Dense
 from volform.kernels.normalization import LayerNorm as LayerNorm
 from volform.kernels.process import (
@@ -48,6 +57,11 @@ from volform.kernels.smooth import (
     Rbf as Rbf,
     Sin as Sin,
 )
+from volform.kernels.survey import (
+    Candidate as Candidate,
+    Entry as Entry,
+    Survey as Survey,
+    architectures as architectures,
 from volform.kernels.spatial import (
     AvgPool as AvgPool,
     Conv as Conv,

@@ -70,7 +70,7 @@ class Architecture(eqx.Module):
             parametrization: `NTP()` if left out.
         """
         return MLP(
-            (width,) * self.depth,
+            widths=(width,) * self.depth,
             activation=self.activation,
             parametrization=NTP() if parametrization is None else parametrization,
             w_std=self.w_std,

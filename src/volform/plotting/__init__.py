@@ -5,5 +5,14 @@ a figure of its own, and leaves showing and saving to the caller.
 """
 
 from volform.plotting.density import density as density
+from volform.plotting.kernels import (
+    kernel_by_angle as kernel_by_angle,
+    prior_functions as prior_functions,
+    prior_readings as prior_readings,
+)
 from volform.plotting.ranking import evidence as evidence
 from volform.plotting.spectrum import spectrum as spectrum
+from volform.plotting.widths import (
+    evidence_by_width as evidence_by_width,
+    tangent_growth as tangent_growth,
+)
