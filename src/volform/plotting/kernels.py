@@ -161,8 +161,15 @@ def prior_readings(*, fan_in: int = 4, w_std: float = 1.0) -> "list[Axes]":
         for ax, deviation in zip(axes, (scaling.deviation, scaling.weight_deviation), strict=True):
             grid = np.linspace(-3.2, 3.2, 401) * w_std
             density = np.exp(-((grid / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-            label = f"{name}: variance {deviation**2:.4g}"
-            ax.plot(grid, density, color=COLORS[i], linestyle=STYLES[i], linewidth=2, label=label)
+            ax.plot(
+                grid,
+                density,
+                color=COLORS[i],
+                linestyle=STYLES[i],
+                linewidth=2 if i else 5,  # curves that coincide are seen one through the other
+                alpha=1.0 if i else 0.45,
+                label=f"{name}: variance {deviation**2:.4g}",
+            )
     names = ("coordinate, as printed", "weight W of the function")
     for ax, name in zip(axes, names, strict=True):
         ax.set_xlabel(name, color=canvas.INK)

@@ -150,17 +150,19 @@ def tangent_growth(
                 color=COLORS[layer % len(COLORS)],
                 marker=MARKS[layer % 4],
                 linestyle=STYLES[layer % 4],
-                markersize=5,
+                markersize=9 - 2 * min(layer, 3),  # parts that coincide stay visible
+                markerfacecolor="white",
                 label=f"layer {layer + 1}",
             )
         ax.set_title(type(scaling).__name__, fontsize=10.5)
         ax.set_xlabel("units of each hidden layer", color=canvas.INK)
+        ax.set_xticks(widths, [str(width) for width in widths])
         ax.minorticks_off()
         canvas.plain(ax)
     low = min(ax.get_ylim()[0] for ax in axes)
     high = max(ax.get_ylim()[1] for ax in axes)
     for ax in axes:
-        ax.set_ylim(low, high)
+        ax.set_ylim(low / 1.5, high * 1.5)
     axes[0].set_ylabel("tangent kernel, mean of the diagonal", color=canvas.INK)
     axes[-1].legend(frameon=False, fontsize=8.5)
     return axes

@@ -1,0 +1,258 @@
+"""Architectures by evidence, at finite and infinite width, against independent computations."""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from numpy.polynomial import hermite_e
+from tests.kernels.nets import X2, X, around
+
+import volform as vf
+from volform import kernels as k, networks as nn
+from volform.errors import ConvergenceError, KernelError, NetworkError
+from volform.kernels.finite import _log_density
+from volform.models.facts import facts_of
+
+Y = np.cos(2.0 * np.arange(6))
+NET = around(k.Relu(), k.Erf())
+ONE = k.Architecture(1, k.Erf(), 1.4, 0.3)
+
+
+# --- Exact evidence
+
+
+def test_exact_evidence():
+    found = k.evidence(NET, X, Y, noise=0.3)
+    law = scipy.stats.multivariate_normal(np.zeros(6), NET.kernel(X).nngp + 0.09 * np.eye(6))
+    np.testing.assert_allclose(found.log_z, law.logpdf(Y), rtol=1e-12)
+    assert (float(found.error), found.dim, found.trust.level.value) == (0.0, 0, "good")
+    assert repr(found).startswith(f"log Z {float(found.log_z):.3f}, exact, 0 parameters\n")
+
+
+def test_compare_takes_exact_evidence(recwarn):
+    wide = {name: k.evidence(net, X, Y, noise=0.3) for name, net in (("a", NET), ("b", k.Dense(1)))}
+    table = vf.compare(wide)
+    gap = abs(float(wide["a"].log_z - wide["b"].log_z))
+    assert table.rows[1].log_bayes_factor == pytest.approx(gap)
+    assert table.rows[0].probability == pytest.approx(1 / (1 + math.exp(-gap)))
+    assert table.cautions == ()
+    posterior = vf.condition(nn.regression(nn.MLP((1,)), 0.3), X, Y[:, None])
+    facts = facts_of(posterior)._replace(equivalent_modes=None)
+    assert facts == wide["a"].facts  # (n,) and (n, 1) are the same data
+    finite = dataclasses.replace(wide["a"], metric="Euclidean()", facts=facts)
+    assert vf.compare({**wide, "c": finite}).cautions == ()
+    assert len(recwarn) == 0
+
+
+def test_traced_data_have_no_fingerprint():
+    found = jax.jit(lambda y: k.evidence(NET, X, y, noise=0.3))(Y)
+    assert found.facts.data == ()
+    assert k.evidence(NET, X, Y, noise=0.3).facts.data[0][0] == (6,)
+
+
+# --- Finite width
+
+
+@pytest.mark.parametrize("units", [3, 9])
+def test_density_by_either_matrix(units):
+    features = np.sin(np.arange(6)[:, None] * np.arange(1, units + 1))
+    y = np.stack([Y, Y**2], 1)
+    law = scipy.stats.multivariate_normal(np.zeros(6), features @ features.T + 0.09 * np.eye(6))
+    expected = law.logpdf(Y) + law.logpdf(Y**2)
+    np.testing.assert_allclose(_log_density(features, y, 0.3), expected, rtol=1e-11)
+
+
+def test_finite_evidence_of_one_unit():
+    """One hidden unit, one feature: its weight by quadrature over Normal(0, 1)."""
+    x = X[:, :1]
+    nodes, weights = hermite_e.hermegauss(120)
+    features = scipy.special.erf(1.4 * nodes[:, None] * x[:, 0])
+    each = [
+        scipy.stats.multivariate_normal(np.zeros(6), 1.96 * np.outer(f, f) + np.eye(6)).pdf(Y)
+        for f in features
+    ]
+    exact = np.log(weights @ each / weights.sum())
+    net = k.Architecture(1, k.Erf(), 1.4).network(1)
+    for seed in range(3):
+        found = k.finite_evidence(net, x, Y, noise=1.0, key=jax.random.key(seed), draws=4000)
+        assert abs(float(found.log_z) - exact) < 4 * float(found.error)
+        assert float(found.error) < 0.02
+    assert found.dim == 2
+
+
+def test_finite_meets_infinite():
+    exact = k.evidence(ONE.layers(), X, Y, noise=0.5).log_z
+    gaps, errors = [], []
+    for width in (8, 512):
+        found = k.finite_evidence(ONE.network(width), X, Y, noise=0.5)
+        gaps.append(abs(float(found.log_z - exact)))
+        errors.append(float(found.error))
+    assert gaps[1] < 4 * errors[1] + 0.01
+    assert gaps[1] < gaps[0] / 4
+    small = k.finite_evidence(ONE.network(64, nn.MuP()), X, Y, noise=0.5)
+    assert abs(float(small.log_z - exact)) > 10 * float(small.error)  # another prior
+
+
+def test_one_prior_has_one_evidence():
+    sp, ntp = (ONE.network(3, p) for p in (nn.SP(), nn.NTP()))
+    finite = [k.finite_evidence(net, X, Y, noise=0.5).log_z for net in (sp, ntp)]
+    np.testing.assert_allclose(finite[0], finite[1], rtol=1e-12)
+    here = sp.init(jax.random.key(1), X.shape[1])
+    there = {
+        p.name: here[p.name] * p.scaling.multiplier / q.scaling.multiplier
+        for p, q in zip(sp.parameters(4), ntp.parameters(4), strict=True)
+    }
+    log_z = [
+        vf.laplace(
+            vf.condition(nn.regression(net, 0.5), X, Y[:, None]),
+            at=values,
+            curvature=vf.inference.GGN(),
+        ).evidence.log_z
+        for net, values in ((sp, here), (ntp, there))
+    ]
+    np.testing.assert_allclose(log_z[0], log_z[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("draws", [99, 200.0])
+def test_too_few_draws(draws):
+    with pytest.raises(KernelError, match="`draws` of finite_evidence is"):
+        k.finite_evidence(ONE.network(2), X, Y, noise=0.5, draws=draws)
+
+
+# --- The tangent kernel by layer
+
+
+@pytest.mark.parametrize("scaling", [nn.SP(), nn.NTP(), nn.MuP()], ids=repr)
+def test_layers_add_up_to_the_kernel(scaling):
+    parts = k.ntk_by_layer(NET, X, parametrization=scaling)
+    np.testing.assert_allclose(parts.sum(0), NET.kernel(X, parametrization=scaling).ntk, rtol=1e-13)
+    assert len(parts) == 3
+    last = k.serial(*NET.layers[:4]).kernel(X).nngp  # of what the last layer sees
+    if scaling == nn.SP():
+        np.testing.assert_allclose(parts[2], 8 * last + 1, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [(nn.SP(), [0, 1, 1]), (nn.NTP(), [0, 0, 0]), (nn.MuP(), [0, 0, 0])],
+    ids=["SP", "NTP", "MuP"],
+)
+def test_growth(scaling, expected):
+    deep = k.Architecture(2, k.Relu(), 1.4, 0.3)
+    np.testing.assert_allclose(k.ntk_growth(deep, X, parametrization=scaling), expected, atol=1e-5)
+
+
+def test_layers_of_what_has_none():
+    with pytest.raises(NetworkError, match="`net` is a Dense, which has no layers"):
+        k.ntk_by_layer(k.Dense(1), X)
+
+
+# --- Held-out rows, hyperparameters
+
+
+def test_held_out_rows_one_by_one():
+    net = ONE.layers()
+    found = k.held_out(partial(k.predict, net, noise=0.3), X, Y, noise=0.3, folds=6)
+    kernel = np.asarray(net.kernel(X).nngp) + 0.09 * np.eye(6)
+    inverse = np.linalg.inv(kernel)
+    residual, variance = inverse @ Y / np.diag(inverse), 1 / np.diag(inverse)
+    np.testing.assert_allclose(found.rmse, np.sqrt(np.mean(residual**2)), rtol=1e-10)
+    density = scipy.stats.norm.logpdf(residual, scale=np.sqrt(variance)).mean()
+    np.testing.assert_allclose(found.log_density, density, rtol=1e-10)
+    with pytest.raises(KernelError, match="`folds` is 7; it should be an integer from 2 to"):
+        k.held_out(partial(k.predict, net, noise=0.3), X, Y, noise=0.3, folds=7)
+
+
+def test_learned_values_are_a_maximum():
+    x = np.linspace(-2.0, 2.0, 12)[:, None]
+    y = np.sin(x[:, 0]) + 0.3 * (-1.0) ** np.arange(12)
+    found = k.learn(k.Architecture(1, k.Erf(), 1.4, 1.0), x, y)
+
+    def at(w_std, b_std, noise):
+        net = k.Architecture(1, k.Erf(), w_std, b_std).layers()
+        return float(k.evidence(net, x, y, noise=noise).log_z)
+
+    best = (found.architecture.w_std, found.architecture.b_std, found.noise)
+    highest = at(*best)
+    for i in range(3):
+        moved = [value * (1.1 if j == i else 1.0) for j, value in enumerate(best)]
+        back = [value / (1.1 if j == i else 1.0) for j, value in enumerate(best)]
+        assert max(at(*moved), at(*back)) < highest
+
+
+def test_no_maximum_of_the_evidence():
+    with pytest.raises(ConvergenceError, match=r"`architecture` .* reached no maximum"):
+        k.learn(k.Architecture(1, k.Erf(), 1.0), X, 0.0 * Y)  # the noise goes to zero
+
+
+# --- The survey
+
+
+@pytest.fixture(scope="module")
+def survey() -> k.Survey:
+    x = np.linspace(-2.0, 2.0, 12)[:, None]
+    return k.architectures(
+        x,
+        np.sin(x[:, 0]),
+        activations={"erf": k.Erf()},
+        depths=(1,),
+        widths=(4, math.inf),
+        learned=False,
+        draws=200,
+        folds=3,
+    )
+
+
+def test_survey(survey):
+    by = {(type(e.parametrization).__name__, e.width): e for e in survey.entries}
+    assert len(by) == 6
+    sp, ntp, mup = (by[name, 4] for name in ("SP", "NTP", "MuP"))
+    assert sp.evidence is ntp.evidence is not mup.evidence
+    assert by["SP", math.inf].evidence is by["NTP", math.inf].evidence
+    assert by["MuP", math.inf].evidence is None  # no Gaussian process
+    assert by["SP", math.inf].ntk is None  # no limit of the tangent kernel
+    assert sp.ntk is not None is ntp.ntk
+    assert by["MuP", math.inf].ntk is not None is by["MuP", math.inf].nngp
+    assert (sp.cells["NTK growth"], ntp.cells["NTK growth"]) == ("0 1", "0 0")
+    assert sp.laplace is None  # not asked for
+    values = [float(e.evidence.log_z) for e in survey.entries if e.evidence is not None]
+    assert values == sorted(values, reverse=True)
+    assert len(survey.comparison.rows) == 3
+    assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.5" in repr(survey)
+
+
+@pytest.mark.slow
+def test_laplace_in_a_survey():
+    given = {"depths": (1,), "widths": (2, 60), "learned": False, "draws": 100, "folds": 2}
+    found = k.architectures(X, Y, activations={"erf": k.Erf()}, by_laplace=True, **given)
+    by = {(type(e.parametrization).__name__, e.width): e.laplace for e in found.entries}
+    assert by["SP", 2] is by["NTP", 2]
+    assert by["SP", 2].method == "Laplace with GGN()"
+    assert by["SP", 60] is None  # too many parameters
+
+
+def test_pictures_of_a_survey(survey):
+    ax = vf.plot.evidence_by_width(survey)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4", "∞"]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "erf, depth 1, SP = NTP" in labels or "erf, depth 1, NTP = SP" in labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"widths": (0,)}, KernelError, "`widths` holds 0; each should be a positive integer"),
+        ({"depths": ()}, KernelError, r"`depths` is \(\); it should hold at least one"),
+        ({"depths": (0,)}, NetworkError, "`depth` is 0; it should be a positive integer"),
+        ({"activations": {"f": jnp.tanh}}, NetworkError, "`activation` is .*`Elementwise"),
+    ],
+)
+def test_misuse(arguments, error, match):
+    with pytest.raises(error, match=match):
+        k.architectures(X2, Y[:3], learned=False, **arguments)
