@@ -171,7 +171,7 @@ def test_held_out_rows_one_by_one():
 
 def test_learned_values_are_a_maximum():
     x = np.linspace(-2.0, 2.0, 12)[:, None]
-    y = np.sin(x[:, 0]) + 0.3 * (-1.0) ** np.arange(12)
+    y = 2.0 + np.sin(x[:, 0]) + 0.3 * (-1.0) ** np.arange(12)
     found = k.learn(k.Architecture(1, k.Erf(), 1.4, 1.0), x, y)
 
     def at(w_std, b_std, noise):

@@ -82,7 +82,7 @@ def add_architectures(commands: Any) -> None:
     )
     add("--laplace", action="store_true", help="Laplace's method too, up to 200 parameters; slow")
     add("--rows", type=int, metavar="N", help="use N rows only, drawn at random")
-    add("--draws", type=int, default=1000, help="draws of hidden layers (default: 1000)")
+    add("--draws", type=int, default=500, help="draws of hidden layers (default: 500)")
     add("--folds", type=int, default=5, help="folds of held-out rows (default: 5)")
     add("--out", type=Path, metavar="DIR", help="write architectures.json, .csv and PNG pictures")
     add("--seed", type=int, default=0, help="seed of rows, draws and folds (default: 0)")

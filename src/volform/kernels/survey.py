@@ -195,7 +195,7 @@ def architectures(
     noise: float = 0.5,
     learned: bool = True,
     by_laplace: bool = False,
-    draws: int = 1000,
+    draws: int = 500,
     folds: int = 5,
     key: PRNGKeyArray | None = None,
     progress: bool = True,
