@@ -1,6 +1,7 @@
 """The demonstration: one model in several spellings, without and with a metric.
 
-Prints the tables of eight_schools_table.py and regression_table.py and draws pictures.
+Prints the tables of eight_schools_table.py, regression_table.py and architectures_table.py and
+draws pictures.
 
     python examples/demo.py --out demo-out
 """
@@ -12,6 +13,7 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import architectures_table as networks
 import eight_schools_table as schools
 import jax
 import matplotlib.pyplot as plt
@@ -19,6 +21,8 @@ import regression_table as regression
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import track
+
+from volform.kernels import Survey
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 
@@ -29,8 +33,8 @@ def keep_compiled(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.Row]]:
-    """Every spelling of both models, two at a time, some of them with pictures."""
+def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.Row], Survey]:
+    """Every spelling of both models, two at a time, some of them with pictures; networks."""
     priors = list(schools.PRIORS)[:1] if quick else list(schools.PRIORS)
     spellings = ("sigma", "precision") if quick else tuple(regression.SPELLINGS)
     shown = {priors[0]: out, "sigma": out, "precision": out}
@@ -40,6 +44,7 @@ def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.
         keep_compiled,
         (str(out / ".compiled"),),
     ) as pool:
+        of_networks = pool.submit(networks.survey, 20 if quick else 60, not quick, out)
         of_schools = [
             pool.submit(schools.fit, prior, spelling, not quick, shown.get(prior))
             for prior in priors
@@ -49,10 +54,11 @@ def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.
             pool.submit(regression.fit, spelling, 40, not quick, shown.get(spelling))
             for spelling in spellings
         ]
-        jobs = [*of_schools, *of_noise]
+        jobs = [of_networks, *of_schools, *of_noise]
         for done in track(concurrent.futures.as_completed(jobs), "fitting", len(jobs)):
             done.result()
-    return [job.result() for job in of_schools], [job.result() for job in of_noise]
+    fitted = [[job.result() for job in jobs] for jobs in (of_schools, of_noise)]
+    return fitted[0], fitted[1], of_networks.result()
 
 
 def draw_errors(ax: Axes, labels: list[str], rows: list, peer: str) -> None:
@@ -111,11 +117,13 @@ def main() -> None:
     options = parser.parse_args()
     begin, console = time.monotonic(), Console(width=110)
     options.out.mkdir(parents=True, exist_ok=True)
-    of_schools, of_noise = fit_all(options.quick, options.out)
+    of_schools, of_noise, of_networks = fit_all(options.quick, options.out)
     console.print(schools.table(of_schools))
     schools.check(of_schools)
     console.print(regression.table(of_noise))
     regression.check(of_noise, 40)
+    console.print("Neural networks on the diabetes data, the best first")
+    console.print(repr(of_networks), markup=False, highlight=False)
     draw_evidence(options.out / "evidence.png", of_schools, of_noise)
     console.print(f"{time.monotonic() - begin:.0f} seconds. Pictures in {options.out.resolve()}:")
     for path in sorted(options.out.glob("*.png")):

@@ -45,10 +45,11 @@ def test_demo_in_quick_mode(tmp_path):
     assert "exact log evidence -55.36634" in out
     assert [sigma[1], precision[1]] == ["0.54547", "0.56707"]
     assert sigma[3:5] == precision[3:5] == ["0.63985", "-55.35545"]
+    assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.7" in out
     pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert pictures == {
         "evidence.png", "eight-schools-spectrum.png", "tau-centered.png", "tau-non-centered.png",
-        "noise-sigma.png", "noise-precision.png",
+        "noise-sigma.png", "noise-precision.png", "architectures-evidence.png",
     }  # fmt: skip
     assert str(tmp_path / "out") in out.splitlines()[-len(pictures) - 1]
 

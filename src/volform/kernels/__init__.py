@@ -25,13 +25,6 @@ from volform.kernels.growth import ntk_by_layer as ntk_by_layer, ntk_growth as n
 from volform.kernels.heldout import Score as Score, held_out as held_out
 from volform.kernels.layer import Kernel as Kernel, Layer as Layer
 from volform.kernels.learning import Learned as Learned, learn as learn
-from volform.kernels.linear import (
-    Dense as Dense,
-    Flatten as Flatten,
-    Identity as Identity,
-    serial as serial,
-    summed as summed,
-)
 from volform.kernels.linear import Dense as Dense
 from volform.kernels.normalization import LayerNorm as LayerNorm
 from volform.kernels.process import (
@@ -62,6 +55,7 @@ from volform.kernels.survey import (
     Entry as Entry,
     Survey as Survey,
     architectures as architectures,
+)
 from volform.kernels.spatial import (
     AvgPool as AvgPool,
     Conv as Conv,
