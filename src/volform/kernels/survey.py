@@ -140,7 +140,7 @@ class Survey:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The architectures, in the order in which they were given."""
+        """The architectures, each once, by name."""
         return tuple(
             sorted({str(e.candidate): e.candidate for e in self.entries}.values(), key=str)
         )
