@@ -241,7 +241,8 @@ def test_pictures_of_a_survey(survey):
     ax = vf.plot.evidence_by_width(survey)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4", "∞"]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert "erf, depth 1, SP = NTP" in labels or "erf, depth 1, NTP = SP" in labels
+    assert labels == ["erf, depth 1, SP = NTP"]  # MuP has no limit
+    assert len(vf.plot.tangent_growth(ONE, X, widths=(4, 16))) == 3
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def evidence_by_width(survey: Survey, *, ax: "Axes | None" = None) -> "Axes":
     """Draw log evidence against width, the limit last, with two standard errors.
 
     One line for each activation (color), depth (dashes) and prior; parametrizations of one prior
-    are one line. Open marks cannot be trusted. The axis is that of what can be trusted: other
-    entries may lie outside of it.
+    are one line. Priors that have no limit (`MuP`) are left out where the limit is drawn. Open
+    marks cannot be trusted. The axis is that of what can be trusted: others may lie outside of it.
 
     Args:
         survey: from `volform.kernels.architectures`.
@@ -66,7 +66,7 @@ def evidence_by_width(survey: Survey, *, ax: "Axes | None" = None) -> "Axes":
             if trusted and error > 0:
                 ax.plot([place, place], [value - error, value + error], color=color, zorder=2)
         ax.plot([], [], MARKS[depth % 4], color=color, linestyle=STYLES[depth % 4], label=label)
-    shown = [e for e in survey.entries if e.evidence is not None and _is_trusted(e)]
+    shown = [e for line in _lines(survey).values() for e in line if _is_trusted(e)]
     if shown:
         low = min(float(e.evidence.log_z - 2 * e.evidence.error) for e in shown if e.evidence)
         high = max(float(e.evidence.log_z + 2 * e.evidence.error) for e in shown if e.evidence)
@@ -94,7 +94,8 @@ def _lines(survey: Survey) -> dict[str, list[Entry]]:
     for same in sorted(priors.values(), key=lambda same: (str(same[0].candidate), same[0].width)):
         scalings = " = ".join(type(entry.parametrization).__name__ for entry in same)
         lines.setdefault(f"{same[0].candidate}, {scalings}", []).append(same[0])
-    return lines
+    last = max(entry.width for entry in survey.entries)
+    return {name: line for name, line in lines.items() if line[-1].width == last}
 
 
 def _is_trusted(entry: Entry) -> bool:
