@@ -50,18 +50,18 @@ from volform.kernels.smooth import (
     Rbf as Rbf,
     Sin as Sin,
 )
-from volform.kernels.survey import (
-    Candidate as Candidate,
-    Entry as Entry,
-    Survey as Survey,
-    architectures as architectures,
-)
 from volform.kernels.spatial import (
     AvgPool as AvgPool,
     Conv as Conv,
     Flatten as Flatten,
     GlobalAvgPool as GlobalAvgPool,
     Identity as Identity,
+)
+from volform.kernels.survey import (
+    Candidate as Candidate,
+    Entry as Entry,
+    Survey as Survey,
+    architectures as architectures,
 )
 from volform.kernels.training import predict_trained as predict_trained
 from volform.kernels.window import Padding as Padding

@@ -7,7 +7,8 @@ import equinox as eqx
 from volform.errors import NetworkError
 from volform.geometry import NTP, Parametrization
 from volform.kernels.activation import Activation
-from volform.kernels.linear import Dense, Serial, serial
+from volform.kernels.composition import Serial, serial
+from volform.kernels.linear import Dense
 from volform.models.networks import MLP
 
 

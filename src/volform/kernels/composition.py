@@ -39,7 +39,7 @@ class Serial(Composite):
 
     def propagate(self, state: State, place: Place) -> State:
         """Each layer's kernels from those of the layer before."""
-        for layer, where in zip(self.layers, self._places(place), strict=True):
+        for layer, where in zip(self.layers, self.places(place), strict=True):
             state = layer.follow(state, where)
         return state
 
@@ -49,18 +49,19 @@ class Serial(Composite):
         """The layers' parameters in order."""
         params = []
         keys = jax.random.split(key, len(self.layers))
-        for layer, where, own in zip(self.layers, self._places(place), keys, strict=True):
+        for layer, where, own in zip(self.layers, self.places(place), keys, strict=True):
             drawn, shape = layer.draw(own, shape, where)
             params.append(drawn)
         return tuple(params), shape
 
     def forward(self, params: tuple[Any, ...], x: Float[Array, "n ..."], place: Place) -> Array:
         """Each layer applied to the outputs of the layer before."""
-        for layer, own, where in zip(self.layers, params, self._places(place), strict=True):
+        for layer, own, where in zip(self.layers, params, self.places(place), strict=True):
             x = layer.forward(own, x, where)
         return x
 
-    def _places(self, place: Place) -> list[Place]:
+    def places(self, place: Place) -> list[Place]:
+        """Where each layer stands, in a network that stands at `place`."""
         weighted = [layer.has_weights for layer in self.layers]
         return [
             Place(

@@ -9,9 +9,8 @@ from volform.geometry import NTP, Parametrization
 from volform.geometry.parametrization import require_parametrization
 from volform.kernels.architecture import Architecture
 from volform.kernels.checking import require_inputs
-from volform.kernels.layer import Place, State
-from volform.kernels.linear import Serial
-from volform.kernels.moments import of_inputs
+from volform.kernels.composition import Serial
+from volform.kernels.state import Pairs, Place, of_examples
 
 # The leading order is a power of the width but for biases of the last layer: far out two widths do.
 WIDTHS = (2**20, 2**24)
@@ -52,21 +51,19 @@ def ntk_by_layer(
     scaling = NTP() if parametrization is None else parametrization
     require_parametrization(scaling, "parametrization")
     x = require_inputs(x, "x")
-    flat = x.reshape(len(x), -1)
-    moments = of_inputs(flat, flat)
-    zero = jnp.zeros_like(moments.cross)
-    state = State(moments, zero, x.shape[1:], is_gaussian=False)
+    place = Place(scaling, is_first=True, is_last=True, pairs=Pairs.NONE)
+    state = of_examples(x, x, net.looks_at(place.pairs), is_same=True)
     parts: list[Array] = []
-    places = net._places(Place(scaling, is_first=True, is_last=True))
-    for layer, place in zip(net.layers, places, strict=True):
+    for layer, where in zip(net.layers, net.places(place), strict=True):
 
-        def onward(ntk: Array, layer=layer, place=place, state=state) -> Array:
-            return layer.propagate(state._replace(ntk=ntk), place).ntk
+        def onward(ntk: Array, layer=layer, where=where, state=state) -> Array:
+            return layer.follow(state.but(ntk=ntk), where).ntk
 
+        zero = jnp.zeros_like(state.ntk)
         parts = [jax.jvp(onward, (zero,), (part,))[1] for part in parts]
         if layer.has_weights:
             parts.append(onward(zero))
-        state = layer.propagate(state, place)
+        state = layer.follow(state, where)
     return jnp.stack(parts)
 
 
