@@ -7,10 +7,12 @@ The peers of PyTorch live in an environment of their own:
         curvlinops-for-pytorch==3.0.1 backpack-for-pytorch asdfghjkl
     python benchmarks/peers.py --peer-python .venv-peers/bin/python
 
-Each solver runs once to warm up (compilation is left out), then all take turns; medians of five
-rounds or more, of one where a run takes longer than 20 seconds. The ratio is that of the processor
-time of all threads, which other programs on the machine disturb less than the clock. Values stand
-beside the times: the evidences are equal, and the estimates differ by their random probes.
+Each solver runs once to warm up (compilation is left out), then all take turns of a tenth of a
+second or one run; medians of five rounds, of one where a run takes longer than 20 seconds. The
+ratio is that of the processor time of all threads, which other programs on the machine disturb less
+than the clock; OMP_NUM_THREADS=1, OPENBLAS_NUM_THREADS=1 and XLA_FLAGS with
+--xla_cpu_multi_thread_eigen=false make both sides use one. Values stand beside the times: the
+evidences are equal, and the estimates differ by their random probes.
 
 - evidence: full Gauss-Newton matrix and Laplace evidence of a network with one hidden layer, 150
   points, float64. `eager` is what an interactive user waits for, without a `jit` of one's own.
@@ -24,7 +26,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from matfree import decomp, funm, stochtrace
 
 from volform.operators import Krylov, ggn, hessian, logdet, trace
 
-FEWEST, MOST, LONG = 5, 25, 20.0  # rounds; one only where a run takes longer than LONG seconds
+ROUNDS, LONG = 5, 20.0  # one round only where a run takes longer than LONG seconds
 Run = Callable[[], Any]
 
 
@@ -182,9 +183,7 @@ class Peer:
 
 
 def timed(run: Run) -> Timed:
-    start = time.perf_counter(), time.process_time()
-    value = float(jax.block_until_ready(run()))
-    return Timed(time.perf_counter() - start[0], time.process_time() - start[1], value)
+    return Timed(*data.turn(lambda: float(jax.block_until_ready(run()))))
 
 
 def main() -> None:
@@ -202,9 +201,8 @@ def main() -> None:
         for run in runs.values():
             run()
         rounds = [{name: run() for name, run in runs.items()}]
-        slowest = max(one.seconds for one in rounds[0].values())
-        more = 0 if slowest > LONG else max(FEWEST, min(MOST, int(1.0 / slowest))) - 1
-        rounds += [{name: run() for name, run in runs.items()} for _ in range(more)]
+        if max(one.seconds for one in rounds[0].values()) < LONG:
+            rounds += [{name: run() for name, run in runs.items()} for _ in range(ROUNDS - 1)]
         ours = None
         for name in runs:
             clock, cpu = (statistics.median(r[name][i] for r in rounds) for i in (0, 1))
