@@ -19,7 +19,7 @@ evidences are equal, and the estimates differ by their random probes.
 - trace: of the Hessian of the mean cross-entropy, 512 images, 100 probes, float32.
 - log det: of the Gauss-Newton matrix of the same plus 0.1, Lanczos quadrature, 10 probes, depth 20;
   for LeNet only where it is named, since volform and matfree take many minutes on a CPU: XLA runs
-  the gradients of convolutions in compiled loops a hundred times slower than outside.
+  the gradients of convolutions in compiled loops over thirty times slower than outside.
 
 matfree is given products written in plain JAX.
 """
