@@ -28,6 +28,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,14 +147,15 @@ def train(name: str, net: Any, data: Data, seed: int, epochs: int) -> End:
     return End(params, operators.metric_of(state), loss, *rates_of_success(net, params, data))
 
 
+def of_example(net: Any, params: Any, example: tuple) -> jax.Array:
+    image, label = example
+    return cross_entropy(net, params, image[None], label[None])[0]
+
+
 def mean_hessian(net: Any, params: Any, data: Data) -> Any:
     """Of the mean loss on the training data, or the first 1500 of many."""
     x, y = data.x[:CURVATURE], data.y[:CURVATURE]
-
-    def loss(params: Any, example: tuple) -> jax.Array:
-        image, label = example
-        return cross_entropy(net, params, image[None], label[None])[0]
-
+    loss = jax.tree_util.Partial(of_example, net)  # not a new function: compiled once for all ends
     return operators.hessian(loss, params, (x, y), chunk=CHUNK) / len(x)
 
 
@@ -164,6 +166,16 @@ def measure(net: Any, end: End, adam: Any, data: Data, by: operators.Krylov) -> 
     top = operators.eigenvalues(E, 1, by=by)
     plain, own, adams = (operators.trace(of, by=by) for of in (H, E, in_adams))
     return Measured(plain, own, adams, Estimate(top.values[0], top.residuals[0]))
+
+
+class ScaledNetwork(eqx.Module):
+    """A network as a function of psi = factor * theta."""
+
+    network: Any
+    factor: jax.Array
+
+    def apply(self, psi: Any, x: jax.Array) -> jax.Array:
+        return self.network.apply(jax.tree.map(lambda a: a / self.factor, psi), x)
 
 
 class InUnits(NamedTuple):
@@ -177,16 +189,13 @@ class InUnits(NamedTuple):
 
 
 def in_units(factor: float, net: Any, end: End, data: Data, by: operators.Krylov) -> InUnits:
-    """The network as a function of psi = factor * theta, its metric carried along."""
+    """The network in other units, its metric carried along."""
     psi = jax.tree.map(lambda a: factor * a, end.params)
 
-    class Network(NamedTuple):
-        def apply(self, psi: Any, x: jax.Array) -> jax.Array:
-            return net.apply(jax.tree.map(lambda a: a / factor, psi), x)
-
-    H = mean_hessian(Network(), psi, data)
+    scaled = ScaledNetwork(net, jnp.asarray(factor))
+    H = mean_hessian(scaled, psi, data)
     E = operators.under_metric(H, factor**-2.0 * end.metric, psi)
-    accuracy, gap = rates_of_success(Network(), psi, data)
+    accuracy, gap = rates_of_success(scaled, psi, data)
     return InUnits(factor, operators.trace(H, by=by), operators.trace(E, by=by), accuracy, gap)
 
 
@@ -258,12 +267,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an .npz file of images; else the digits")
     parser.add_argument("--out", type=Path, default=Path("sharpness-out"), help="for the picture")
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--quick", action="store_true", help="one seed, 20 epochs, 10 probes")
+    parser.add_argument("--quick", action="store_true", help="one seed, 5 epochs, 5 probes")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", args.data is None)  # convolutions are slow in float64
     data = digits() if args.data is None else from_file(args.data)
     net = network(data)
-    seeds, epochs, probes = (1, 20, 10) if args.quick else (2, args.epochs, 100)
+    seeds, epochs, probes = (1, 5, 5) if args.quick else (2, args.epochs, 100)
     by = operators.Krylov(jax.random.key(0), probes=probes, batch=TOGETHER)
 
     console = Console(width=132, highlight=False)

@@ -160,7 +160,7 @@ def test_sum_over_examples_in_chunks():
         lambda flat: sum(of_example(UNRAVEL(flat), (x, s)) for x, s in zip(*data, strict=True))
     )(FLAT)
     v, size = tangents(3), np.abs(whole).max()
-    for chunk in (None, 1, 3, 7, 100):
+    for chunk in (None, 1, 3, 100):
         H = hessian(of_example, PARAMS, data, chunk=chunk)
         assert_allclose(H.as_matrix(), whole, rtol=1e-12, atol=1e-12 * size)
         assert_allclose(flat(H.mm(jax.vmap(UNRAVEL)(v))), v @ whole, rtol=1e-12, atol=1e-11 * size)
