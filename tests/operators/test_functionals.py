@@ -335,3 +335,21 @@ def test_float32():
     assert vf.operators.ggn(net, likelihood, params, (X, y)).row_count() == 7
     expected = np.linalg.slogdet(np.asarray(gram.as_matrix(), float) + 0.5 * np.eye(14))[1]
     assert_allclose(logdet(gram + 0.5).value, expected, rtol=1e-4)
+
+
+def test_convolutions_step_by_step():
+    """Outside of `jit` the steps of Lanczos are no loop of XLA's where there are convolutions."""
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 12)))
+
+    def loss(kernel):
+        z = jax.lax.conv_general_dilated(image, kernel, (1,), "VALID")
+        return jnp.sum(jnp.cosh(z)) + jnp.sum(kernel**2)
+
+    H = vf.operators.hessian(loss, 0.1 * jnp.ones((2, 1, 5)))
+    by = Krylov(jax.random.key(1), probes=4, depth=6, batch=3)
+    outside = logdet(H, by=by)
+    inside = jax.jit(lambda: logdet(H, by=by).value)()
+    assert_allclose(outside.value, inside, rtol=1e-10)
+    assert_allclose(
+        outside.value, logdet(H, by=Exact()).value, atol=4 * float(outside.error) + 1e-6
+    )

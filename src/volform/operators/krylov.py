@@ -38,34 +38,46 @@ def lanczos(
     set to zero and the method goes on with a fresh vector, so that quadrature stays exact and
     repeated eigenvalues can be found. matfree's decomposition divides rounding by itself there.
     """
-    n = start.size
-    rounding = float(10.0 * n**0.5 * jnp.finfo(start.dtype).eps)
+    step = lambda carry, i: advanced(product, key, carry, i)  # noqa: E731
+    (basis, *_), (alphas, betas) = jax.lax.scan(step, begun(start, depth), jnp.arange(depth))
+    return Decomposition(basis, alphas, betas)
 
-    def cleaned(basis: Array, vector: Array) -> Array:
+
+def begun(start: Float[Array, " n"], depth: int) -> tuple[Array, ...]:
+    """What `advanced` carries along, before the first step."""
+    zero = jnp.zeros((), start.dtype)
+    basis = jnp.zeros((depth, start.size), start.dtype)
+    return basis, start / jnp.linalg.norm(start), jnp.zeros_like(start), zero, zero
+
+
+def advanced(
+    product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    key: PRNGKeyArray,
+    carry: tuple[Array, ...],
+    i: Array,
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    """Step i of Lanczos' method: what is carried along, and the entries of T that it gives."""
+    basis, vector, before, coupling, scale = carry
+    n = vector.size
+    rounding = float(10.0 * n**0.5 * jnp.finfo(vector.dtype).eps)
+
+    def cleaned(vector: Array) -> Array:
         return vector - (basis @ vector) @ basis
 
-    def step(carry: tuple, i: Array) -> tuple[tuple, tuple]:
-        basis, vector, before, coupling, scale = carry
-        basis = basis.at[i].set(vector)
-        image = product(vector)
-        alpha = vector @ image
-        rest = cleaned(basis, image - alpha * vector - coupling * before)
-        size = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.abs(alpha) + coupling + size)
-        exhausted = size <= rounding * scale
-        fresh = jax.random.normal(jax.random.fold_in(key, i), (n,), start.dtype)
-        direction = jnp.where(exhausted, fresh, rest / jnp.where(exhausted, 1.0, size))
-        direction = cleaned(basis, direction)  # once is not enough, twice is
-        norm = jnp.linalg.norm(direction)
-        beta = jnp.where(exhausted, 0.0, size * norm)
-        direction = direction / jnp.where(norm > 0, norm, 1.0)
-        return (basis, direction, vector, beta, scale), (alpha, beta)
-
-    zero = jnp.zeros((), start.dtype)
-    basis = jnp.zeros((depth, n), start.dtype)
-    carry = (basis, start / jnp.linalg.norm(start), jnp.zeros_like(start), zero, zero)
-    (basis, *_), (alphas, betas) = jax.lax.scan(step, carry, jnp.arange(depth))
-    return Decomposition(basis, alphas, betas)
+    basis = basis.at[i].set(vector)
+    image = product(vector)
+    alpha = vector @ image
+    rest = cleaned(image - alpha * vector - coupling * before)
+    size = jnp.linalg.norm(rest)
+    scale = jnp.maximum(scale, jnp.abs(alpha) + coupling + size)
+    exhausted = size <= rounding * scale
+    fresh = jax.random.normal(jax.random.fold_in(key, i), (n,), vector.dtype)
+    direction = jnp.where(exhausted, fresh, rest / jnp.where(exhausted, 1.0, size))
+    direction = cleaned(direction)  # once is not enough, twice is
+    norm = jnp.linalg.norm(direction)
+    beta = jnp.where(exhausted, 0.0, size * norm)
+    direction = direction / jnp.where(norm > 0, norm, 1.0)
+    return (basis, direction, vector, beta, scale), (alpha, beta)
 
 
 def signs(by: Krylov, like: Float[Array, " n"]) -> Float[Array, "probes n"]:
@@ -86,10 +98,15 @@ def quadrature(form: Pencil, by: Krylov, probes: Float[Array, "probes n"]) -> Qu
     depth = min(by.depth, form.size())
 
     def of_one(probe: Float[Array, " n"]) -> Quadrature:
-        values, vectors = lanczos(product, probe, depth, by.key).ritz()
-        return Quadrature(values, vectors[0] ** 2)
+        return measure(lanczos(product, probe, depth, by.key))
 
     return mapped(of_one, probes, by.batch)
+
+
+def measure(decomposition: Decomposition) -> Quadrature:
+    """The quadrature of the vector that a decomposition started from."""
+    values, vectors = decomposition.ritz()
+    return Quadrature(values, vectors[0] ** 2)
 
 
 def averaged(samples: Any) -> tuple[Any, Any]:
