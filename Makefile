@@ -45,12 +45,13 @@ $(VENV)/.has-%: pyproject.toml | $(VENV)/.made
 demo: $(VENV)/.has-demo
 	$(BIN)/python examples/demo.py --out demo-out
 
+# A file's tests share what they compile, so they stay in one process.
 test: $(VENV)/.has-test
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	@$(MAKE) --no-print-directory test-float32
 
 test-float32: $(VENV)/.has-test
-	VOLFORM_TEST_X64=0 $(BIN)/python -m pytest -n $(WORKERS) -m float32
+	VOLFORM_TEST_X64=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m float32
 
 test-newest:
 	@if ! python=$$(.ci/find-python 12 python3.13 python3.12 2>/dev/null); then \

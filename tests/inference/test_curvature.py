@@ -74,7 +74,9 @@ def test_of_a_linear_map_it_is_the_hessian() -> None:
     assert "curvature GGN()" in repr(approx)
 
 
-@pytest.mark.parametrize("chart", [nn.PolarTransform, nn.log_polar])
+@pytest.mark.parametrize(
+    "chart", [nn.PolarTransform, pytest.param(nn.log_polar, marks=pytest.mark.slow)]
+)
 def test_evidence_is_the_same_in_other_coordinates_at_any_point(chart: Any) -> None:
     model = nn.regression(NET, 0.5)
     data = X, jnp.sin(X[:, :1])

@@ -114,6 +114,7 @@ def test_hyperparameters_of_bayesian_ridge() -> None:
 
 
 @pytest.mark.standard_promotion  # optax mixes integers and floats
+@pytest.mark.slow
 def test_optax_finds_the_same() -> None:
     x, y = small_data()
 

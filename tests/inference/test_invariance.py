@@ -21,7 +21,7 @@ SPELLINGS[3] = (in_positive_theta, in_psi_for_positive_theta)
 
 
 # Those between add little, and cost a fifth of a minute each.
-DIMENSIONS = [pytest.param(d, marks=[pytest.mark.slow] * (d in (4, 6, 7))) for d in SPELLINGS]
+DIMENSIONS = [pytest.param(d, marks=[pytest.mark.slow] * (d in (4, 5, 6, 7))) for d in SPELLINGS]
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
