@@ -182,3 +182,11 @@ def test_kernel_hyperparameters():
         mean, deviation = (float(number) for number in posterior.split(" ± "))
         assert value == best
         assert abs(mean - float(best)) < deviation
+
+
+@pytest.mark.slow
+def test_structures():
+    out = run("structures.py")
+    log_z = {name: float(words(out, name)[0][1]) for name in ("Full()", "BySite()", "Diagonal()")}
+    assert log_z["Full()"] > log_z["BySite()"] > log_z["Diagonal()"]
+    assert float(words(out, "weights alone")[0][3]) > 0.96
