@@ -124,6 +124,7 @@ def loadings_by_angles(x: Any, y: Any) -> None:
 
 
 @pytest.mark.standard_promotion
+@pytest.mark.slow
 def test_cholesky_factor_of_a_correlation() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(8, 3))
@@ -163,6 +164,7 @@ def mixture_by_gap(y: Any) -> None:
 
 
 @pytest.mark.standard_promotion
+@pytest.mark.slow
 def test_mixture_with_ordered_means() -> None:
     rng = np.random.default_rng(2)
     y = jnp.asarray(np.concatenate([rng.normal(-1.5, 0.8, 12), rng.normal(1.5, 0.8, 18)]))
