@@ -321,8 +321,13 @@ def _require_definite(
             f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
             f"lowest {float(eigenvalues[0]):.3g}"
         )
+    reason = (
+        "At a point that is no mode the Hessian seldom is: take `curvature=GGN()`."
+        if curvature is None
+        else "A likelihood that is not log-concave in its parameters, or a flat prior, makes it "
+        "so; use the Hessian, or a proper prior."
+    )
     raise SaddleError(
         f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
-        f"mode{found}. A likelihood that is not log-concave in its parameters, or a flat prior, "
-        "makes it so; use the Hessian, or a proper prior."
+        f"mode{found}. {reason}"
     )

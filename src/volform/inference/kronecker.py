@@ -156,11 +156,13 @@ def forms_of(split: Split) -> list[Form]:
     Raises:
         StructureError: for a model without layers, and where the loss is no sum over examples.
     """
-    if not split.names or not split.outputs(split.u)[1]:
+    lacking = "" if split.names else "the curvature is the Hessian"
+    if split.names and not split.outputs(split.u)[1]:
+        lacking = "the model runs no layer; use `Diagonal()`, `BySite()` or `LowRank(k)`"
+    if lacking:
         raise StructureError(
             "`structure=Kronecker()` needs `curvature=GGN()` and a model with layers, such as "
-            "`vf.networks.MLP` inside a NumPyro model; this one has no layer. Use `Diagonal()`, "
-            "`BySite()` or `LowRank(k)`."
+            f"`vf.networks.MLP` inside a NumPyro model; here {lacking}."
         )
     return _checked(_forms(split))
 
