@@ -113,7 +113,7 @@ def whole() -> Any:
         (Diagonal(), lambda m: jnp.diag(jnp.diag(m))),
         (LowRank(40), lambda m: m),
     ],
-    ids=repr,
+    ids=["full", "by site", "diagonal", "low rank"],
 )
 def test_against_the_matrix_written_out(structure: Structure, of: Any, whole: Any) -> None:
     precision = structure.precision(DENSE.split)

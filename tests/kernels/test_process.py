@@ -14,6 +14,7 @@ import scipy.linalg
 import scipy.stats
 from tests.kernels.nets import EDGE, X2, X, around
 
+import volform as vf
 from volform import kernels as k
 from volform.errors import DataError, KernelError
 from volform.geometry import SP
@@ -211,3 +212,43 @@ def test_hyperparameters_in_a_model():
     np.testing.assert_allclose(found, value, rtol=1e-13)
     for name in values:
         np.testing.assert_allclose(gradient[name], slope[name], rtol=1e-11)
+
+
+@pytest.mark.standard_promotion
+def test_classes_by_laplace():
+    """Against Rasmussen & Williams (2006), algorithm 3.1, and their log evidence (3.32)."""
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    y = np.where(x[:, 0] * x[:, 1] > 0, 1.0, 0.0)
+    net = around(k.Erf())
+
+    def model(x, y):
+        f = numpyro.sample("f", k.gaussian_process(net, x, jitter=1e-6))
+        numpyro.sample("y", dist.Bernoulli(logits=f), obs=y)
+
+    found = vf.laplace(vf.condition(model, x, y), second_order=False).evidence
+    K, f = np.asarray(net.kernel(x).nngp) + 1e-6 * np.eye(12), np.zeros(12)
+    for _ in range(50):
+        p = 1.0 / (1.0 + np.exp(-f))
+        s = np.sqrt(p * (1.0 - p))
+        B = np.eye(12) + s[:, None] * K * s
+        b = s**2 * f + y - p
+        a = b - s * np.linalg.solve(B, s * (K @ b))
+        f = K @ a
+    likelihood = y @ f - np.sum(np.log1p(np.exp(f)))
+    expected = likelihood - 0.5 * a @ f - 0.5 * np.linalg.slogdet(B)[1]
+    np.testing.assert_allclose(found.log_z, expected, rtol=1e-10)
+
+
+@pytest.mark.standard_promotion  # tinygp has integers of its own
+def test_as_a_kernel_of_tinygp():
+    tinygp = pytest.importorskip("tinygp")
+
+    class NNGP(tinygp.kernels.Kernel):
+        net: k.Layer
+
+        def evaluate(self, one, other):
+            return self.net.kernel(one[None], other[None]).nngp[0, 0]
+
+    gp = tinygp.GaussianProcess(NNGP(RELU), X, diag=0.01)
+    ours = k.evidence(RELU, X, Y, noise=0.1).log_z
+    np.testing.assert_allclose(gp.log_probability(Y), ours, rtol=1e-10)

@@ -6,33 +6,35 @@ With BATCHES the program kills itself after that many batches are on disk.
 import os
 import signal
 import sys
-from pathlib import Path
-
-import jax
-
-jax.config.update("jax_enable_x64", True)
-
-import jax.numpy as jnp  # noqa: E402
-
-import volform as vf  # noqa: E402
-from volform.operators import checkpoint  # noqa: E402
-
-path, *batches = sys.argv[1:]
-left = int(batches[0]) if batches else -1
-write = checkpoint._write
+from typing import Any
 
 
-def counted(*arguments):
-    global left
-    write(*arguments)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+def main(path: str, batches: str = "0") -> None:
+    import jax
+    import jax.numpy as jnp
+
+    import volform as vf
+    from volform.operators import checkpoint
+
+    jax.config.update("jax_enable_x64", True)
+    write, left = checkpoint._write, int(batches)
+
+    def counted(*arguments: Any) -> None:
+        nonlocal left
+        write(*arguments)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint._write = counted
+
+    def loss(x: Any) -> Any:
+        return jnp.sum(jnp.cosh(x) + 0.01 * x[0] * x)
+
+    H = vf.operators.hessian(loss, jnp.linspace(0.0, 2.0, 30))
+    by = vf.operators.Krylov(jax.random.key(0), probes=8, depth=12, batch=2, checkpoint=path)
+    print(repr(float(vf.operators.logdet(H, by=by).value)))
 
 
-checkpoint._write = counted
-H = vf.operators.hessian(
-    lambda x: jnp.sum(jnp.cosh(x) + 0.01 * x[0] * x), jnp.linspace(0.0, 2.0, 30)
-)
-by = vf.operators.Krylov(jax.random.key(0), probes=8, depth=12, batch=2, checkpoint=str(Path(path)))
-print(repr(float(vf.operators.logdet(H, by=by).value)))
+if __name__ == "__main__":
+    main(*sys.argv[1:])
