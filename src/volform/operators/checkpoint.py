@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jaxtyping import Array, Float
 
 from volform.errors import OperatorError
@@ -17,14 +16,13 @@ from volform.operators.base import is_known
 from volform.operators.krylov import (
     Decomposition,
     Quadrature,
-    advanced,
-    begun,
     measure,
     quadrature,
     signs,
 )
 from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
+from volform.operators.stepping import decompositions, is_slow_in_loops
 
 
 def quadratures(form: Pencil, by: Krylov) -> Quadrature:
@@ -34,7 +32,7 @@ def quadratures(form: Pencil, by: Krylov) -> Quadrature:
         OperatorError: when `checkpoint` of `by` is no file of such a run, or of another one.
     """
     if by.checkpoint is None:
-        return _stepwise(form, by) if _is_slow_in_loops(form) else _together(form, by)
+        return _stepwise(form, by) if is_slow_in_loops(form) else _together(form, by)
     path = Path(by.checkpoint)
     if not is_known(form):
         raise OperatorError(
@@ -62,40 +60,12 @@ def _together(form: Pencil, by: Krylov) -> Quadrature:
     return quadrature(form, by, signs(by, jnp.zeros(form.size(), form.dtype())))
 
 
-def _is_slow_in_loops(form: Pencil) -> bool:
-    """Whether products hold convolutions: in loops on CPUs XLA runs their gradients slowly."""
-    if not is_known(form):
-        return False
-    jaxpr = jax.make_jaxpr(lambda v: form.mv()(v))(jnp.zeros(form.size(), form.dtype()))
-    return _holds(jaxpr.jaxpr, jax.lax.conv_general_dilated_p)
-
-
-def _holds(jaxpr: Jaxpr, primitive: Primitive) -> bool:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive is primitive:
-            return True
-        inner = [v for v in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(v)]
-        if any(_holds(getattr(v, "jaxpr", v), primitive) for v in inner):
-            return True
-    return False
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, Jaxpr | ClosedJaxpr)
-
-
 def _stepwise(form: Pencil, by: Krylov) -> Quadrature:
-    """As `_together`, with the loops over probes and steps outside of the compiled program."""
     probes = _signs(form, by)
     batch = by.probes if by.batch is None else by.batch
-    found = []
-    for start in range(0, by.probes, batch):
-        carry = _begun(probes[start : start + batch], min(by.depth, form.size()))
-        entries = []
-        for i in range(min(by.depth, form.size())):
-            carry, entry = _advanced(form, by.key, carry, jnp.array(i))
-            entries.append(entry)
-        found.append(_measured(carry, entries))
+    depth = min(by.depth, form.size())
+    parts = [probes[start : start + batch] for start in range(0, by.probes, batch)]
+    found = [_measured(decompositions(form, by.key, part, depth)) for part in parts]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
 
@@ -105,20 +75,8 @@ def _signs(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
 
 
 @eqx.filter_jit
-def _begun(probes: Float[Array, "b n"], depth: int) -> tuple[Array, ...]:
-    return jax.vmap(lambda probe: begun(probe, depth))(probes)
-
-
-@eqx.filter_jit
-def _advanced(form: Pencil, key: Array, carry: tuple[Array, ...], i: Array) -> Any:
-    product = form.mv()
-    return jax.vmap(lambda one: advanced(product, key, one, i))(carry)
-
-
-@eqx.filter_jit
-def _measured(carry: tuple[Array, ...], entries: list[tuple[Array, Array]]) -> Quadrature:
-    alphas, betas = (jnp.stack(column, 1) for column in zip(*entries, strict=True))
-    return jax.vmap(measure)(Decomposition(carry[0], alphas, betas))
+def _measured(found: Decomposition) -> Quadrature:
+    return jax.vmap(measure)(found)
 
 
 @eqx.filter_jit

@@ -18,9 +18,10 @@ from volform.operators.functionals import (
     indefinite,
     without_xtrace,
 )
-from volform.operators.krylov import averaged, lanczos
+from volform.operators.krylov import Decomposition, averaged, lanczos
 from volform.operators.methods import Estimate, Krylov, Method, chosen
 from volform.operators.pencil import Pencil, pencil
+from volform.operators.stepping import decompositions, is_slow_in_loops
 
 
 class Eigenpairs(eqx.Module):
@@ -82,7 +83,8 @@ def eigenvalues(
         )
     method = without_xtrace(chosen(by, form.size()), "eigenvalues")
     if isinstance(method, Krylov):
-        values, vectors, residuals = finite(_by_lanczos(form, method, k), "eigenvalues")
+        by_lanczos = _step_by_step if is_slow_in_loops(form) else _by_lanczos
+        values, vectors, residuals = finite(by_lanczos(form, method, k), "eigenvalues")
     else:
         check_dense(form.size(), form.size(), form.dtype())
         values, vectors, residuals = finite(_by_matrix(form, k), "eigenvalues")
@@ -91,13 +93,27 @@ def eigenvalues(
 
 @eqx.filter_jit
 def _by_lanczos(form: Pencil, by: Krylov, k: int) -> tuple[Array, Array, Array]:
-    start = jax.random.normal(by.key, (form.size(),), form.dtype())
-    depth = min(max(by.depth, 2 * k + 16), form.size())
-    product = form.mv()
-    found = lanczos(product, start, depth, by.key)
+    start = _start(form, by)
+    return _top(form, lanczos(form.mv(), start, _depth(form, by, k), by.key), k)
+
+
+def _step_by_step(form: Pencil, by: Krylov, k: int) -> tuple[Array, Array, Array]:
+    found = decompositions(form, by.key, _start(form, by)[None], _depth(form, by, k))
+    return eqx.filter_jit(_top)(form, jax.tree.map(lambda leaf: leaf[0], found), k)
+
+
+def _start(form: Pencil, by: Krylov) -> Float[Array, " n"]:
+    return jax.random.normal(by.key, (form.size(),), form.dtype())
+
+
+def _depth(form: Pencil, by: Krylov, k: int) -> int:
+    return min(max(by.depth, 2 * k + 16), form.size())
+
+
+def _top(form: Pencil, found: Decomposition, k: int) -> tuple[Array, Array, Array]:
     values, small = found.ritz()
     vectors = (small.T @ found.basis)[::-1][:k]
-    return _with_residuals(form, values[::-1][:k], vectors, jax.vmap(product)(vectors))
+    return _with_residuals(form, values[::-1][:k], vectors, jax.vmap(form.mv())(vectors))
 
 
 @eqx.filter_jit
