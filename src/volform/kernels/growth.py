@@ -93,8 +93,9 @@ def ntk_growth(
     >>> import jax.numpy as jnp
     >>> from volform import kernels as k, networks as nn
     >>> architecture = k.Architecture(depth=2, activation=k.Relu())
-    >>> [round(r, 4) for r in k.ntk_growth(architecture, jnp.eye(3), parametrization=nn.SP())]
-    [0.0, 1.0, 1.0]
+    >>> growth = k.ntk_growth(architecture, jnp.eye(3), parametrization=nn.SP())
+    >>> tuple(round(rate, 4) for rate in growth)
+    (0.0, 1.0, 1.0)
     """
     low, high = (
         jnp.trace(

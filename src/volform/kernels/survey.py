@@ -243,8 +243,8 @@ def architectures(
     ...     x, x[:, 0] ** 2, depths=(1,), widths=(math.inf,), parametrizations=(nn.NTP(),),
     ...     learned=False,
     ... )
-    >>> [str(entry.candidate) for entry in survey.entries]
-    ['relu, depth 1', 'erf, depth 1']
+    >>> print(*(entry.candidate for entry in survey.entries), sep="; ")
+    relu, depth 1; erf, depth 1
     """
     activations = {"relu": Relu(), "erf": Erf()} if activations is None else activations
     chosen = {
