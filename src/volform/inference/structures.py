@@ -70,6 +70,18 @@ class Diagonal(Structure):
     Invariant where each coordinate is reparametrized by itself, and under permutations. Of the
     layers of a network in closed form from their inputs and the gradients at their outputs, else by
     one product for each parameter.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    >>> fit = vf.find_map(vf.condition(model, jnp.array([1.5])), key=jax.random.key(0))
+    >>> vf.laplace(fit).precision.as_matrix().round(6).tolist()
+    [[2.0, 1.0], [1.0, 2.0]]
+    >>> diagonal = vf.laplace(fit, structure=vf.inference.Diagonal())
+    >>> diagonal.precision.as_matrix().round(6).tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
     """
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
