@@ -15,10 +15,8 @@ than the clock. `recursion` is the textbook formula by hand, jitted, a scan over
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -108,21 +106,10 @@ def medians(runs: dict[str, Callable[[], Timed]]) -> dict[str, Timed]:
     for run in runs.values():
         run()
     rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
-    return {name: Timed(*map(statistics.median, zip(*(r[name] for r in rounds)))) for name in runs}
-
-
-def peak(name: str, *settings: Any, python: str) -> float:
-    """MiB that a process of its own takes at most, above what it takes for 16 examples."""
-    script = Path(__file__) if name != PEER else Path(__file__).with_name("kernels_peak.py")
-    words = [python, str(script), "--peak", name, json.dumps(settings)]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-
-
-def print_peak(name: str, n: int, depth: int, dtype: str) -> None:
-    solvers(16, depth, dtype)[name]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    solvers(n, depth, dtype)[name]()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return {
+        name: Timed(*map(statistics.median, zip(*(r[name] for r in rounds), strict=True)))
+        for name in runs
+    }
 
 
 def slope(first: Timed, last: Timed, ratio: float) -> float:
@@ -134,14 +121,10 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter of neural-tangents")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--peak", nargs=2, metavar=("SOLVER", "SETTINGS"))
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    if args.peak:
-        print_peak(args.peak[0], *json.loads(args.peak[1]))
-        return
     peer = Peer(args.peer_python) if args.peer_python else None
-    print(f"{'':30}{'seconds':>10}{'CPU':>10}{'ratio':>8}{'MiB':>8}{'value':>12}")
+    print(f"{'':30}{'seconds':>10}{'CPU':>10}{'ratio':>8}{'value':>12}")
     for dtype in args.dtypes:
         own = {}
         for n in args.sizes:
@@ -152,10 +135,7 @@ def main() -> None:
             own[n] = found["volform"]
             for name, one in found.items():
                 ratio = one.processor / own[n].processor
-                memory = ""
-                if name != PEER and n == args.sizes[-1]:
-                    memory = f"{peak(name, n, DEPTH, dtype, python=sys.executable):.0f}"
-                cells = f"{one.seconds:10.4f}{one.processor:10.4f}{ratio:8.2f}{memory:>8}"
+                cells = f"{one.seconds:10.4f}{one.processor:10.4f}{ratio:8.2f}"
                 print(f"{dtype} {n:6} {name:16}{cells}{one.value:12.6f}", flush=True)
         sizes = args.sizes[0], args.sizes[-1]
         growth = slope(own[sizes[0]], own[sizes[1]], sizes[1] / sizes[0])

@@ -17,7 +17,6 @@ from volform.kernels.checking import require_inputs, require_pair
 from volform.kernels.state import Pairs, Place, State, of_examples
 from volform.kernels.tiles import Spread, matrices, require_tile, spread_of
 
-
 _FEW = 2**14  # pairs, of which kernels take less time than the compilation of a network
 
 
@@ -97,8 +96,8 @@ class Layer(eqx.Module):
         grows. Under `MuP` the NNGP is of order 1 / width. The inputs count as given numbers: a
         parametrization looks at their number of features.
 
-        Cost O(n1 n2 (features + layers)), half of it if x1 = x2. Memory is that of the result and of
-        one tile. Images of P pixels take P times as much, and P^2 times in front of layers that
+        Cost O(n1 n2 (features + layers)), half of it if x1 = x2. Memory is that of the result and
+        of one tile. Images of P pixels take P times as much, and P^2 times in front of layers that
         look at all pairs (`GlobalAvgPool`). Where x1 is `volform.operators.sharded`, each device
         computes the rows of its examples, and holds them. Differentiable in
         inputs, `w_std` and `b_std`; where two inputs coincide the neural tangent kernel of a kinked
@@ -135,7 +134,7 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
-        place = _whole(parametrization)
+        place = whole(parametrization)
         side = require_tile(tile, self.pairs_of_pixels(x1, place))
         spread = spread_of(x1)
         if spread is None and len(x1) <= side and len(x2) <= side and len(x1) * len(x2) <= _FEW:
@@ -186,7 +185,7 @@ class Layer(eqx.Module):
         >>> k.Dense(3, b_std=1.0).init(jax.random.key(0), (1, 2))["w"].shape
         (3, 2)
         """
-        return self.draw(key, tuple(shape[1:]), _whole(parametrization))[0]
+        return self.draw(key, tuple(shape[1:]), whole(parametrization))[0]
 
     def apply(
         self,
@@ -205,7 +204,7 @@ class Layer(eqx.Module):
         Returns:
             Outputs, shape (n, width of the last layer).
         """
-        return self.forward(params, require_inputs(x, "x"), _whole(parametrization))
+        return self.forward(params, require_inputs(x, "x"), whole(parametrization))
 
 
 class Composite(Layer):
@@ -290,7 +289,8 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, float) or _is_array(leaf)
 
 
-def _whole(parametrization: Parametrization | None) -> Place:
+def whole(parametrization: Parametrization | None) -> Place:
+    """The place of a network that is no part of another; `NTP()` if nothing is said."""
     chosen = NTP() if parametrization is None else parametrization
     require_parametrization(chosen, "parametrization")
     return Place(chosen, is_first=True, is_last=True, pairs=Pairs.NONE)

@@ -1,4 +1,4 @@
-"""Matrices of two lists of examples in tiles: rows and columns in blocks, symmetric ones by half."""
+"""Matrices of two lists of examples in tiles: in blocks, symmetric ones by half."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from volform.errors import KernelError
 
@@ -65,10 +65,11 @@ def spread_of(x: Any) -> Spread | None:
     """How examples are spread over devices; None for one device, or under `jit`."""
     if isinstance(x, Tracer) or not isinstance(x, jax.Array):
         return None
-    if not isinstance(x.sharding, NamedSharding) or x.sharding.mesh.size == 1:
+    sharding = x.sharding
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
-    axis = x.sharding.spec[0] if x.sharding.spec else None
-    return None if axis is None else Spread(x.sharding.mesh, axis)
+    axis = sharding.spec[0] if sharding.spec else None
+    return None if axis is None or sharding.mesh.size == 1 else Spread(sharding.mesh, axis)
 
 
 def matrices(
@@ -92,7 +93,8 @@ def matrices(
         shapes = jax.eval_shape(block, x1[: sides[0]], x2[: sides[1]], True)
         empty = jax.tree.map(lambda s: jnp.zeros((len(x1), len(x2)), s.dtype), shapes)
         if spread is not None:
-            empty = jax.tree.map(lambda e: jax.lax.pcast(e, spread.axis, to="varying"), empty)
+            axis = spread.axis
+            empty = jax.tree.map(lambda e: jax.lax.pcast(e, axis, to="varying"), empty)
 
         def step(found: PyTree, at: Tile) -> tuple[PyTree, None]:
             part = _part(block, x1, x2, sides, at, own)
@@ -117,46 +119,6 @@ def matrices(
     return jax.tree.map(lambda matrix: (matrix + matrix.T) / 2, found)
 
 
-def product(
-    block: Block,
-    x: Float[Array, "n ..."],
-    vector: Float[Array, " n"],
-    tile: int,
-    spread: Spread | None = None,
-) -> Float[Array, " n"]:
-    """The symmetric matrix of `block` times a vector, a tile at a time; none of it is kept."""
-
-    def local(x1: Array, x2: Array, vector: Array, own: Any) -> Array:
-        half = spread is None
-        sides = _sides(len(x1), len(x2), tile, spread)
-        total = jnp.zeros(len(x1), vector.dtype)
-        if spread is not None:
-            total = jax.lax.pcast(total, spread.axis, to="varying")
-
-        def entries(of: Array, start: Any, size: int, seen: Any) -> Array:
-            found = jax.lax.dynamic_slice(of, (start,), (size,))
-            return jnp.where(jnp.arange(size) < seen, 0, found)
-
-        def added(total: Array, more: Array, start: Any, seen: Any) -> Array:
-            more = jnp.where(jnp.arange(more.size) < seen, 0, more)
-            before = jax.lax.dynamic_slice(total, (start,), more.shape)
-            return jax.lax.dynamic_update_slice(total, before + more, (start,))
-
-        def step(total: Array, at: Tile) -> tuple[Array, None]:
-            matrix = _part(block, x1, x2, sides, at, own)
-            right = entries(vector, at.column, sides[1], at.seen_columns)
-            total = added(total, _times(matrix, right), at.row, at.seen_rows)
-            if half:
-                left = entries(vector, at.row, sides[0], at.seen_rows)
-                left = jnp.where(at.is_diagonal, 0, left)
-                total = added(total, _times(left, matrix), at.column, at.seen_columns)
-            return total, None
-
-        return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
-
-    return _on_devices(local, spread, x, x, vector, own=0)
-
-
 def _on_devices(local: Callable, spread: Spread | None, x1: Array, *rest: Array, own: int) -> Any:
     """`local(x1, *rest, own)`, on each device for its rows; `own` is the group of their number."""
     if spread is None:
@@ -174,11 +136,8 @@ def _part(block: Block, x1: Array, x2: Array, sides: tuple[int, int], at: Tile, 
     rows = jax.lax.dynamic_slice_in_dim(x1, at.row, sides[0])
     columns = jax.lax.dynamic_slice_in_dim(x2, at.column, sides[1])
     # For a gradient the tile is computed again: otherwise all layers of all tiles would be kept.
-    return jax.checkpoint(block)(rows, columns, at.is_diagonal & (at.group == own))
-
-
-def _times(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    again = jax.checkpoint(lambda *given: block(*given))  # it hashes what it gets, a method may not
+    return again(rows, columns, at.is_diagonal & (at.group == own))
 
 
 def _groups(spread: Spread | None) -> int:
