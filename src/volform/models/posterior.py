@@ -183,7 +183,8 @@ def _conditioned(
 ) -> Posterior:
     """As `condition`, without the metrics of values that are known to be constants."""
     by_site, wide = attached_metrics(model)
-    by_site = {sites: m for sites, m in by_site.items() if not set(_names(sites)) <= fixed}
+    if fixed:
+        by_site = {sites: m for sites, m in by_site.items() if not set(_names(sites)) <= fixed}
     attachments = tuple(Attachment(sites, metric) for sites, metric in by_site.items())
     if wide is not None:
         attachments += (Attachment(None, wide),)
