@@ -16,7 +16,7 @@ def measured() -> dict[str, Any]:
     import numpyro.distributions as dist
 
     import volform as vf
-    from volform import kernels, networks as nn, operators as ops
+    from volform import networks as nn, operators as ops
     from volform.inference import GGN, Kronecker
 
     net = nn.MLP(widths=(4,), outputs=3, b_std=1.0)
@@ -35,11 +35,7 @@ def measured() -> dict[str, Any]:
     H = ops.hessian(loss, params, (x, y))
     posterior = vf.condition(nn.classification(net), x, y)
     approx = vf.laplace(posterior, at=params, curvature=GGN(), structure=Kronecker())
-    found: dict[str, Any] = {}
-    if jax.process_count() == 1:
-        wide = kernels.serial(kernels.Dense(8, b_std=1.0), kernels.Relu(), kernels.Dense(1))
-        found["tangents"] = float(jax.numpy.sum(jax.numpy.sin(wide.kernel(x, tile=5).ntk)))
-    return found | {
+    return {
         "shards": len(x.sharding.device_set),
         "log det": float(ops.logdet(G + 1.0, by=ops.Exact()).value),
         "trace": float(ops.trace(H, by=ops.Krylov(jax.random.key(0), probes=8)).value),

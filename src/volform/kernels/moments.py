@@ -12,10 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from volform.kernels.angle import angles
-
-_FEW = 32  # features, up to which all chords are taken
-
 
 class Moments(NamedTuple):
     """Second moments of the pairs (u, v) of a unit's values at two lists of inputs.
@@ -43,22 +39,23 @@ class Moments(NamedTuple):
 
         Its derivative at either end, where the angle has a kink, is 0.
         """
-        return angles(self.area, self.cross, self.scale)[0]
+        is_zero = (self.area == 0) & (self.cross == 0)
+        return jnp.arctan2(jnp.where(is_zero, 1, self.area), jnp.where(is_zero, 0, self.cross))
 
     @property
     def opposite_angle(self) -> Float[Array, "n1 n2"]:
         """The angle of u and -v: `pi - angle`, without cancellation."""
-        return angles(self.area, self.cross, self.scale)[1]
+        return self._replace(cross=-self.cross).angle
 
     @property
     def shortfall(self) -> Float[Array, "n1 n2"]:
         """`m - E[u v]`, without cancellation."""
-        return self._gaps()[0]
+        return self._beside(self.cross)
 
     @property
     def excess(self) -> Float[Array, "n1 n2"]:
         """`m + E[u v]`, without cancellation."""
-        return self._gaps()[1]
+        return self._beside(-self.cross)
 
     @property
     def distance(self) -> Float[Array, "n1 n2"]:
@@ -81,17 +78,14 @@ class Moments(NamedTuple):
         `A^2 + A'^2 + (sqrt(a b') - sqrt(a' b))^2 + (m - c)(m' + c') + (m + c)(m' - c')`.
         """
         left, right = self.left + other.left, self.right + other.right
-        # Parts are divided by the size of the result, so that no square leaves the range; a row and
-        # a column at a time, since a division for each pair takes longer than all the rest.
-        sizes = [jax.lax.stop_gradient(root(end)) for end in (left, right)]
-        down, across = (
-            jnp.where(size == 0, 1, 1 / jnp.where(size == 0, 1, size)) for size in sizes
-        )
+        # Parts are divided by the size of the result, so that no square leaves the range.
+        size = jax.lax.stop_gradient(root(left) * root(right))
+        size = jnp.where(size == 0, 1, size)
         skew = root(self.left) * root(other.right) - root(other.left) * root(self.right)
-        parts = [part * down * across for part in (self.area, other.area, skew, *self._gaps())]
-        short, over = (part * down * across for part in other._gaps())
-        squares = parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + parts[3] * over + parts[4] * short
-        area = sizes[0] * sizes[1] * root(squares)
+        squares = (self.area / size) ** 2 + (other.area / size) ** 2 + (skew / size) ** 2
+        products = (self.shortfall / size) * (other.excess / size)
+        products += (self.excess / size) * (other.shortfall / size)
+        area = size * root(squares + products)
         return Moments(left, right, self.cross + other.cross, area)
 
     def product(self, other: "Moments") -> "Moments":
@@ -102,92 +96,35 @@ class Moments(NamedTuple):
         squares = (self.area * other.scale / size) ** 2 + (self.cross * other.area / size) ** 2
         return Moments(left, right, cross, size * root(squares))
 
-    def _gaps(self) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-        # The smaller of m - c and m + c is A^2 / larger.
-        is_near = self.cross > 0
-        large = jnp.where(is_near, self.scale + self.cross, self.scale - self.cross)
-        small = self.area * (self.area / jnp.where(large == 0, 1, large))
-        return jnp.where(is_near, small, large), jnp.where(is_near, large, small)
+    def _beside(self, cross: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
+        # m - c = A^2 / (m + c) where c is positive.
+        is_near = cross > 0
+        total = jnp.where(is_near, self.scale + cross, 1)
+        return jnp.where(is_near, self.area * (self.area / total), self.scale - cross)
 
 
 @jax.jit  # or the loop would be compiled anew in every call
 def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
     """Moments of the inputs' features under their empirical mean: `x1 . x2 / d`.
 
-    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`.
-    O(n1 n2 d) operations, O((n1 + n2) d + n1 n2) memory.
+    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`, a row of
+    x1 at a time: O(n1 n2 d) operations, O(n2 d) memory.
     """
     left, right = jnp.mean(x1**2, 1)[:, None], jnp.mean(x2**2, 1)[None, :]
-    scale = root(left) * root(right)
-    if x1.shape[1] <= _FEW:
-        cross = _products(x1, x2) / x1.shape[1]
-        return Moments(left, right, cross, scale * _sine_by_chords(x1, x2))
-    cross, sine = _turn(x1, x2)
-    return Moments(left, right, cross, scale * sine)
-
-
-def _products(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def _sine_by_chords(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    """`|e1 - e2| |e1 + e2| / 2`, a row of x1 at a time."""
+    cross = jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST) / x1.shape[1]
     ends = _unit(x2)
-    return jax.lax.map(jax.checkpoint(lambda start: _chords(start, ends)), _unit(x1))
 
+    @jax.checkpoint
+    def sine(start: Float[Array, " d"]) -> Float[Array, " n2"]:
+        return root(jnp.sum((start - ends) ** 2, 1)) * root(jnp.sum((start + ends) ** 2, 1)) / 2
 
-def _chords(e1: Float[Array, "*n d"], e2: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    return root(jnp.sum((e1 - e2) ** 2, -1)) * root(jnp.sum((e1 + e2) ** 2, -1)) / 2
-
-
-@jax.custom_jvp
-def _turn(
-    x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]
-) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """`x1 . x2 / d` and the sine of the angle, by one product of matrices.
-
-    With c the mean of e2, `e1 . e2 = (e1 - c) . (e2 - c) + e1 . c + (e2 - c) . c`, and
-    `|e1 - e2|^2 = |e1 - c|^2 + |e2 - c|^2 - 2 (e1 - c) . (e2 - c)`, `|e1 + e2|^2` being 4 minus it.
-    Where one of those is a small difference of large terms the chords are taken.
-    """
-    e1, e2 = _unit(x1), _unit(x2)
-    center = jnp.mean(e2, 0)
-    around1, around2 = e1 - center, e2 - center
-    inner = _products(around1, around2)
-    spread = jnp.sum(around1**2, 1)[:, None] + jnp.sum(around2**2, 1)
-    square = jnp.clip(spread - 2 * inner, 0, 4)
-    is_known = jnp.any(e1 != 0, 1)[:, None] & jnp.any(e2 != 0, 1)
-    is_lost = is_known & ((square < spread / 8) | (square > 3.75))
-
-    def next_lost(after: Array) -> Array:
-        """In each row the first column behind `after`; the number of columns if there is none."""
-        columns = jnp.arange(len(e2), dtype=jnp.int32)
-        return jnp.min(jnp.where(is_lost & (columns > after[:, None]), columns, len(e2)), 1)
-
-    def mended(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        sine, column = state
-        chords = _chords(e1, e2[jnp.minimum(column, len(e2) - 1)])
-        sine = sine.at[jnp.arange(len(e1)), column].set(chords, mode="drop")
-        return sine, next_lost(column)
-
-    begin = jnp.sqrt(square * (4 - square)) / 2, next_lost(jnp.full(len(e1), -1, jnp.int32))
-    sine = jax.lax.while_loop(lambda state: jnp.any(state[1] < len(e2)), mended, begin)[0]
-    cosine = inner + (e1 @ center)[:, None] + around2 @ center
-    scale = root(jnp.mean(x1**2, 1))[:, None] * root(jnp.mean(x2**2, 1))
-    return scale * cosine, sine
-
-
-@_turn.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple:
-    (x1, x2), (dx1, dx2) = primals, tangents
-    dcross = (_products(dx1, x2) + _products(x1, dx2)) / x1.shape[1]
-    return _turn(x1, x2), (dcross, jax.jvp(_sine_by_chords, primals, tangents)[1])
+    return Moments(left, right, cross, root(left) * root(right) * jax.lax.map(sine, _unit(x1)))
 
 
 def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
     """Moments of a random unit that is the same at all inputs, with variance `value`."""
-    one = jnp.ones((1,) * like.cross.ndim, like.cross.dtype) * value
-    return Moments(one, one, one, jnp.zeros_like(one))
+    full = [jnp.full_like(moment, 1) * value for moment in like[:3]]
+    return Moments(full[0], full[1], full[2], jnp.zeros_like(like.area))
 
 
 def of_products(
