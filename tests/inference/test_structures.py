@@ -352,6 +352,21 @@ def test_structures_that_a_model_does_not_have(
         vf.laplace(posterior, at={"a": 0.5}, curvature=curvature, structure=structure)
 
 
+def test_what_is_no_real_value_does_not_stand_in_the_way() -> None:
+    def model(y: Any) -> None:
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        b = numpyro.sample("b", dist.Normal(a, 1.0))
+        numpyro.deterministic("is_positive", a > 0.0)
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    posterior = vf.condition(model, jnp.array([0.5, 1.0]))
+    at = {"a": jnp.array(0.3), "b": jnp.array(0.6)}
+    found = vf.laplace(posterior, at=at, curvature=GGN(), structure=Subset(("a",)))
+    assert_allclose(found.precision.as_matrix(), [[1.0]])
+    with pytest.raises(StructureError, match=r"here the model runs no layer"):
+        vf.laplace(posterior, at=at, curvature=GGN(), structure=Kronecker())
+
+
 @pytest.mark.parametrize("rank", [0, 2.0, True])
 def test_ranks_that_are_none(rank: Any) -> None:
     with pytest.raises(StructureError, match="`rank` of LowRank is"):

@@ -82,12 +82,15 @@ class LaplaceApproximation(eqx.Module):
         """Coordinates in which draws are Gaussian: those the metric is flat in, if known."""
         return sampling_chart(self.posterior)
 
-    @property
+    @cached_property
     def at(self) -> Point:
-        """-log q^G at the mode, with the curvature that was asked for."""
-        if isinstance(self.mode.at, Expansion) and isinstance(self.precision, Dense):
-            return dataclasses.replace(self.mode.at, hessian=self.precision.matrix)
-        return self.mode.at
+        """-log q^G at the mode, with the precision for its Hessian where that is a matrix."""
+        at, precision = self.mode.at, self.precision
+        if not isinstance(at, Expansion) or not isinstance(precision, Dense):
+            return at
+        # The expansion of the search itself knows its factor already.
+        is_own = precision.matrix is at.hessian
+        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:

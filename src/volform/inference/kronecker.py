@@ -96,7 +96,7 @@ class Held(NamedTuple):
 
 
 def kronecker_blocks(
-    split: Split, rest: Float[Array, " d"] | None
+    split: Split, arrays: list[Form], rest: Float[Array, " d"] | None
 ) -> list[lx.AbstractLinearOperator] | None:
     """The blocks of all sites in the order of u, or None where they do not keep apart.
 
@@ -106,7 +106,7 @@ def kronecker_blocks(
     held = holders(split)
     if rest is None or any(h is None for h in held):
         return None
-    forms = {h.site.name: (form, h) for form, h in zip(forms_of(split), held, strict=True) if h}
+    forms = {h.site.name: (form, h) for form, h in zip(arrays, held, strict=True) if h}
     if len(forms) < len(held):
         return None
     if not all(form.adds_to(rest[h.site.segment]) for form, h in forms.values()):
@@ -121,12 +121,12 @@ def kronecker_blocks(
     return [blocks[name] for name in split.posterior.names]
 
 
-def kronecker_matrix(split: Split) -> Float[Array, "d d"]:
+def kronecker_matrix(split: Split, arrays: list[Form]) -> Float[Array, "d d"]:
     """The blocks of all layers, pulled back from their arrays to u, and blocks of other sites."""
     total = jnp.zeros((split.u.size, split.u.size), split.u.dtype)
     moved = np.zeros(split.u.size, bool)
     jacobians = _jacobians(split)
-    for form, jacobian in zip(forms_of(split), jacobians, strict=True):
+    for form, jacobian in zip(arrays, jacobians, strict=True):
         total += form.pulled_back(jacobian)
         moved |= np.asarray(jnp.any(jacobian != 0.0, 1))
     sites = split.posterior.layout.sites

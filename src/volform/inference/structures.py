@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import StructureError, UnknownSiteError
 from volform.geometry.structure import Dense, Segments, logdet
 from volform.inference.kronecker import (
+    forms_of,
     kronecker_blocks,
     kronecker_matrix,
     last_sites,
@@ -119,11 +120,12 @@ class Kronecker(Structure):
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
         """Blocks of two Kronecker products where they keep apart, else their sum as a matrix."""
-        blocks = kronecker_blocks(split, rest_diagonal(split))
+        forms = forms_of(split)
+        blocks = kronecker_blocks(split, forms, rest_diagonal(split))
         if blocks is not None:
             return Segments(tuple(blocks))
         check_dense(split.u.size, split.u.size, split.u.dtype)
-        return Dense(kronecker_matrix(split) + split.rest_matrix(), split.u)
+        return Dense(kronecker_matrix(split, forms) + split.rest_matrix(), split.u)
 
 
 class LowRank(Structure):

@@ -223,7 +223,12 @@ def held_at(posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]) -
     tangent = jax.random.normal(jax.random.key(0), u.shape, u.dtype)
     for name in names:
         tangent = tangent.at[posterior.layout.site(name).segment].set(0.0)
-    _, moved = jax.jvp(lambda u: posterior.values(u, posterior.known), (u,), (tangent,))
+
+    def reals(u: Float[Array, " d"]) -> dict[str, Any]:
+        found = posterior.values(u, posterior.known)
+        return {n: v for n, v in found.items() if jnp.issubdtype(jnp.result_type(v), jnp.floating)}
+
+    _, moved = jax.jvp(reals, (u,), (tangent,))
     fixed = frozenset(name for name, by in moved.items() if not jnp.any(by != 0.0))
     groups = {n for a in posterior.attachments if a.sites for n in _names(a.sites)}
     values = {name: value for name, value in posterior.values(u).items() if name in names}
