@@ -31,8 +31,9 @@ def quadratures(form: Pencil, by: Krylov) -> Quadrature:
     Raises:
         OperatorError: when `checkpoint` of `by` is no file of such a run, or of another one.
     """
+    probes = _signs(form, by)
     if by.checkpoint is None:
-        return _stepwise(form, by) if is_slow_in_loops(form) else _together(form, by)
+        return _of_probes(form, by, probes)
     path = Path(by.checkpoint)
     if not is_known(form):
         raise OperatorError(
@@ -42,29 +43,24 @@ def quadratures(form: Pencil, by: Krylov) -> Quadrature:
     run = {
         "key": np.asarray(jax.random.key_data(by.key)),
         "shape": np.array([by.probes, by.depth, form.size()]),
-        "product": np.asarray(_first_product(form, by)),
+        "product": np.asarray(_square(form, probes[0])),
     }
     nodes, weights = _read(path, run)
     batch = by.probes if by.batch is None else by.batch
     while len(nodes) < by.probes:
-        start, count = len(nodes), min(batch, by.probes - len(nodes))
-        part = _part(form, by, jnp.array(start), count)
+        part = _of_probes(form, by, probes[len(nodes) : len(nodes) + batch])
         nodes = np.concatenate([nodes, np.asarray(part.nodes)])
         weights = np.concatenate([weights, np.asarray(part.weights)])
         _write(path, run, nodes, weights)
     return Quadrature(jnp.asarray(nodes), jnp.asarray(weights))
 
 
-@eqx.filter_jit
-def _together(form: Pencil, by: Krylov) -> Quadrature:
-    return quadrature(form, by, signs(by, jnp.zeros(form.size(), form.dtype())))
-
-
-def _stepwise(form: Pencil, by: Krylov) -> Quadrature:
-    probes = _signs(form, by)
-    batch = by.probes if by.batch is None else by.batch
+def _of_probes(form: Pencil, by: Krylov, probes: Float[Array, "b n"]) -> Quadrature:
+    if not is_slow_in_loops(form):
+        return _together(form, by, probes)
+    batch = len(probes) if by.batch is None else by.batch
     depth = min(by.depth, form.size())
-    parts = [probes[start : start + batch] for start in range(0, by.probes, batch)]
+    parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
     found = [_measured(decompositions(form, by.key, part, depth)) for part in parts]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
@@ -75,28 +71,25 @@ def _signs(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
 
 
 @eqx.filter_jit
+def _together(form: Pencil, by: Krylov, probes: Float[Array, "b n"]) -> Quadrature:
+    return quadrature(form, by, probes)
+
+
+@eqx.filter_jit
 def _measured(found: Decomposition) -> Quadrature:
     return jax.vmap(measure)(found)
 
 
 @eqx.filter_jit
-def _part(form: Pencil, by: Krylov, start: Array, count: int) -> Quadrature:
-    probes = signs(by, jnp.zeros(form.size(), form.dtype()))
-    return quadrature(form, by, jax.lax.dynamic_slice_in_dim(probes, start, count))
-
-
-@eqx.filter_jit
-def _first_product(form: Pencil, by: Krylov) -> Float[Array, ""]:
-    probe = signs(by, jnp.zeros(form.size(), form.dtype()))[0]
+def _square(form: Pencil, probe: Float[Array, " n"]) -> Float[Array, ""]:
     return probe @ form.mv()(probe)
 
 
 def _read(path: Path, run: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     depth = min(run["shape"][1], run["shape"][2])
     if not path.exists():
-        return np.zeros((0, depth), run["product"].dtype), np.zeros(
-            (0, depth), run["product"].dtype
-        )
+        nothing = np.zeros((0, depth), run["product"].dtype)
+        return nothing, nothing
     try:
         with np.load(path) as stored:
             kept = {name: stored[name] for name in (*run, "nodes", "weights")}

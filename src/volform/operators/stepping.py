@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from volform.operators.base import is_known
 from volform.operators.krylov import Decomposition, advanced, begun
@@ -15,10 +15,13 @@ from volform.operators.pencil import Pencil
 
 def is_slow_in_loops(form: Pencil) -> bool:
     """Whether products hold convolutions: in loops on CPUs XLA runs their gradients slowly."""
-    if not is_known(form):
-        return False
+    return is_known(form) and bool(_holds_convolution(form))
+
+
+@eqx.filter_jit  # so that a form is looked at once for each shape of it, and not each time
+def _holds_convolution(form: Pencil) -> Bool[Array, ""]:
     jaxpr = jax.make_jaxpr(lambda v: form.mv()(v))(jnp.zeros(form.size(), form.dtype()))
-    return _holds(jaxpr.jaxpr, jax.lax.conv_general_dilated_p)
+    return jnp.array(_holds(jaxpr.jaxpr, jax.lax.conv_general_dilated_p))
 
 
 def _holds(jaxpr: Jaxpr, primitive: Primitive) -> bool:
