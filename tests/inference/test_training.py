@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 
 import volform as vf
 from volform import networks as nn
-from volform.errors import ConvergenceError, ModelError, UnknownSiteError
+from volform.errors import ConvergenceError, ModelError, OperatorError, UnknownSiteError
 from volform.inference import train_by_evidence
 
 RNG = np.random.default_rng(0)
@@ -89,5 +89,7 @@ def test_what_is_refused() -> None:
         train_by_evidence(linear, start, {}, supports=POSITIVE)
     with pytest.raises(ModelError, match=r"`supports` names \['width'\]"):
         train_by_evidence(linear, start, at, supports={"width": constraints.positive})
+    with pytest.raises(OperatorError, match="`rounds` of train_by_evidence is 0"):
+        train_by_evidence(linear, start, at, supports=POSITIVE, rounds=0)
     with pytest.raises(ConvergenceError, match="log Z is nan with `hyperparameters`"):
         train_by_evidence(linear, start, at, outer=optax.sgd(1e6), rounds=2)

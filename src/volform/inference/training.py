@@ -21,6 +21,7 @@ from volform.inference.local import locate, objective
 from volform.inference.progress import waiting
 from volform.models import Posterior
 from volform.models.facts import facts_of
+from volform.operators.base import check_positive
 
 
 def train_by_evidence(
@@ -71,11 +72,14 @@ def train_by_evidence(
         ModelError: an improper prior; a support of an unknown name.
         UnknownSiteError: when `at` lacks a latent site.
         ConvergenceError: when log Z or its gradient is not finite.
+        OperatorError: when `rounds`, `steps` or `updates` is no positive whole number.
 
     References:
         Immer et al. (2021), Scalable marginal likelihood estimation for model selection in deep
         learning, algorithm 1.
     """
+    for argument, number in {"rounds": rounds, "steps": steps, "updates": updates}.items():
+        check_positive(number, argument, "train_by_evidence")
     charts = charts_of(hyperparameters, supports)
     values = {name: jnp.asarray(v, jnp.result_type(float)) for name, v in hyperparameters.items()}
     flat, unravel = ravel_pytree({name: charts[name].inv(v) for name, v in values.items()})
