@@ -103,7 +103,7 @@ def study(name: str, quick: bool) -> Study:
     start, case = time.perf_counter(), models.CASES[name]()
     exact = models.exact(case, 4000 if quick else 32_000)
     entries = [_of_peer(case, exact)]
-    fits: dict[str, vf.MAP] = {}
+    fits: dict[str, vf.inference.MAP] = {}
     metrics = METRICS[3:] if quick else METRICS
     for metric in metrics:
         entries += _of_metric(case, metric, exact, fits)
@@ -132,7 +132,7 @@ def _of_peer(case: models.Case, exact: models.Exact) -> Entry:
 
 
 def _of_metric(
-    case: models.Case, name: str, exact: models.Exact, fits: dict[str, vf.MAP]
+    case: models.Case, name: str, exact: models.Exact, fits: dict[str, vf.inference.MAP]
 ) -> list[Entry]:
     """Both orders under a metric; its mode is kept in `fits` if it is strict."""
     start = time.perf_counter()
@@ -155,7 +155,7 @@ def _of_metric(
     return [searching, dataclasses.replace(first, order=2, gap=gap, why=why)]
 
 
-def _of_correction(found: vf.Evidence) -> int:
+def _of_correction(found: vf.inference.Evidence) -> int:
     """Evaluations that the second order takes, over and above the first."""
     modes = max(1, sum(name.startswith("weight of mode") for name in found.diagnostics))
     return 0 if found.correction is None else modes * found.dim**2
@@ -170,7 +170,9 @@ def _estimated(name: str, target: Any, by: Any, exact: models.Exact) -> Entry:
     return _entry(name, 0, found, exact, time.perf_counter() - start)
 
 
-def _entry(name: str, order: int, found: vf.Evidence, exact: models.Exact, seconds: float) -> Entry:
+def _entry(
+    name: str, order: int, found: vf.inference.Evidence, exact: models.Exact, seconds: float
+) -> Entry:
     return Entry(
         name,
         order,

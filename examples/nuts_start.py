@@ -66,7 +66,7 @@ def run(kernel: NUTS, warmup: int, samples: int, *args, **kwargs) -> tuple[int, 
     return before, int(fields["num_steps"].sum()), min(sizes), int(fields["diverging"].sum())
 
 
-def gradients_of(fit: vf.MAP) -> int:
+def gradients_of(fit: vf.inference.MAP) -> int:
     """What the Laplace approximation cost: a Hessian counts as one gradient for each column."""
     descents, newtons = fit.steps
     return descents + newtons * (1 + fit.posterior.dim)

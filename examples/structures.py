@@ -54,7 +54,7 @@ def digits(train: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     return (x[:train], y[:train]), (x[train:], y[train:])
 
 
-def trained(posterior: vf.Posterior, steps: int) -> dict[str, Array]:
+def trained(posterior: vf.models.Posterior, steps: int) -> dict[str, Array]:
     """The end of a training: Adam on -log q^G, with a step that falls to zero."""
     start = NETWORK.init(jax.random.key(1), 64)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))

@@ -71,7 +71,7 @@ class Case:
     reach: float = 7.0
     key: jax.Array | None = None
 
-    def posterior(self, metric: vf.Metric) -> vf.Posterior:
+    def posterior(self, metric: vf.Metric) -> vf.models.Posterior:
         """The posterior under a metric."""
         return vf.condition(vf.attach(self.model, metric), *self.args, y=self.y)
 
@@ -249,7 +249,7 @@ def exact(case: Case, draws: int) -> Exact:
     return lattice(posterior, case.step, case.reach)
 
 
-def lattice(posterior: vf.Posterior, step: float, reach: float) -> Exact:
+def lattice(posterior: vf.models.Posterior, step: float, reach: float) -> Exact:
     """The trapezoidal rule on a lattice in standard deviations around the unconstrained mode.
 
     On all of space it converges like exp(-2 pi^2 / step^2) for a density near a Gaussian. A second

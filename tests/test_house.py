@@ -5,6 +5,7 @@ Each rule is a function from the modules to its offenders, so that a failure lis
 
 import ast
 import graphlib
+import inspect
 import os
 import subprocess
 import sys
@@ -348,7 +349,10 @@ def test_choices_are_values_not_strings(house):
 
 
 def test_few_public_names(house):
-    names = public_names(house[""])
+    import volform
+
+    # Rooms do not count: what is in them is found there, and not at the top.
+    names = [n for n in public_names(house[""]) if not inspect.ismodule(getattr(volform, n))]
     assert len(names) <= MAX_PUBLIC_NAMES, f"{len(names)} public names: {', '.join(names)}"
 
 

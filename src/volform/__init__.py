@@ -13,11 +13,12 @@ from volform.geometry import (
     pullback as pullback,
 )
 from volform.inference import (
-    MAP as MAP,
+    GGN as GGN,
     Bridge as Bridge,
-    Evidence as Evidence,
     Importance as Importance,
+    Kronecker as Kronecker,
     Laplace as Laplace,
+    Linearized as Linearized,
     Quadrature as Quadrature,
     compare as compare,
     evidence as evidence,
@@ -31,12 +32,17 @@ from volform.models import (
     Jeffreys as Jeffreys,
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,
-    Posterior as Posterior,
     Unconstrained as Unconstrained,
     VolumeDensity as VolumeDensity,
     attach as attach,
     condition as condition,
     networks as networks,
+)
+from volform.operators import (
+    Exact as Exact,
+    Krylov as Krylov,
+    metric_of as metric_of,
+    sharpness as sharpness,
 )
 
 plot = _plotting

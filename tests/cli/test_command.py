@@ -70,7 +70,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def posterior(metric: vf.Metric) -> vf.Posterior:
+def posterior(metric: vf.Metric) -> vf.models.Posterior:
     """The posterior of `scale`, by the API."""
     names: dict = {}
     exec(MODELS, names)

@@ -23,7 +23,7 @@ class Adversary(NamedTuple):
     model: Callable
     log_z: float
 
-    def posterior(self) -> vf.Posterior:
+    def posterior(self) -> vf.models.Posterior:
         return vf.condition(self.model)
 
 

@@ -33,7 +33,7 @@ def exact(scale: float, y: Any = Y) -> float:
     return multivariate_normal(np.zeros(n), np.eye(n) + scale**2 * np.ones((n, n))).logpdf(y)
 
 
-def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.Evidence:
+def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.inference.Evidence:
     """An evidence out of thin air."""
     fields = {
         "metric": "Euclidean()",
@@ -44,7 +44,7 @@ def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.Evidence:
         "cost": Cost(),
     }
     values = jnp.asarray(float(log_z)), jnp.asarray(float(error))
-    return vf.Evidence(*values, None, **(fields | changes))
+    return vf.inference.Evidence(*values, None, **(fields | changes))
 
 
 SCALES = {"wide": 30.0, "narrow": 1.0, "medium": 5.0}

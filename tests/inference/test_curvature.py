@@ -25,7 +25,7 @@ NET = nn.MLP(widths=(3,), b_std=1.0)
 AT = NET.init(jax.random.key(1), 2)
 
 
-def flat(posterior: vf.Posterior) -> Any:
+def flat(posterior: vf.models.Posterior) -> Any:
     """The network's output as a function of u: the coordinates of real sites are their values."""
     return lambda u: NET.apply(posterior.values(u), X)
 

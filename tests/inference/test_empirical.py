@@ -118,7 +118,7 @@ def test_hyperparameters_of_bayesian_ridge() -> None:
 def test_optax_finds_the_same() -> None:
     x, y = small_data()
 
-    def build(h: dict[str, Any]) -> vf.Posterior:
+    def build(h: dict[str, Any]) -> vf.models.Posterior:
         return vf.condition(regression, x, y, h["scale"], h["noise"])
 
     by_bfgs = vf.maximize_evidence(build, {"scale": 1.0, "noise": 1.0}, supports=POSITIVE)
@@ -158,7 +158,7 @@ def test_improper_prior_is_refused_unless_allowed() -> None:
 
     y = jnp.array([0.5, 1.0, 2.5])
 
-    def build(h: dict[str, Any]) -> vf.Posterior:
+    def build(h: dict[str, Any]) -> vf.models.Posterior:
         return vf.condition(flat, y, h["noise"])
 
     supports = {"noise": constraints.positive}

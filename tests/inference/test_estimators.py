@@ -90,7 +90,7 @@ CASES = {
 
 
 @cache
-def fitted(name: str) -> vf.MAP:
+def fitted(name: str) -> vf.inference.MAP:
     case = CASES[name]
     posterior = vf.condition(case.model, *(jnp.asarray(a, float) for a in case.data))
     return vf.find_map(posterior, key=KEY, starts=2)
@@ -99,7 +99,7 @@ def fitted(name: str) -> vf.MAP:
 # --- Quadrature
 
 
-def quadrature(model: Callable, *data: Any, **options: Any) -> vf.Evidence:
+def quadrature(model: Callable, *data: Any, **options: Any) -> vf.inference.Evidence:
     found = vf.evidence(vf.condition(model, *data), by=vf.Quadrature(**options))
     assert found.trust.level.value == "good"
     assert found.correction is None
@@ -260,21 +260,21 @@ WELLS = [vf.Laplace(), vf.Importance(draws=4000), vf.Quadrature(tolerance=1e-8)]
 
 
 @pytest.fixture(scope="module")
-def in_two_wells() -> vf.MAP:
+def in_two_wells() -> vf.inference.MAP:
     fit = vf.find_map(vf.condition(two_wells), key=KEY, starts=8)
     assert len(fit.modes) == 2
     return fit
 
 
 @pytest.mark.parametrize("by", WELLS, ids=lambda by: type(by).__name__)
-def test_both_wells_count(in_two_wells: vf.MAP, by: Estimator) -> None:
+def test_both_wells_count(in_two_wells: vf.inference.MAP, by: Estimator) -> None:
     found = vf.evidence(in_two_wells, by=by)
     allowed = 1e-6 if not isinstance(by, vf.Importance) else 4.0 * float(found.error)
     assert abs(float(found.log_z)) < allowed
     assert "integral of a density that wells may leave unnormalized" in found.note
 
 
-def test_laplace_shows_the_weights_of_the_modes(in_two_wells: vf.MAP) -> None:
+def test_laplace_shows_the_weights_of_the_modes(in_two_wells: vf.inference.MAP) -> None:
     found = vf.evidence(in_two_wells)
     assert "sum over 2 modes, weights 0.800, 0.200" in repr(found)
     assert_allclose(found.diagnostics["weight of mode 2"], 0.2, atol=1e-6)

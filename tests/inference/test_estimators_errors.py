@@ -28,7 +28,7 @@ def wide(y: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def fit() -> vf.MAP:
+def fit() -> vf.inference.MAP:
     return vf.find_map(vf.condition(scale, Y), key=KEY, starts=2)
 
 
@@ -39,7 +39,7 @@ def draws(chains: int = 4, each: int = 100) -> dict[str, Any]:
     return {"mu": mu, "sigma": 0.6 + 0.05 * jax.random.normal(other, (chains, each))}
 
 
-def bridged(fit: vf.MAP, samples: Any) -> vf.Evidence:
+def bridged(fit: vf.inference.MAP, samples: Any) -> vf.inference.Evidence:
     return vf.evidence(fit, by=vf.Bridge(samples=samples))
 
 
@@ -47,7 +47,7 @@ def bridged(fit: vf.MAP, samples: Any) -> vf.Evidence:
 
 
 @pytest.mark.parametrize("by", ["bridge", vf.Bridge, 3], ids=repr)
-def test_no_estimator(fit: vf.MAP, by: Any) -> None:
+def test_no_estimator(fit: vf.inference.MAP, by: Any) -> None:
     with pytest.raises(ModelError, match=r"`by` should be an estimator such as `vf.Laplace\(\)`"):
         vf.evidence(fit, by=by)
 
@@ -64,7 +64,7 @@ def test_quadrature_in_many_dimensions() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -2, 2.0, "two"])
-def test_number_of_equivalent_modes(fit: vf.MAP, count: Any) -> None:
+def test_number_of_equivalent_modes(fit: vf.inference.MAP, count: Any) -> None:
     with pytest.raises(ModelError, match=r"`equivalent_modes` in the call is .* positive integer"):
         vf.evidence(fit, equivalent_modes=count)
 
@@ -117,7 +117,7 @@ def test_no_mode(by: Any) -> None:
 # --- Draws
 
 
-def test_too_few_draws(fit: vf.MAP) -> None:
+def test_too_few_draws(fit: vf.inference.MAP) -> None:
     with pytest.raises(DataError, match=r"has 40 draws.*It needs at least 48, and 8 in each"):
         bridged(fit, draws(4, 10))
     with pytest.raises(DataError, match=r"has 200 draws .* 8 in each chain"):
@@ -126,32 +126,32 @@ def test_too_few_draws(fit: vf.MAP) -> None:
         vf.evidence(fit, by=vf.Bridge(draws=20, warmup=10))
 
 
-def test_draws_of_other_sites(fit: vf.MAP) -> None:
+def test_draws_of_other_sites(fit: vf.inference.MAP) -> None:
     renamed = {"mu": draws()["mu"], "tau": draws()["sigma"]}
     with pytest.raises(DataError, match=r"no draws of the sites \['sigma'\].*\['mu', 'tau'\]"):
         bridged(fit, renamed)
 
 
-def test_draws_of_other_shapes(fit: vf.MAP) -> None:
+def test_draws_of_other_shapes(fit: vf.inference.MAP) -> None:
     vectors = draws() | {"mu": jnp.zeros((4, 100, 3))}
     with pytest.raises(DataError, match=r"`mu` have shape \(4, 100, 3\).*another model"):
         bridged(fit, vectors)
 
 
-def test_draws_without_chains(fit: vf.MAP) -> None:
+def test_draws_without_chains(fit: vf.inference.MAP) -> None:
     flat = {name: values.reshape(-1) for name, values in draws().items()}
     with pytest.raises(DataError, match=r"have shape \(400,\).*\(chains, draws\)"):
         bridged(fit, flat)
 
 
-def test_draws_of_unequal_length(fit: vf.MAP) -> None:
+def test_draws_of_unequal_length(fit: vf.inference.MAP) -> None:
     unequal = draws() | {"mu": jnp.zeros((4, 90))}
     with pytest.raises(DataError, match=r"`samples` .* of different numbers of chains or draws"):
         bridged(fit, unequal)
 
 
 @pytest.mark.parametrize("bad", [-0.5, np.nan])
-def test_draws_outside_the_support(fit: vf.MAP, bad: float) -> None:
+def test_draws_outside_the_support(fit: vf.inference.MAP, bad: float) -> None:
     samples = draws()
     samples["sigma"] = samples["sigma"].at[2, 17].set(bad)
     with pytest.raises(DataError, match="NaN or outside the support of their sites"):
@@ -159,18 +159,18 @@ def test_draws_outside_the_support(fit: vf.MAP, bad: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [3, [1.0, 2.0], {"mu": [[0.1, 0.2]]}, {}], ids=repr)
-def test_no_draws(fit: vf.MAP, samples: Any) -> None:
+def test_no_draws(fit: vf.inference.MAP, samples: Any) -> None:
     with pytest.raises(DataError, match=r"`samples` (should be a NumPyro MCMC|has no draws)"):
         bridged(fit, samples)
 
 
-def test_draws_that_do_not_move(fit: vf.MAP) -> None:
+def test_draws_that_do_not_move(fit: vf.inference.MAP) -> None:
     still = {"mu": jnp.full((4, 100), 0.5), "sigma": jnp.full((4, 100), 0.6)}
     with pytest.raises(DataError, match="`samples` do not vary"):
         bridged(fit, still)
 
 
-def test_chains_that_did_not_mix(fit: vf.MAP) -> None:
+def test_chains_that_did_not_mix(fit: vf.inference.MAP) -> None:
     apart = draws(2, 200)
     apart["mu"] = apart["mu"] + jnp.array([[0.0], [6.0]])
     found = bridged(fit, apart)
@@ -179,7 +179,7 @@ def test_chains_that_did_not_mix(fit: vf.MAP) -> None:
     assert found.trust.reason.endswith("of mu")
 
 
-def test_one_chain_cannot_show_that_it_mixed(fit: vf.MAP) -> None:
+def test_one_chain_cannot_show_that_it_mixed(fit: vf.inference.MAP) -> None:
     found = bridged(fit, draws(1, 400))
     assert found.trust.level.value != "good"
     assert "one chain cannot show whether it mixes" in found.trust.reason

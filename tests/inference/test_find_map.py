@@ -106,7 +106,7 @@ def wells(depth: Any) -> None:
     numpyro.factor("density", -4.0 * (x**2 - 1.0) ** 2 - depth * x - 0.5 * (y - x) ** 2)
 
 
-def wells_of(depth: float) -> vf.Posterior:
+def wells_of(depth: float) -> vf.models.Posterior:
     return vf.condition(wells, jnp.asarray(depth))
 
 

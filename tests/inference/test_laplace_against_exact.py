@@ -112,13 +112,13 @@ METRICS = {
 }
 
 
-def normal_posterior(powers: Powers, n: int = 10) -> vf.Posterior:
+def normal_posterior(powers: Powers, n: int = 10) -> vf.models.Posterior:
     metric = DiagonalField(jax.tree.map(jnp.asarray, powers))
     statistics = (1.0 * n, MEAN, SQUARES * n / 10)
     return vf.condition(vf.attach(normal, {("mu", "log_s"): metric}), *map(jnp.asarray, statistics))
 
 
-def normal_evidence(powers: Powers, n: int = 10) -> vf.Evidence:
+def normal_evidence(powers: Powers, n: int = 10) -> vf.inference.Evidence:
     fit = vf.find_map(normal_posterior(powers, n), key=jax.random.key(0), starts=1)
     return vf.laplace(fit).evidence
 

@@ -43,7 +43,7 @@ def problems(reference: Path) -> dict[str, tuple[Any, dict]]:
     return {name: (spec, numbers[name]) for name, spec in module.SPECS.items()}
 
 
-def evidence(problem: tuple[Any, dict], metric: vf.Metric) -> vf.Evidence:
+def evidence(problem: tuple[Any, dict], metric: vf.Metric) -> vf.inference.Evidence:
     posterior = vf.condition(vf.attach(problem[0].model, metric), *problem[0].args)
     return vf.laplace(vf.find_map(posterior, key=KEY), allow_improper=True).evidence
 

@@ -28,7 +28,7 @@ def regression(x: Any, y: Any, h: Any) -> None:
     numpyro.sample("y", dist.Normal(x @ beta, h["noise"]), obs=y)
 
 
-def linear(h: Any) -> vf.Posterior:
+def linear(h: Any) -> vf.models.Posterior:
     return vf.condition(regression, X, Y, h)
 
 

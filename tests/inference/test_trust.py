@@ -38,7 +38,7 @@ SLOW = {
 
 
 @cache
-def target(name: str) -> vf.MAP | vf.Posterior:
+def target(name: str) -> vf.inference.MAP | vf.models.Posterior:
     posterior = ADVERSARIES[name].posterior()
     try:
         return vf.find_map(posterior, key=KEY, starts=8)
@@ -47,7 +47,7 @@ def target(name: str) -> vf.MAP | vf.Posterior:
 
 
 @cache
-def estimate(name: str, by: str) -> vf.Evidence | VolformError:
+def estimate(name: str, by: str) -> vf.inference.Evidence | VolformError:
     try:
         return vf.evidence(target(name), by=ESTIMATORS[by], allow_improper=True, key=KEY)
     except VolformError as error:
@@ -91,7 +91,7 @@ def test_good_is_right(name: str, by: str) -> None:
 
 def test_what_the_search_could_not_see_is_said() -> None:
     found = estimate("wells, flat prior", "Importance")
-    assert isinstance(found, vf.Evidence)
+    assert isinstance(found, vf.inference.Evidence)
     assert found.trust.level is Level.FAIR
     assert "far modes may be missing: x has no proper prior" in found.trust.reason
 

@@ -112,7 +112,7 @@ def test_one_prior_has_one_evidence():
         vf.laplace(
             vf.condition(nn.regression(net, 0.5), X, Y[:, None]),
             at=values,
-            curvature=vf.inference.GGN(),
+            curvature=vf.GGN(),
         ).evidence.log_z
         for net, values in ((sp, here), (ntp, there))
     ]

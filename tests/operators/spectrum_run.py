@@ -32,7 +32,7 @@ def main(path: str, batches: str = "0") -> None:
         return jnp.sum(jnp.cosh(x) + 0.01 * x[0] * x)
 
     H = vf.operators.hessian(loss, jnp.linspace(0.0, 2.0, 30))
-    by = vf.operators.Krylov(jax.random.key(0), probes=8, depth=12, batch=2, checkpoint=path)
+    by = vf.Krylov(jax.random.key(0), probes=8, depth=12, batch=2, checkpoint=path)
     print(repr(float(vf.operators.logdet(H, by=by).value)))
 
 

@@ -43,12 +43,12 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def of_gamma() -> vf.MAP:
+def of_gamma() -> vf.inference.MAP:
     return vf.find_map(vf.condition(gamma), key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
-def of_normal() -> vf.MAP:
+def of_normal() -> vf.inference.MAP:
     posterior = vf.condition(vf.attach(normal, vf.LikelihoodFisher()), Y)
     return vf.find_map(posterior, key=jax.random.key(0))
 

@@ -46,7 +46,7 @@ class GGN(Curvature):
     ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(a**2, 1.0), obs=y)
     >>> posterior = vf.condition(model, jnp.array([1.5]))
-    >>> approx = vf.laplace(posterior, curvature=vf.inference.GGN())
+    >>> approx = vf.laplace(posterior, curvature=vf.GGN())
     >>> approx.at.hessian.round(6).tolist()  # 4 a^2 + 1 at a = 1; the Hessian itself is 4
     [[5.0]]
     """

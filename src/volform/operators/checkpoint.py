@@ -18,11 +18,10 @@ from volform.operators.krylov import (
     Quadrature,
     measure,
     quadrature,
-    signs,
 )
 from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
-from volform.operators.stepping import decompositions, is_slow_in_loops
+from volform.operators.stepping import decompositions, is_slow_in_loops, probes_of
 
 
 def quadratures(form: Pencil, by: Krylov) -> Quadrature:
@@ -31,7 +30,7 @@ def quadratures(form: Pencil, by: Krylov) -> Quadrature:
     Raises:
         OperatorError: when `checkpoint` of `by` is no file of such a run, or of another one.
     """
-    probes = _signs(form, by)
+    probes = probes_of(form, by)
     if by.checkpoint is None:
         return _of_probes(form, by, probes)
     path = Path(by.checkpoint)
@@ -63,11 +62,6 @@ def _of_probes(form: Pencil, by: Krylov, probes: Float[Array, "b n"]) -> Quadrat
     parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
     found = [_measured(decompositions(form, by.key, part, depth)) for part in parts]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-
-
-@eqx.filter_jit
-def _signs(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
-    return signs(by, jnp.zeros(form.size(), form.dtype()))
 
 
 @eqx.filter_jit

@@ -32,7 +32,7 @@ from volform.operators.base import (
     register,
     zeros,
 )
-from volform.operators.examples import as_examples, count_of, first_of, sum_over
+from volform.operators.examples import as_examples, count_of, structure_of_one, sum_over
 
 
 class Hessian(Operator):
@@ -157,7 +157,7 @@ def hessian(
     if chunk is not None:
         check_positive(chunk, "chunk", "hessian")
     data = as_examples(data, "hessian")
-    _check_scalar(loss, params, first_of(data))
+    _check_scalar(loss, params, structure_of_one(data))
     return SummedHessian(loss, params, data, chunk)
 
 

@@ -75,9 +75,9 @@ def count_of(data: PyTree) -> int:
     return jax.tree.leaves(data)[0].shape[0]
 
 
-def first_of(data: PyTree) -> PyTree:
-    """The first example."""
-    return jax.tree.map(lambda leaf: leaf[0], data)
+def structure_of_one(data: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one example."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), data)
 
 
 def log_density(likelihood: Family, z: Any, y: Any) -> Float[Array, ""]:
@@ -104,7 +104,7 @@ def checked(
         check_positive(chunk, "chunk", function)
     params = jax.tree.map(jnp.asarray, params)
     x, y = _checked_data(function, data)
-    z = _output(function, network, params, first_of(x))
+    z = _output(function, network, params, structure_of_one(x))
     try:
         family = jax.eval_shape(lambda z: spread(likelihood, z), z)
     except Exception as error:

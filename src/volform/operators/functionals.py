@@ -1,20 +1,22 @@
 """Trace, diagonal, log-determinant and other numbers of an operator, each with its error."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from matfree import stochtrace
 
 from volform.errors import IndefiniteError, OperatorError
-from volform.operators.base import check_dense, is_known, mapped
+from volform.operators.base import check_dense, is_known
 from volform.operators.checkpoint import quadratures
-from volform.operators.krylov import Quadrature, averaged, signs
+from volform.operators.krylov import Quadrature, averaged
 from volform.operators.methods import Estimate, Krylov, Method, XTrace, chosen
 from volform.operators.pencil import Pencil, pencil
+from volform.operators.stepping import over_probes
 
 
 def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> Estimate:
@@ -38,14 +40,14 @@ def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> E
     >>> H = vf.operators.hessian(lambda x: jnp.sum(x**4), jnp.arange(3.0))
     >>> vf.operators.trace(H)
     Estimate(60)
-    >>> vf.operators.trace(H, by=vf.operators.Krylov(jax.random.key(0), probes=8))  # of a diagonal
+    >>> vf.operators.trace(H, by=vf.Krylov(jax.random.key(0), probes=8))  # of a diagonal
     Estimate(60)
     """
     form = pencil(operator, "trace")
     method = chosen(by, form.size())
     match method:
         case Krylov():
-            value, error = _hutchinson(form, method)
+            value, error = averaged(over_probes(_square, form, method))
         case XTrace() if 2 * method.probes < form.size():
             value, error = _xtrace(form, method)
         case _:
@@ -54,11 +56,9 @@ def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> E
     return finite(Estimate(value, error), "trace")
 
 
-@eqx.filter_jit
-def _hutchinson(form: Pencil, by: Krylov) -> tuple[Array, Array]:
+def _square(form: Pencil) -> Callable[[Float[Array, " n"]], Float[Array, ""]]:
     product = form.mv()
-    probes = signs(by, jnp.zeros(form.size(), form.dtype()))
-    return averaged(mapped(lambda z: z @ product(z), probes, by.batch))
+    return lambda z: z @ product(z)
 
 
 @eqx.filter_jit
@@ -106,18 +106,16 @@ def diagonal(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -
     form = pencil(operator, "diagonal")
     method = without_xtrace(chosen(by, form.size()), "diagonal")
     if isinstance(method, Krylov):
-        value, error = _diagonal_by_probes(form, method)
+        value, error = averaged(over_probes(_entries, form, method))
     else:
         value = _exact_diagonal(form)
         error = jnp.zeros_like(value)
     return finite(Estimate(form.unravel(value), form.unravel(error)), "diagonal")
 
 
-@eqx.filter_jit
-def _diagonal_by_probes(form: Pencil, by: Krylov) -> tuple[Array, Array]:
+def _entries(form: Pencil) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
     product = form.tangent_mv()
-    probes = signs(by, jnp.zeros(form.size(), form.dtype()))
-    return averaged(mapped(lambda z: z * product(z), probes, by.batch))
+    return lambda z: z * product(z)
 
 
 def logdet(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> Estimate:
@@ -168,11 +166,16 @@ def _rows_of_dual(form: Pencil) -> int | None:
     if not form.is_diagonal_and_grams():
         return None
     rows = sum(gram.row_count() for _, gram in form.grams())
-    factors, entries = [c for c, _ in form.grams()], form.diagonal_part()
-    usable = not is_known(entries, factors) or bool(
-        (entries > 0).all() and all(c >= 0 for c in factors)
-    )
-    return rows if rows < form.size() and usable else None
+    if rows >= form.size():
+        return None
+    usable = _is_usable_dual(form)
+    return rows if not is_known(usable) or usable else None
+
+
+@eqx.filter_jit
+def _is_usable_dual(form: Pencil) -> Bool[Array, ""]:
+    factors = jnp.asarray([c for c, _ in form.grams()])
+    return jnp.all(form.diagonal_part() > 0) & jnp.all(factors >= 0)
 
 
 def _by_rows(form: Pencil, rows: int) -> Float[Array, ""]:

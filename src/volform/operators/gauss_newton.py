@@ -4,7 +4,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from volform.operators.base import check_positive
-from volform.operators.examples import Family, Network, checked, first_of, is_canonical
+from volform.operators.examples import Family, Network, checked, is_canonical, structure_of_one
 from volform.operators.gram import DrawnRoot, FisherRoot, Gram, OutputHessian, ScoreRoot
 
 
@@ -53,7 +53,7 @@ def ggn(
     [[20.0]]
     """
     params, data = checked("ggn", network, likelihood, params, data, chunk)
-    z = jax.eval_shape(network, params, first_of(data[0]))
+    z = jax.eval_shape(network, params, structure_of_one(data[0]))
     if is_canonical(likelihood, z):
         return Gram(network, params, data, root=FisherRoot(likelihood), chunk=chunk)
     return OutputHessian(network, params, data, likelihood=likelihood, chunk=chunk)

@@ -29,9 +29,9 @@ from volform.operators.examples import (
     Family,
     Network,
     count_of,
-    first_of,
     in_chunks,
     log_density,
+    structure_of_one,
     sum_over,
 )
 
@@ -133,7 +133,7 @@ class OverExamples(Operator):
 
     def unravel_output(self, z: Float[Array, " o"]) -> Any:
         """A flat output as the network gives it."""
-        like = jax.eval_shape(self.network, self.params, first_of(self.data[0]))
+        like = jax.eval_shape(self.network, self.params, structure_of_one(self.data[0]))
         return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like))[1](z)
 
 

@@ -24,7 +24,7 @@ class Exact(Method):
 
     >>> import jax.numpy as jnp, lineax as lx, volform as vf
     >>> D = lx.DiagonalLinearOperator(jnp.array([0.5, 0.5]))
-    >>> vf.operators.logdet(D, by=vf.operators.Exact())
+    >>> vf.operators.logdet(D, by=vf.Exact())
     Estimate(-1.386294)
     """
 

@@ -89,7 +89,7 @@ def sharpness(
         al. (2021), Gradient descent on neural networks typically occurs at the edge of stability.
 
     >>> import jax.numpy as jnp, volform as vf
-    >>> vf.operators.sharpness(lambda x: x[0] ** 2 + 4 * x[1] ** 2, jnp.zeros(2), learning_rate=0.1)
+    >>> vf.sharpness(lambda x: x[0] ** 2 + 4 * x[1] ** 2, jnp.zeros(2), learning_rate=0.1)
     Sharpness of E = G^-1 H
       trace    Estimate(10)
       log det  Estimate(2.772589)
@@ -169,7 +169,7 @@ def metric_of(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Met
     >>> import jax.numpy as jnp, optax, volform as vf
     >>> squares = jnp.array([0.00025, 0.004])  # 0.001 g^2 after one step with g = (0.5, 2)
     >>> state = optax.ScaleByAdamState(count=jnp.array(1), mu=jnp.zeros(2), nu=squares)
-    >>> vf.operators.metric_of(state)(jnp.ones(2)).as_matrix().round(6).tolist()
+    >>> vf.metric_of(state)(jnp.ones(2)).as_matrix().round(6).tolist()
     [[0.5, 0.0], [0.0, 2.0]]
     """
     found = _weights(opt_state, _Settings(decay, eps))

@@ -1,5 +1,6 @@
-"""Lanczos' method one compiled step after the other, where a compiled loop would be slow."""
+"""Compiled steps one after the other, where a compiled loop of them would be slow."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from volform.operators.base import is_known
-from volform.operators.krylov import Decomposition, advanced, begun
+from volform.operators.base import is_known, mapped
+from volform.operators.krylov import Decomposition, advanced, begun, signs
+from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
+
+_IN_CACHE = 16  # vectors at once, of which convolutions take less time than of one or of 100
 
 
 def is_slow_in_loops(form: Pencil) -> bool:
@@ -59,3 +63,29 @@ def _begun(starts: Float[Array, "b n"], depth: int) -> tuple[Array, ...]:
 def _advanced(form: Pencil, key: PRNGKeyArray, carry: tuple[Array, ...], i: Array) -> Any:
     product = form.mv()
     return jax.vmap(lambda one: advanced(product, key, one, i))(carry)
+
+
+def over_probes(of_form: Callable[[Pencil], Callable], form: Pencil, by: Krylov) -> Any:
+    """`of_form(form)` of each of the probes of `by`, along a leading axis."""
+    if not is_slow_in_loops(form):
+        return _together(of_form, form, by)
+    probes, batch = probes_of(form, by), by.batch or _IN_CACHE
+    parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
+    found = [_of_part(of_form, form, part) for part in parts]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+
+
+@eqx.filter_jit
+def _together(of_form: Callable[[Pencil], Callable], form: Pencil, by: Krylov) -> Any:
+    return mapped(of_form(form), probes_of(form, by), by.batch)
+
+
+@eqx.filter_jit
+def probes_of(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
+    """The probes of `by`, compiled."""
+    return signs(by, jnp.zeros(form.size(), form.dtype()))
+
+
+@eqx.filter_jit
+def _of_part(of_form: Callable[[Pencil], Callable], form: Pencil, part: Array) -> Any:
+    return jax.vmap(of_form(form))(part)
