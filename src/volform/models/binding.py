@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry import Euclidean, Metric, Scaled, Sum
-from volform.geometry.metric import congruence, is_elementwise, jacobian_of, pulled_back
+from volform.geometry.metric import congruence, is_elementwise, pulled_back
 from volform.geometry.structure import added, identity, scaled, segments
 from volform.models.attaching import Sites, require_model
 from volform.models.information import Information, ModelMetric, bind_information
@@ -91,17 +91,17 @@ class NamedPart(Part):
     as_dict: bool = eqx.field(static=True, default=False)
     weight: Any = 1.0
 
-    def gram(self, named: Callable[..., dict], u: Float[Array, " d"]) -> Float[Array, "d d"]:
-        """`J^T G J` with J the Jacobian of the named values through the model's trace."""
-        value, jacobian = jacobian_of(lambda u: self._point(named, u), u)
-        return self.weight * congruence(self.metric(value), jacobian)
+    def gram(self, values: dict[str, Array], jacobians: dict[str, Array]) -> Float[Array, "d d"]:
+        """`J^T G J` with J the Jacobian of the named values."""
+        jacobian = jnp.concatenate(jax.tree.leaves(self._point(jacobians)))
+        return self.weight * congruence(self.metric(self._point(values)), jacobian)
 
     def check(self, named: Callable[..., dict], u: Float[Array, " d"]) -> None:
         """Raises MetricError when the metric is none on the named values."""
-        check_metric(self.metric, "`, `".join(self.names), lambda u: self._point(named, u), u)
+        of_point = lambda u: self._point(named(u, self.names))  # noqa: E731
+        check_metric(self.metric, "`, `".join(self.names), of_point, u)
 
-    def _point(self, named: Callable[..., dict], u: Float[Array, " d"]) -> Any:
-        found = named(u, self.names)
+    def _point(self, found: dict[str, Array]) -> Any:
         if self.as_dict:
             return {name: found[name] for name in self.names}
         point = [found[name] for name in self.names]
@@ -155,6 +155,8 @@ def assemble(
     """The metric in u: on segments while every summand is local, dense otherwise."""
     local: dict[str, Any] = {}
     dense = None
+    names = [name for part in parts if isinstance(part, NamedPart) for name in part.names]
+    values, jacobians = _through_model(named, tuple(dict.fromkeys(names)), u) if names else ({}, {})
     for part in parts:
         match part:
             case LocalPart():
@@ -162,7 +164,7 @@ def assemble(
                 before = local.get(part.name)
                 local[part.name] = operator if before is None else added(before, operator)
             case NamedPart():
-                dense = _plus(dense, part.gram(named, u))
+                dense = _plus(dense, part.gram(values, jacobians))
             case ModelPart():
                 dense = _plus(dense, part.gram(program, named, u))
     if dense is None:
@@ -171,6 +173,19 @@ def assemble(
         segment = layout.site(name).segment
         dense = dense.at[segment, segment].add(operator.as_matrix())
     return lx.MatrixLinearOperator(dense, lx.positive_semidefinite_tag)
+
+
+def _through_model(
+    named: Callable[..., dict], names: tuple[str, ...], u: Float[Array, " d"]
+) -> tuple[dict[str, Array], dict[str, Float[Array, "m d"]]]:
+    """Named values and their Jacobians, by one run of the model for all of them."""
+
+    def rows(u: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        found = named(u, names)
+        return {name: jnp.ravel(value) for name, value in found.items()}, found
+
+    jacobians, values = jax.jacfwd(rows, has_aux=True)(u)
+    return values, jacobians
 
 
 def _plus(total: Any, term: Any) -> Any:
