@@ -9,16 +9,13 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Nearly all of the time of the suite is compilation, of programs that run for milliseconds; and
 # every worker has a processor of its own, on which threads only wait for each other.
-flags = [
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_multi_thread_eigen=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-]
-if version("jaxlib").startswith("0.10."):
-    # Compiles in half the time; later versions have no such choice, and abort.
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(flags)
+# Without XLA's emitters of fusions it is half the time; jaxlib 0.12 has no such choice, and aborts.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} "
+    "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "
+    f"{'--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
+)
 
 import jax
 from hypothesis import HealthCheck, settings
