@@ -22,7 +22,7 @@ from volform.inference.diagnosis import Flat, Minimum, Saddle
 from volform.inference.evidence import Evidence
 from volform.inference.linearized import Linearized, linearized
 from volform.inference.local import Expansion, Point
-from volform.inference.mode import MAP, Place, find_map, map_at, place_at
+from volform.inference.mode import MAP, Place, find_map, map_at, place_at, require_room
 from volform.inference.sampling import Samples, Tangent, draw
 from volform.inference.splitting import Split
 from volform.inference.structures import Full, Structure
@@ -62,8 +62,8 @@ class LaplaceApproximation(eqx.Module):
         """
         if not isinstance(self.mode, MAP):
             raise ModelError(
-                f"`approx` with structure {self.structure} holds a place whose Hessian was not "
-                "formed; use `structure=Full()`, or give `laplace` the MAP of `find_map`."
+                f"`approx` with `{self.title}` holds a place whose Hessian was not formed; give "
+                "`laplace` the MAP of `find_map`, or leave `curvature` and `structure` out."
             )
         return self.mode
 
@@ -85,12 +85,7 @@ class LaplaceApproximation(eqx.Module):
     @cached_property
     def at(self) -> Point:
         """-log q^G at the mode, with the precision for its Hessian where that is a matrix."""
-        at, precision = self.mode.at, self.precision
-        if not isinstance(at, Expansion) or not isinstance(precision, Dense):
-            return at
-        # The expansion of the search itself knows its factor already.
-        is_own = precision.matrix is at.hessian
-        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
+        return _expanded(self.mode, self.precision)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -267,12 +262,13 @@ def laplace(
     elif at is None:
         place = find_map(target, key=jax.random.key(0) if key is None else key)
     else:
-        place = (map_at if isinstance(structure, Full) else place_at)(target, at)
+        is_judged = curvature is None and isinstance(structure, Full)
+        place = (map_at if is_judged else place_at)(target, at)
     note = _accepted(place, curvature, at is not None, refuse)
     mode = structure.restricted(place)
     precision = _precision(mode, curvature, structure)
     if (curvature is not None or not isinstance(structure, Full)) and refuse:
-        _require_definite(precision, mode.at, curvature, structure)
+        _require_definite(precision, mode, curvature, structure)
     return LaplaceApproximation(
         mode, precision, second_order, allow_improper, curvature, structure, note
     )
@@ -298,27 +294,40 @@ def _accepted(target: Place, curvature: Curvature | None, given: bool, refuse: b
 def _precision(
     mode: Place, curvature: Curvature | None, structure: Structure
 ) -> lx.AbstractLinearOperator:
+    posterior, at = mode.posterior, mode.at
+    if curvature is None and isinstance(structure, Full) and isinstance(at, Expansion):
+        return Dense(at.hessian, at.u)
+    if isinstance(structure, Full):
+        require_room(posterior)
+    split = Split(posterior, at.u, ()) if curvature is None else curvature.split(posterior, at.u)
+    return structure.precision(split)
+
+
+def _expanded(mode: Place, precision: lx.AbstractLinearOperator) -> Point:
+    """The point with `precision` for its Hessian, where that is a matrix."""
     at = mode.at
-    if isinstance(structure, Full) and isinstance(at, Expansion):
-        hessian = at.hessian if curvature is None else curvature.matrix(mode.posterior, at.u)
-        return Dense(hessian, at.u)
-    whole = Split(mode.posterior, at.u, ())
-    return structure.precision(
-        whole if curvature is None else curvature.split(mode.posterior, at.u)
-    )
+    if not isinstance(precision, Dense):
+        return at
+    if isinstance(at, Expansion):
+        # The expansion of the search itself knows its factor already.
+        is_own = precision.matrix is at.hessian
+        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
+    gram = mode.posterior.metric(at.u).as_matrix()
+    found = at.u, at.value, at.gradient, at.gradient_norm, at.log_volume
+    return Expansion(*found, precision.matrix, gram)
 
 
 def _require_definite(
     precision: lx.AbstractLinearOperator,
-    at: Point,
+    mode: Place,
     curvature: Curvature | None,
     structure: Structure,
 ) -> None:
     if bool(jnp.isfinite(logdet(precision))):
         return
-    found = ""
+    found, at = "", _expanded(mode, precision)
     if isinstance(at, Expansion) and isinstance(precision, Dense):
-        eigenvalues = dataclasses.replace(at, hessian=precision.matrix).eigenvalues
+        eigenvalues = at.eigenvalues
         negative = int(jnp.sum(eigenvalues <= 0.0))
         found = (
             f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "

@@ -196,7 +196,7 @@ def find_map(
             f"`posterior` should be a Posterior from `vf.condition(model, *data)`; got "
             f"{type(posterior).__name__}."
         )
-    _require_room(posterior)
+    require_room(posterior)
     with waiting("find_map", progress) as phase:
         points = starting_points(posterior, key, starts)
         if initial is not None:
@@ -224,7 +224,8 @@ def find_map(
     return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
 
 
-def _require_room(posterior: Posterior) -> None:
+def require_room(posterior: Posterior) -> None:
+    """Raises SizeError where the Hessian of all parameters would take too much memory."""
     gib = posterior.dim**2 * jnp.dtype(float).itemsize / 2**30
     if gib > DENSE_GIB:
         raise SizeError(
@@ -242,7 +243,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
         UnknownSiteError: when a latent site is missing.
         ConvergenceError: when log q^G is not finite there.
     """
-    _require_room(posterior)
+    require_room(posterior)
     u = posterior.layout.unconstrain(values, "at")
     at = eqx.filter_jit(expand)(posterior, u)
     _require_density(at)
