@@ -44,8 +44,8 @@ def measured() -> dict[str, Any]:
 
 
 def main(devices: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = flags
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
     import jax
 
     jax.config.update("jax_enable_x64", True)
