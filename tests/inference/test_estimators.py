@@ -351,6 +351,7 @@ def test_error_of_importance_holds_for_heavy_tails(k: float, naive: float) -> No
     assert np.mean(inside_naive) <= naive
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_warmup_costs_too() -> None:
     short, long = (

@@ -245,6 +245,7 @@ def test_mode_of_a_gamma_distribution() -> None:
 # --- NumPyro's own Laplace approximation
 
 
+@pytest.mark.slow  # the main job does the same
 def test_unconstrained_is_the_laplace_approximation_of_numpyro() -> None:
     def model(x: Any, y: Any) -> None:
         beta = numpyro.sample("beta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))

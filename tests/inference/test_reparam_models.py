@@ -95,6 +95,7 @@ def proportions_by_sticks(counts: Any) -> None:
     numpyro.sample("counts", dist.Multinomial(30, p), obs=counts)
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_simplex() -> None:
     counts = jnp.array([9, 4, 5, 12])

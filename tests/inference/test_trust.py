@@ -34,6 +34,7 @@ SLOW = {
     "wells in 6-D, flat prior": ("Importance", "Bridge", "Automatic"),
     "spike and slab": ("Importance", "Bridge", "Automatic"),
     "three labels": ("Importance", "Bridge", "Automatic"),
+    "banana": ("Bridge", "Automatic"),
 }
 
 
