@@ -1,6 +1,5 @@
 """Trace, diagonal, log-determinant and other numbers of an operator, each with its error."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -47,18 +46,13 @@ def trace(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> E
     method = chosen(by, form.size())
     match method:
         case Krylov():
-            value, error = averaged(over_probes(_square, form, method))
+            value, error = averaged(over_probes(jnp.vdot, Pencil.mv, form, method))
         case XTrace() if 2 * method.probes < form.size():
             value, error = _xtrace(form, method)
         case _:
             value = jnp.sum(_exact_diagonal(form))
             error = jnp.zeros_like(value)
     return finite(Estimate(value, error), "trace")
-
-
-def _square(form: Pencil) -> Callable[[Float[Array, " n"]], Float[Array, ""]]:
-    product = form.mv()
-    return lambda z: z @ product(z)
 
 
 @eqx.filter_jit
@@ -106,16 +100,11 @@ def diagonal(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -
     form = pencil(operator, "diagonal")
     method = without_xtrace(chosen(by, form.size()), "diagonal")
     if isinstance(method, Krylov):
-        value, error = averaged(over_probes(_entries, form, method))
+        value, error = averaged(over_probes(jnp.multiply, Pencil.tangent_mv, form, method))
     else:
         value = _exact_diagonal(form)
         error = jnp.zeros_like(value)
     return finite(Estimate(form.unravel(value), form.unravel(error)), "diagonal")
-
-
-def _entries(form: Pencil) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-    product = form.tangent_mv()
-    return lambda z: z * product(z)
 
 
 def logdet(operator: lx.AbstractLinearOperator, *, by: Method | None = None) -> Estimate:

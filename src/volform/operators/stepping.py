@@ -14,7 +14,7 @@ from volform.operators.krylov import Decomposition, advanced, begun, signs
 from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
 
-_IN_CACHE = 16  # vectors at once, of which convolutions take less time than of one or of 100
+_IN_CACHE = 10  # vectors at once, each of which takes less time than alone or among a hundred
 
 
 def is_slow_in_loops(form: Pencil) -> bool:
@@ -65,19 +65,19 @@ def _advanced(form: Pencil, key: PRNGKeyArray, carry: tuple[Array, ...], i: Arra
     return jax.vmap(lambda one: advanced(product, key, one, i))(carry)
 
 
-def over_probes(of_form: Callable[[Pencil], Callable], form: Pencil, by: Krylov) -> Any:
-    """`of_form(form)` of each of the probes of `by`, along a leading axis."""
-    if not is_slow_in_loops(form):
-        return _together(of_form, form, by)
+def over_probes(
+    combine: Callable[[Array, Array], Array],
+    products: Callable[[Pencil], Callable],
+    form: Pencil,
+    by: Krylov,
+) -> Any:
+    """`combine(z, products(form)(z))` of each probe z of `by`, along a leading axis."""
     probes, batch = probes_of(form, by), by.batch or _IN_CACHE
+    if not is_slow_in_loops(form):
+        return _in_loop(combine, products, form, probes, batch)
+    product = _linearized(products, form)
     parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
-    found = [_of_part(of_form, form, part) for part in parts]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-
-
-@eqx.filter_jit
-def _together(of_form: Callable[[Pencil], Callable], form: Pencil, by: Krylov) -> Any:
-    return mapped(of_form(form), probes_of(form, by), by.batch)
+    return jnp.concatenate([_of_part(combine, product, part) for part in parts])
 
 
 @eqx.filter_jit
@@ -87,5 +87,19 @@ def probes_of(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
 
 
 @eqx.filter_jit
-def _of_part(of_form: Callable[[Pencil], Callable], form: Pencil, part: Array) -> Any:
-    return jax.vmap(of_form(form))(part)
+def _in_loop(
+    combine: Callable, products: Callable, form: Pencil, probes: Float[Array, "b n"], batch: int
+) -> Any:
+    product = products(form)
+    return mapped(lambda z: combine(z, product(z)), probes, batch)
+
+
+@eqx.filter_jit
+def _linearized(products: Callable, form: Pencil) -> Callable[[Array], Array]:
+    # As a pytree, so that what is fixed is computed once for all parts.
+    return jax.linearize(products(form), jnp.zeros(form.size(), form.dtype()))[1]
+
+
+@eqx.filter_jit
+def _of_part(combine: Callable, product: Callable, part: Float[Array, "b n"]) -> Array:
+    return jax.vmap(lambda z: combine(z, product(z)))(part)
