@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from volform.kernels.angle import angles
+
+_FEW = 32  # features, up to which all chords are taken
+
 
 class Moments(NamedTuple):
     """Second moments of the pairs (u, v) of a unit's values at two lists of inputs.
@@ -39,13 +43,12 @@ class Moments(NamedTuple):
 
         Its derivative at either end, where the angle has a kink, is 0.
         """
-        is_zero = (self.area == 0) & (self.cross == 0)
-        return jnp.arctan2(jnp.where(is_zero, 1, self.area), jnp.where(is_zero, 0, self.cross))
+        return angles(self.area, self.cross)[0]
 
     @property
     def opposite_angle(self) -> Float[Array, "n1 n2"]:
         """The angle of u and -v: `pi - angle`, without cancellation."""
-        return self._replace(cross=-self.cross).angle
+        return angles(self.area, self.cross)[1]
 
     @property
     def shortfall(self) -> Float[Array, "n1 n2"]:
@@ -107,24 +110,66 @@ class Moments(NamedTuple):
 def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
     """Moments of the inputs' features under their empirical mean: `x1 . x2 / d`.
 
-    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`, a row of
-    x1 at a time: O(n1 n2 d) operations, O(n2 d) memory.
+    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`.
+    O(n1 n2 d) operations, O((n1 + n2) d + n1 n2) memory.
     """
     left, right = jnp.mean(x1**2, 1)[:, None], jnp.mean(x2**2, 1)[None, :]
-    cross = jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST) / x1.shape[1]
-    ends = _unit(x2)
+    cross = _products(x1, x2) / x1.shape[1]
+    sine = _sine_by_chords if x1.shape[1] <= _FEW else _sine
+    return Moments(left, right, cross, root(left) * root(right) * sine(_unit(x1), _unit(x2)))
 
-    @jax.checkpoint
-    def sine(start: Float[Array, " d"]) -> Float[Array, " n2"]:
-        return root(jnp.sum((start - ends) ** 2, 1)) * root(jnp.sum((start + ends) ** 2, 1)) / 2
 
-    return Moments(left, right, cross, root(left) * root(right) * jax.lax.map(sine, _unit(x1)))
+def _products(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
+    return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _sine_by_chords(e1: Float[Array, "n1 d"], e2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
+    """`|e1 - e2| |e1 + e2| / 2`, a row of e1 at a time."""
+    return jax.lax.map(jax.checkpoint(lambda start: _chords(start, e2)), e1)
+
+
+def _chords(e1: Float[Array, "*n d"], e2: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+    return root(jnp.sum((e1 - e2) ** 2, -1)) * root(jnp.sum((e1 + e2) ** 2, -1)) / 2
+
+
+@jax.custom_jvp
+def _sine(e1: Float[Array, "n1 d"], e2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
+    """The same to rounding, by a product of matrices where that loses no digits.
+
+    With c the mean of e2, `|e1 - e2|^2 = |e1 - c|^2 + |e2 - c|^2 - 2 (e1 - c) . (e2 - c)`, and
+    `|e1 + e2|^2 = 4 - |e1 - e2|^2`. Where one of them is a small difference the chord is taken.
+    """
+    center = jnp.mean(e2, 0)
+    around1, around2 = e1 - center, e2 - center
+    spread = jnp.sum(around1**2, 1)[:, None] + jnp.sum(around2**2, 1)
+    square = jnp.clip(spread - 2 * _products(around1, around2), 0, 4)
+    is_known = jnp.any(e1 != 0, 1)[:, None] & jnp.any(e2 != 0, 1)
+    is_lost = is_known & ((square < spread / 8) | (square > 3.75))
+
+    def next_lost(after: Array) -> Array:
+        """In each row the first column behind `after`; the number of columns if there is none."""
+        columns = jnp.arange(len(e2), dtype=jnp.int32)
+        return jnp.min(jnp.where(is_lost & (columns > after[:, None]), columns, len(e2)), 1)
+
+    def mended(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        sine, column = state
+        chords = _chords(e1, e2[jnp.minimum(column, len(e2) - 1)])
+        sine = sine.at[jnp.arange(len(e1)), column].set(chords, mode="drop")
+        return sine, next_lost(column)
+
+    begin = jnp.sqrt(square * (4 - square)) / 2, next_lost(jnp.full(len(e1), -1, jnp.int32))
+    return jax.lax.while_loop(lambda state: jnp.any(state[1] < len(e2)), mended, begin)[0]
+
+
+@_sine.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    return _sine(*primals), jax.jvp(_sine_by_chords, primals, tangents)[1]
 
 
 def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
     """Moments of a random unit that is the same at all inputs, with variance `value`."""
-    full = [jnp.full_like(moment, 1) * value for moment in like[:3]]
-    return Moments(full[0], full[1], full[2], jnp.zeros_like(like.area))
+    one = jnp.ones((1,) * like.cross.ndim, like.cross.dtype) * value
+    return Moments(one, one, one, jnp.zeros_like(one))
 
 
 def of_products(

@@ -52,20 +52,19 @@ class ABRelu(Activation):
     def images(self, moments: Moments) -> Moments:
         """The moments of (f(u), f(v)); the area too is exact at either end of the angle.
 
-        With `r = (b - a)^2 / (a^2 + b^2)`, `h(t) = sin t - t cos t` and p = pi - t, the cosine k of
-        the images has `1 - k = 2 sin^2(t/2) - r h(t) / pi` and, as `h(t) = pi cos p + h(p)`, also
-        `1 - k = 2 sin^2(p/2) + (2 - r) cos p - r h(p) / pi`.
+        With `r = (b - a)^2 / (a^2 + b^2)`, p = pi - t, m the scale and k the cosine of the images,
+        `m (1 - k) = (m - c) - r (A - t c) / pi`, which is `(m + c) - (2 - r) c - r (A + p c) / pi`
+        as well: of the two, that is taken which has no large terms.
         """
         half = (self.a**2 + self.b**2) / 2
         bend = (self.b - self.a) ** 2 / (2 * half)
         left, right = half * moments.left, half * moments.right
-        t = moments.angle
-        p = moments.opposite_angle
-        near = 2 * jnp.sin(t / 2) ** 2 - bend * _lag(t) / jnp.pi
-        far = 2 * jnp.sin(p / 2) ** 2 + (2 - bend) * jnp.cos(p) - bend * _lag(p) / jnp.pi
-        short = jnp.where(moments.cross >= 0, near, far)
-        over = 2 * jnp.cos(t / 2) ** 2 + bend * _lag(t) / jnp.pi
-        area = root(left) * root(right) * root(short * over)
+        c, lag = moments.cross, moments.area - moments.angle * moments.cross
+        opposite_lag = moments.area + moments.opposite_angle * c
+        near = moments.shortfall - bend * lag / jnp.pi
+        far = moments.excess - (2 - bend) * c - bend * opposite_lag / jnp.pi
+        over = moments.excess + bend * lag / jnp.pi
+        area = half * root(jnp.where(c >= 0, near, far)) * root(over)
         return Moments(left, right, self.covariance(moments), area)
 
 
@@ -150,11 +149,6 @@ def LeakyRelu(slope: Any = 0.01) -> ABRelu:
 def Abs() -> ABRelu:
     """`|u|`."""
     return ABRelu(-1.0, 1.0)
-
-
-def _lag(t: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`sin t - t cos t`; at small t, t^3 / 3 with an error far below t^2 times rounding."""
-    return jnp.sin(t) - t * jnp.cos(t)
 
 
 def _arc_cosine(degree: int, moments: Moments) -> Float[Array, "n1 n2"]:
