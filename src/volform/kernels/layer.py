@@ -1,6 +1,7 @@
 """Layers of infinitely wide networks: functions, draws from the prior, and kernels at once."""
 
 import abc
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from volform.geometry import NTP, Parametrization
 from volform.geometry.parametrization import require_parametrization
 from volform.kernels.checking import require_inputs, require_pair
 from volform.kernels.state import Pairs, Place, State, of_examples
+from volform.kernels.tiles import Spread, matrices, require_tile, spread_of
 
 
 class Kernel(NamedTuple):
@@ -70,9 +72,7 @@ class Layer(eqx.Module):
         seen = state.seen(self.looks_at(place.pairs))
         if isinstance(self, Composite):
             return self.propagate(seen, place).seen(place.pairs)
-        traced, rest = eqx.partition(self, _is_number)
-        own, where = eqx.partition(place, _is_array)
-        return _propagated((traced, own), (rest, where), seen).seen(place.pairs)
+        return _propagated(*_split(self, place), seen).seen(place.pairs)
 
     def kernel(
         self,
@@ -80,6 +80,7 @@ class Layer(eqx.Module):
         x2: Float[Array, "n2 ..."] | None = None,
         *,
         parametrization: Parametrization | None = None,
+        tile: int | None = None,
     ) -> Kernel:
         """NNGP and neural tangent kernels of an output, to leading order in the width.
 
@@ -93,8 +94,10 @@ class Layer(eqx.Module):
         grows. Under `MuP` the NNGP is of order 1 / width. The inputs count as given numbers: a
         parametrization looks at their number of features.
 
-        Cost O(n1 n2 (features + layers)), memory O(n1 n2). Images of P pixels take P times as much,
-        and P^2 times in front of layers that look at all pairs (`GlobalAvgPool`). Differentiable in
+        Cost O(n1 n2 (features + layers)), half of it if x1 = x2. Memory is that of the result and of
+        one tile. Images of P pixels take P times as much, and P^2 times in front of layers that
+        look at all pairs (`GlobalAvgPool`). Where x1 is `volform.operators.sharded`, each device
+        computes the rows of its examples, and holds them. Differentiable in
         inputs, `w_std` and `b_std`; where two inputs coincide the neural tangent kernel of a kinked
         activation has a kink, and the derivative given is the mean of both sides.
 
@@ -103,12 +106,15 @@ class Layer(eqx.Module):
             x2: examples, of shape (n2, ...); x1 if left out, and then the kernels are symmetric
                 to the last bit.
             parametrization: `NTP()` if left out.
+            tile: examples of each list that are worked on at once; by default few enough for the
+                cache. The result does not depend on it but for rounding.
 
         Returns:
             Both kernels, of shape (n1, n2).
 
         Raises:
             DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+            KernelError: when `tile` is no positive whole number.
             NetworkError: when an activation gets values that are not Gaussian, a layer gets inputs
                 of another shape than it takes, or the network ends in images.
 
@@ -127,6 +133,16 @@ class Layer(eqx.Module):
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
         place = _whole(parametrization)
+        side = require_tile(tile, self.pairs_of_pixels(x1, place))
+        spread = spread_of(x1)
+        if spread is None and max(len(x1), len(x2)) <= side:
+            return self.block(x1, x2, place, is_same=is_same)
+        return _in_tiles(*_split(self, place), x1, x2, is_same, side, spread)
+
+    def block(
+        self, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], place: Place, *, is_same: Any
+    ) -> Kernel:
+        """Both kernels, all entries at once; `is_same` may be traced where n1 = n2."""
         state = of_examples(x1, x2, self.looks_at(place.pairs), is_same=is_same)
         end = self.follow(state, place)
         if end.has_pixels:
@@ -134,10 +150,15 @@ class Layer(eqx.Module):
                 f"`net` ends in images of shape {end.shape}, which have a kernel for each pair of "
                 "pixels; end it in `Flatten()` or `GlobalAvgPool()`, and a `Dense(width)`."
             )
-        nngp, ntk = end.moments.cross, end.ntk
-        if is_same:
-            nngp, ntk = (nngp + nngp.T) / 2, (ntk + ntk.T) / 2
-        return Kernel(nngp, ntk)
+        kernel = Kernel(end.moments.cross, end.ntk)
+        if isinstance(is_same, bool) and is_same:
+            return Kernel(*((part + part.T) / 2 for part in kernel))
+        return kernel
+
+    def pairs_of_pixels(self, x: Float[Array, "n ..."], place: Place) -> int:
+        """Entries of the first layer's kernels for one pair of examples."""
+        pixels = math.prod(x.shape[1:-1])
+        return pixels ** int(self.looks_at(place.pairs))
 
     def init(
         self,
@@ -230,6 +251,32 @@ class Pointwise(Weightless):
 def _propagated(traced: tuple[Layer, Place], rest: tuple[Layer, Place], state: State) -> State:
     layer, place = eqx.combine(traced, rest)
     return layer.propagate(state, place)
+
+
+# Of many examples the whole network is one program, that is run for each tile.
+@partial(jax.jit, static_argnums=(1, 4, 5, 6))
+def _in_tiles(
+    traced: tuple[Layer, Place],
+    rest: tuple[Layer, Place],
+    x1: Float[Array, "n1 ..."],
+    x2: Float[Array, "n2 ..."],
+    is_same: bool,
+    tile: int,
+    spread: Spread | None,
+) -> Kernel:
+    net, place = eqx.combine(traced, rest)
+
+    def block(rows: Array, columns: Array, is_same: Any) -> Kernel:
+        return net.block(rows, columns, place, is_same=is_same)
+
+    return matrices(block, x1, x2, tile, is_same=is_same, spread=spread)
+
+
+def _split(layer: Layer, place: Place) -> tuple[tuple[Layer, Place], tuple[Layer, Place]]:
+    """What is traced, and what a program is compiled for."""
+    traced, rest = eqx.partition(layer, _is_number)
+    own, where = eqx.partition(place, _is_array)
+    return (traced, own), (rest, where)
 
 
 def _is_array(leaf: Any) -> bool:

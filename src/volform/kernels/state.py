@@ -34,7 +34,7 @@ class State(eqx.Module):
         ntk: their neural tangent kernel, of the shape of the cross-moments.
         shape: shape of an example, without the batch.
         is_gaussian: whether the units are a Gaussian process, as a dense layer makes them.
-        is_same: whether the two lists of examples are one.
+        is_same: whether the two lists of examples are one; may be traced.
         within: if all pairs of pixels are kept, the moments of those of one example, of either
             list: (n1, P, P) and (n2, P, P).
     """
@@ -43,7 +43,7 @@ class State(eqx.Module):
     ntk: Float[Array, "n1 n2 ..."]
     shape: tuple[int, ...] = eqx.field(static=True)
     is_gaussian: bool = eqx.field(static=True)
-    is_same: bool = eqx.field(static=True)
+    is_same: Any
     within: tuple[Moments, ...] = ()
 
     @property
@@ -86,7 +86,7 @@ class Place(NamedTuple):
 
 
 def of_examples(
-    x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], pairs: Pairs, *, is_same: bool
+    x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], pairs: Pairs, *, is_same: Any
 ) -> State:
     """The state of given examples, with `x1 . x2 / channels` as covariance of two pixels."""
     shape, within = x1.shape[1:], ()

@@ -1,0 +1,169 @@
+"""NNGP and neural tangent kernels of a relu network beside neural-tangents and a plain recursion.
+
+neural-tangents lives in an environment of its own, with the newest JAX that it runs on:
+
+    python -m venv .venv-tangents
+    .venv-tangents/bin/python -m pip install neural-tangents==0.6.5 jax==0.5.3
+    python benchmarks/kernels.py --peer-python .venv-tangents/bin/python
+
+Three hidden layers, 784 features, the Gram matrices of N examples with themselves. Each solver runs
+once to warm up (compilation is left out), then all take turns; medians of five rounds. The ratios
+are those of the processor time of all threads, which other programs on the machine disturb less
+than the clock. `recursion` is the textbook formula by hand, jitted, a scan over the layers.
+"""
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volform import kernels as k
+
+FEATURES, ROUNDS, DEPTH = 784, 5, 3
+W, B = 1.4, 0.2
+PEER = "neural-tangents"
+
+
+class Timed(NamedTuple):
+    """Time of one run, on the clock and of all processors together, and an entry of the NTK."""
+
+    seconds: float
+    processor: float
+    value: float
+
+
+def inputs(n: int, dtype: str) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=(n, FEATURES)).astype(dtype))
+
+
+def network(depth: int) -> k.Layer:
+    layers = [layer for _ in range(depth) for layer in (k.Dense(512, W, B), k.Relu())]
+    return k.serial(*layers, k.Dense(1, W, B))
+
+
+@partial(jax.jit, static_argnums=1)
+def recursion(x: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
+    K = W**2 * jnp.matmul(x, x.T, precision="highest") / x.shape[1] + B**2
+
+    def layer(state: Any, _: None) -> tuple[Any, None]:
+        K, T = state
+        variance = jnp.diagonal(K)
+        scale = jnp.sqrt(variance[:, None] * variance)
+        cosine = jnp.clip(K / scale, -1, 1)
+        angle = jnp.arccos(cosine)
+        sine = jnp.sqrt(1 - cosine**2)
+        slope = (math.pi - angle) / (2 * math.pi)
+        K = W**2 * scale * (sine / (2 * math.pi) + slope * cosine) + B**2
+        return (K, K + W**2 * T * slope), None
+
+    return jax.lax.scan(layer, (K, K), None, length=depth)[0]
+
+
+def timed(run: Callable[[], Any]) -> Timed:
+    start = time.perf_counter(), time.process_time()
+    found = jax.block_until_ready(run())
+    seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+    return Timed(*seconds, float(found[1][0, 1]))
+
+
+def solvers(n: int, depth: int, dtype: str) -> dict[str, Callable[[], Timed]]:
+    x, net = inputs(n, dtype), network(depth)
+    return {
+        "volform": lambda: timed(lambda: net.kernel(x)),
+        "recursion": lambda: timed(lambda: recursion(x, depth)),
+    }
+
+
+class Peer:
+    """The process that runs kernels_tangents.py."""
+
+    def __init__(self, python: str) -> None:
+        script = str(Path(__file__).with_name("kernels_tangents.py"))
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [python, script], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def timed(self, *settings: Any) -> Timed:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{json.dumps(settings)}\n")
+        self.process.stdin.flush()
+        return Timed(*json.loads(self.process.stdout.readline()))
+
+
+def medians(runs: dict[str, Callable[[], Timed]]) -> dict[str, Timed]:
+    for run in runs.values():
+        run()
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
+    return {name: Timed(*map(statistics.median, zip(*(r[name] for r in rounds)))) for name in runs}
+
+
+def peak(name: str, *settings: Any, python: str) -> float:
+    """MiB that a process of its own takes at most, above what it takes for 16 examples."""
+    script = Path(__file__) if name != PEER else Path(__file__).with_name("kernels_peak.py")
+    words = [python, str(script), "--peak", name, json.dumps(settings)]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(name: str, n: int, depth: int, dtype: str) -> None:
+    solvers(16, depth, dtype)[name]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    solvers(n, depth, dtype)[name]()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def slope(first: Timed, last: Timed, ratio: float) -> float:
+    return math.log(last.processor / first.processor) / math.log(ratio)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", help="interpreter of neural-tangents")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--peak", nargs=2, metavar=("SOLVER", "SETTINGS"))
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    if args.peak:
+        print_peak(args.peak[0], *json.loads(args.peak[1]))
+        return
+    peer = Peer(args.peer_python) if args.peer_python else None
+    print(f"{'':30}{'seconds':>10}{'CPU':>10}{'ratio':>8}{'MiB':>8}{'value':>12}")
+    for dtype in args.dtypes:
+        own = {}
+        for n in args.sizes:
+            runs = solvers(n, DEPTH, dtype)
+            if peer:
+                runs[PEER] = partial(peer.timed, n, DEPTH, dtype)
+            found = medians(runs)
+            own[n] = found["volform"]
+            for name, one in found.items():
+                ratio = one.processor / own[n].processor
+                memory = ""
+                if name != PEER and n == args.sizes[-1]:
+                    memory = f"{peak(name, n, DEPTH, dtype, python=sys.executable):.0f}"
+                cells = f"{one.seconds:10.4f}{one.processor:10.4f}{ratio:8.2f}{memory:>8}"
+                print(f"{dtype} {n:6} {name:16}{cells}{one.value:12.6f}", flush=True)
+        sizes = args.sizes[0], args.sizes[-1]
+        growth = slope(own[sizes[0]], own[sizes[1]], sizes[1] / sizes[0])
+        n = min(1000, sizes[1])
+        depths = [medians({"volform": solvers(n, d, dtype)["volform"]}) for d in (2, 4, 8)]
+        each = [one["volform"].processor for one in depths]
+        print(f"{dtype}: cost ~ N^{growth:.2f}; N = {n}, depth 2, 4, 8: {np.round(each, 4)}")
+
+
+if __name__ == "__main__":
+    main()

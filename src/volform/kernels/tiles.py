@@ -1,0 +1,195 @@
+"""Matrices of two lists of examples in tiles: rows and columns in blocks, symmetric ones by half."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, PyTree
+
+from volform.errors import KernelError
+
+_AT_ONCE = 2**16  # pairs of vectors in a tile that nobody asked for: it stays in the cache
+
+Block = Callable[[Array, Array, Any], PyTree]  # (rows, columns, is_same) -> matrices
+
+
+class Spread(NamedTuple):
+    """The devices among which rows are shared out, and the mesh's axis of examples."""
+
+    mesh: Mesh
+    axis: Any
+
+
+class Tile(NamedTuple):
+    """Where a tile stands. The last one of a row is moved back so that all have one size.
+
+    Attributes:
+        row: first row.
+        column: first column.
+        seen_rows: of its rows, how many those before it hold already.
+        seen_columns: the same of its columns.
+        group: the device that holds the examples of its columns.
+        is_diagonal: whether it is on the diagonal of its group.
+    """
+
+    row: Any
+    column: Any
+    seen_rows: Any
+    seen_columns: Any
+    group: Any
+    is_diagonal: Any
+
+
+def require_tile(tile: int | None, per_pair: int) -> int:
+    """The side of a tile, by default the one that fits, for examples of so many pairs of pixels.
+
+    Raises:
+        KernelError: when it is no positive whole number.
+    """
+    if tile is None:
+        return max(1, math.isqrt(_AT_ONCE // per_pair))
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+        raise KernelError(
+            f"`tile` is {tile!r}; it should be a whole number of at least one, the examples along "
+            "each side of what is computed at once."
+        )
+    return tile
+
+
+def spread_of(x: Any) -> Spread | None:
+    """How examples are spread over devices; None for one device, or under `jit`."""
+    if isinstance(x, Tracer) or not isinstance(x, jax.Array):
+        return None
+    if not isinstance(x.sharding, NamedSharding) or x.sharding.mesh.size == 1:
+        return None
+    axis = x.sharding.spec[0] if x.sharding.spec else None
+    return None if axis is None else Spread(x.sharding.mesh, axis)
+
+
+def matrices(
+    block: Block,
+    x1: Float[Array, "n1 ..."],
+    x2: Float[Array, "n2 ..."],
+    tile: int,
+    *,
+    is_same: bool,
+    spread: Spread | None = None,
+) -> PyTree[Float[Array, "n1 n2"]]:
+    """All tiles of the matrices that `block` gives of blocks of rows and columns.
+
+    If the examples are the same, tiles below the diagonal are copied from those above it; among
+    several devices all are computed, each by the device that holds the rows.
+    """
+
+    def local(x1: Array, x2: Array, own: Any) -> PyTree:
+        half = is_same and spread is None
+        sides = _sides(len(x1), len(x2), tile, spread)
+        shapes = jax.eval_shape(block, x1[: sides[0]], x2[: sides[1]], True)
+        empty = jax.tree.map(lambda s: jnp.zeros((len(x1), len(x2)), s.dtype), shapes)
+        if spread is not None:
+            empty = jax.tree.map(lambda e: jax.lax.pcast(e, spread.axis, to="varying"), empty)
+
+        def step(found: PyTree, at: Tile) -> tuple[PyTree, None]:
+            part = _part(block, x1, x2, sides, at, own)
+            put = jax.lax.dynamic_update_slice
+            if half:
+                even = partial(jnp.where, at.is_diagonal)
+                part = jax.tree.map(lambda p: even((p + p.T) / 2, p), part)
+            found = jax.tree.map(lambda f, p: put(f, p, (at.row, at.column)), found, part)
+            if half:
+                found = jax.tree.map(lambda f, p: put(f, p.T, (at.column, at.row)), found, part)
+            return found, None
+
+        return jax.lax.scan(step, empty, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
+
+    found = _on_devices(local, spread, x1, x2, own=0 if is_same else -1)
+    if not is_same or spread is None:
+        return found
+    return jax.tree.map(lambda matrix: (matrix + matrix.T) / 2, found)
+
+
+def product(
+    block: Block,
+    x: Float[Array, "n ..."],
+    vector: Float[Array, " n"],
+    tile: int,
+    spread: Spread | None = None,
+) -> Float[Array, " n"]:
+    """The symmetric matrix of `block` times a vector, a tile at a time; none of it is kept."""
+
+    def local(x1: Array, x2: Array, vector: Array, own: Any) -> Array:
+        half = spread is None
+        sides = _sides(len(x1), len(x2), tile, spread)
+        total = jnp.zeros(len(x1), vector.dtype)
+        if spread is not None:
+            total = jax.lax.pcast(total, spread.axis, to="varying")
+
+        def added(total: Array, matrix: Array, row: Any, seen: Any, column: Any, old: Any) -> Array:
+            entries = jax.lax.dynamic_slice(vector, (column,), (matrix.shape[1],))
+            entries = jnp.where(jnp.arange(matrix.shape[1]) < old, 0, entries)
+            new = jnp.matmul(matrix, entries, precision=jax.lax.Precision.HIGHEST)
+            new = jnp.where(jnp.arange(matrix.shape[0]) < seen, 0, new)
+            before = jax.lax.dynamic_slice(total, (row,), new.shape)
+            return jax.lax.dynamic_update_slice(total, before + new, (row,))
+
+        def step(total: Array, at: Tile) -> tuple[Array, None]:
+            matrix = _part(block, x1, x2, sides, at, own)
+            total = added(total, matrix, at.row, at.seen_rows, at.column, at.seen_columns)
+            if half:
+                below = jnp.where(at.is_diagonal, 0, matrix.T)
+                total = added(total, below, at.column, at.seen_columns, at.row, at.seen_rows)
+            return total, None
+
+        return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
+
+    return _on_devices(local, spread, x, x, vector, own=0)
+
+
+def _on_devices(local: Callable, spread: Spread | None, x1: Array, *rest: Array, own: int) -> Any:
+    """`local(x1, *rest, own)`, on each device for its rows; `own` is the group of their number."""
+    if spread is None:
+        return local(x1, *rest, own)
+    axis = PartitionSpec(spread.axis)
+
+    def on_one(*arrays: Array) -> Any:
+        return local(*arrays, jax.lax.axis_index(spread.axis) if own == 0 else own)
+
+    specs = (axis, *[PartitionSpec()] * len(rest))
+    return jax.shard_map(on_one, mesh=spread.mesh, in_specs=specs, out_specs=axis)(x1, *rest)
+
+
+def _part(block: Block, x1: Array, x2: Array, sides: tuple[int, int], at: Tile, own: Any) -> PyTree:
+    rows = jax.lax.dynamic_slice_in_dim(x1, at.row, sides[0])
+    columns = jax.lax.dynamic_slice_in_dim(x2, at.column, sides[1])
+    # For a gradient the tile is computed again: otherwise all layers of all tiles would be kept.
+    return jax.checkpoint(block)(rows, columns, at.is_diagonal & (at.group == own))
+
+
+def _groups(spread: Spread | None) -> int:
+    return 1 if spread is None else spread.mesh.size
+
+
+def _sides(rows: int, columns: int, tile: int, spread: Spread | None) -> tuple[int, int]:
+    return min(tile, rows), min(tile, columns // _groups(spread))
+
+
+def _tiles(
+    rows: int, columns: int, sides: tuple[int, int], spread: Spread | None, *, half: bool
+) -> Tile:
+    """All tiles in order: those that hold entries of an earlier one as well overwrite them."""
+    groups = _groups(spread)
+    size = columns // groups
+    down, across = math.ceil(rows / sides[0]), math.ceil(size / sides[1])
+    group, i, j = np.indices((groups, down, across), dtype=np.int32).reshape(3, -1)
+    if half:
+        group, i, j = (index[j >= i] for index in (group, i, j))
+    row = np.minimum(i * sides[0], rows - sides[0])
+    column = np.minimum(j * sides[1], size - sides[1])
+    seen = i * sides[0] - row, j * sides[1] - column
+    return Tile(row, column + group * size, *seen, group, i == j)
