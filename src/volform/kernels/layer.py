@@ -18,6 +18,9 @@ from volform.kernels.state import Pairs, Place, State, of_examples
 from volform.kernels.tiles import Spread, matrices, require_tile, spread_of
 
 
+_FEW = 2**14  # pairs, of which kernels take less time than the compilation of a network
+
+
 class Kernel(NamedTuple):
     """The two kernels of an infinitely wide network.
 
@@ -135,7 +138,7 @@ class Layer(eqx.Module):
         place = _whole(parametrization)
         side = require_tile(tile, self.pairs_of_pixels(x1, place))
         spread = spread_of(x1)
-        if spread is None and max(len(x1), len(x2)) <= side:
+        if spread is None and len(x1) <= side and len(x2) <= side and len(x1) * len(x2) <= _FEW:
             return self.block(x1, x2, place, is_same=is_same)
         return _in_tiles(*_split(self, place), x1, x2, is_same, side, spread)
 

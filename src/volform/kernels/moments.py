@@ -114,18 +114,22 @@ def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
     O(n1 n2 d) operations, O((n1 + n2) d + n1 n2) memory.
     """
     left, right = jnp.mean(x1**2, 1)[:, None], jnp.mean(x2**2, 1)[None, :]
-    cross = _products(x1, x2) / x1.shape[1]
-    sine = _sine_by_chords if x1.shape[1] <= _FEW else _sine
-    return Moments(left, right, cross, root(left) * root(right) * sine(_unit(x1), _unit(x2)))
+    scale = root(left) * root(right)
+    if x1.shape[1] <= _FEW:
+        cross = _products(x1, x2) / x1.shape[1]
+        return Moments(left, right, cross, scale * _sine_by_chords(x1, x2))
+    cross, sine = _turn(x1, x2)
+    return Moments(left, right, cross, scale * sine)
 
 
 def _products(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
     return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _sine_by_chords(e1: Float[Array, "n1 d"], e2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    """`|e1 - e2| |e1 + e2| / 2`, a row of e1 at a time."""
-    return jax.lax.map(jax.checkpoint(lambda start: _chords(start, e2)), e1)
+def _sine_by_chords(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
+    """`|e1 - e2| |e1 + e2| / 2`, a row of x1 at a time."""
+    ends = _unit(x2)
+    return jax.lax.map(jax.checkpoint(lambda start: _chords(start, ends)), _unit(x1))
 
 
 def _chords(e1: Float[Array, "*n d"], e2: Float[Array, "*n d"]) -> Float[Array, "*n"]:
@@ -133,16 +137,21 @@ def _chords(e1: Float[Array, "*n d"], e2: Float[Array, "*n d"]) -> Float[Array, 
 
 
 @jax.custom_jvp
-def _sine(e1: Float[Array, "n1 d"], e2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    """The same to rounding, by a product of matrices where that loses no digits.
+def _turn(
+    x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+    """`x1 . x2 / d` and the sine of the angle, by one product of matrices.
 
-    With c the mean of e2, `|e1 - e2|^2 = |e1 - c|^2 + |e2 - c|^2 - 2 (e1 - c) . (e2 - c)`, and
-    `|e1 + e2|^2 = 4 - |e1 - e2|^2`. Where one of them is a small difference the chord is taken.
+    With c the mean of e2, `e1 . e2 = (e1 - c) . (e2 - c) + e1 . c + (e2 - c) . c`, and
+    `|e1 - e2|^2 = |e1 - c|^2 + |e2 - c|^2 - 2 (e1 - c) . (e2 - c)`, `|e1 + e2|^2` being 4 minus it.
+    Where one of those is a small difference of large terms the chords are taken.
     """
+    e1, e2 = _unit(x1), _unit(x2)
     center = jnp.mean(e2, 0)
     around1, around2 = e1 - center, e2 - center
+    inner = _products(around1, around2)
     spread = jnp.sum(around1**2, 1)[:, None] + jnp.sum(around2**2, 1)
-    square = jnp.clip(spread - 2 * _products(around1, around2), 0, 4)
+    square = jnp.clip(spread - 2 * inner, 0, 4)
     is_known = jnp.any(e1 != 0, 1)[:, None] & jnp.any(e2 != 0, 1)
     is_lost = is_known & ((square < spread / 8) | (square > 3.75))
 
@@ -158,12 +167,17 @@ def _sine(e1: Float[Array, "n1 d"], e2: Float[Array, "n2 d"]) -> Float[Array, "n
         return sine, next_lost(column)
 
     begin = jnp.sqrt(square * (4 - square)) / 2, next_lost(jnp.full(len(e1), -1, jnp.int32))
-    return jax.lax.while_loop(lambda state: jnp.any(state[1] < len(e2)), mended, begin)[0]
+    sine = jax.lax.while_loop(lambda state: jnp.any(state[1] < len(e2)), mended, begin)[0]
+    cosine = inner + (e1 @ center)[:, None] + around2 @ center
+    scale = root(jnp.mean(x1**2, 1))[:, None] * root(jnp.mean(x2**2, 1))
+    return scale * cosine, sine
 
 
-@_sine.defjvp
+@_turn.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple:
-    return _sine(*primals), jax.jvp(_sine_by_chords, primals, tangents)[1]
+    (x1, x2), (dx1, dx2) = primals, tangents
+    dcross = (_products(dx1, x2) + _products(x1, dx2)) / x1.shape[1]
+    return _turn(x1, x2), (dcross, jax.jvp(_sine_by_chords, primals, tangents)[1])
 
 
 def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from volform.errors import KernelError
 
-_AT_ONCE = 2**16  # pairs of vectors in a tile that nobody asked for: it stays in the cache
+_AT_ONCE = 2**17  # pairs of vectors in a tile that nobody asked for: it stays in the cache
 
 Block = Callable[[Array, Array, Any], PyTree]  # (rows, columns, is_same) -> matrices
 
@@ -98,15 +97,19 @@ def matrices(
         def step(found: PyTree, at: Tile) -> tuple[PyTree, None]:
             part = _part(block, x1, x2, sides, at, own)
             put = jax.lax.dynamic_update_slice
-            if half:
-                even = partial(jnp.where, at.is_diagonal)
-                part = jax.tree.map(lambda p: even((p + p.T) / 2, p), part)
-            found = jax.tree.map(lambda f, p: put(f, p, (at.row, at.column)), found, part)
-            if half:
-                found = jax.tree.map(lambda f, p: put(f, p.T, (at.column, at.row)), found, part)
-            return found, None
+            return jax.tree.map(lambda f, p: put(f, p, (at.row, at.column)), found, part), None
 
-        return jax.lax.scan(step, empty, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
+        def mirrored(found: Array, at: Tile) -> tuple[Array, None]:
+            part = jax.lax.dynamic_slice(found, (at.row, at.column), sides)
+            part = jnp.where(at.is_diagonal, (part + part.T) / 2, part.T)
+            return jax.lax.dynamic_update_slice(found, part, (at.column, at.row)), None
+
+        tiles = _tiles(len(x1), len(x2), sides, spread, half=half)
+        found = jax.lax.scan(step, empty, tiles)[0]
+        if not half:
+            return found
+        # In a loop of its own: XLA would compute each tile once more for its transpose.
+        return jax.tree.map(lambda matrix: jax.lax.scan(mirrored, matrix, tiles)[0], found)
 
     found = _on_devices(local, spread, x1, x2, own=0 if is_same else -1)
     if not is_same or spread is None:
@@ -130,20 +133,23 @@ def product(
         if spread is not None:
             total = jax.lax.pcast(total, spread.axis, to="varying")
 
-        def added(total: Array, matrix: Array, row: Any, seen: Any, column: Any, old: Any) -> Array:
-            entries = jax.lax.dynamic_slice(vector, (column,), (matrix.shape[1],))
-            entries = jnp.where(jnp.arange(matrix.shape[1]) < old, 0, entries)
-            new = jnp.matmul(matrix, entries, precision=jax.lax.Precision.HIGHEST)
-            new = jnp.where(jnp.arange(matrix.shape[0]) < seen, 0, new)
-            before = jax.lax.dynamic_slice(total, (row,), new.shape)
-            return jax.lax.dynamic_update_slice(total, before + new, (row,))
+        def entries(of: Array, start: Any, size: int, seen: Any) -> Array:
+            found = jax.lax.dynamic_slice(of, (start,), (size,))
+            return jnp.where(jnp.arange(size) < seen, 0, found)
+
+        def added(total: Array, more: Array, start: Any, seen: Any) -> Array:
+            more = jnp.where(jnp.arange(more.size) < seen, 0, more)
+            before = jax.lax.dynamic_slice(total, (start,), more.shape)
+            return jax.lax.dynamic_update_slice(total, before + more, (start,))
 
         def step(total: Array, at: Tile) -> tuple[Array, None]:
             matrix = _part(block, x1, x2, sides, at, own)
-            total = added(total, matrix, at.row, at.seen_rows, at.column, at.seen_columns)
+            right = entries(vector, at.column, sides[1], at.seen_columns)
+            total = added(total, _times(matrix, right), at.row, at.seen_rows)
             if half:
-                below = jnp.where(at.is_diagonal, 0, matrix.T)
-                total = added(total, below, at.column, at.seen_columns, at.row, at.seen_rows)
+                left = entries(vector, at.row, sides[0], at.seen_rows)
+                left = jnp.where(at.is_diagonal, 0, left)
+                total = added(total, _times(left, matrix), at.column, at.seen_columns)
             return total, None
 
         return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
@@ -171,12 +177,20 @@ def _part(block: Block, x1: Array, x2: Array, sides: tuple[int, int], at: Tile, 
     return jax.checkpoint(block)(rows, columns, at.is_diagonal & (at.group == own))
 
 
+def _times(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def _groups(spread: Spread | None) -> int:
     return 1 if spread is None else spread.mesh.size
 
 
 def _sides(rows: int, columns: int, tile: int, spread: Spread | None) -> tuple[int, int]:
-    return min(tile, rows), min(tile, columns // _groups(spread))
+    sizes = rows, columns // _groups(spread)
+    # No larger than needed for as many tiles, so that the last one repeats little.
+    return math.ceil(sizes[0] / math.ceil(sizes[0] / tile)), math.ceil(
+        sizes[1] / math.ceil(sizes[1] / tile)
+    )
 
 
 def _tiles(
