@@ -43,22 +43,22 @@ class Moments(NamedTuple):
 
         Its derivative at either end, where the angle has a kink, is 0.
         """
-        return angles(self.area, self.cross)[0]
+        return angles(self.area, self.cross, self.scale)[0]
 
     @property
     def opposite_angle(self) -> Float[Array, "n1 n2"]:
         """The angle of u and -v: `pi - angle`, without cancellation."""
-        return angles(self.area, self.cross)[1]
+        return angles(self.area, self.cross, self.scale)[1]
 
     @property
     def shortfall(self) -> Float[Array, "n1 n2"]:
         """`m - E[u v]`, without cancellation."""
-        return self._beside(self.cross)
+        return self._gaps()[0]
 
     @property
     def excess(self) -> Float[Array, "n1 n2"]:
         """`m + E[u v]`, without cancellation."""
-        return self._beside(-self.cross)
+        return self._gaps()[1]
 
     @property
     def distance(self) -> Float[Array, "n1 n2"]:
@@ -81,14 +81,15 @@ class Moments(NamedTuple):
         `A^2 + A'^2 + (sqrt(a b') - sqrt(a' b))^2 + (m - c)(m' + c') + (m + c)(m' - c')`.
         """
         left, right = self.left + other.left, self.right + other.right
-        # Parts are divided by the size of the result, so that no square leaves the range.
-        size = jax.lax.stop_gradient(root(left) * root(right))
-        size = jnp.where(size == 0, 1, size)
+        # Parts are divided by the size of the result, so that no square leaves the range; a row and
+        # a column at a time, since a division for each pair takes longer than all the rest.
+        sizes = [jax.lax.stop_gradient(root(end)) for end in (left, right)]
+        down, across = (jnp.where(size == 0, 1, 1 / jnp.where(size == 0, 1, size)) for size in sizes)
         skew = root(self.left) * root(other.right) - root(other.left) * root(self.right)
-        squares = (self.area / size) ** 2 + (other.area / size) ** 2 + (skew / size) ** 2
-        products = (self.shortfall / size) * (other.excess / size)
-        products += (self.excess / size) * (other.shortfall / size)
-        area = size * root(squares + products)
+        parts = [part * down * across for part in (self.area, other.area, skew, *self._gaps())]
+        short, over = (part * down * across for part in other._gaps())
+        squares = parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + parts[3] * over + parts[4] * short
+        area = sizes[0] * sizes[1] * root(squares)
         return Moments(left, right, self.cross + other.cross, area)
 
     def product(self, other: "Moments") -> "Moments":
@@ -99,11 +100,12 @@ class Moments(NamedTuple):
         squares = (self.area * other.scale / size) ** 2 + (self.cross * other.area / size) ** 2
         return Moments(left, right, cross, size * root(squares))
 
-    def _beside(self, cross: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
-        # m - c = A^2 / (m + c) where c is positive.
-        is_near = cross > 0
-        total = jnp.where(is_near, self.scale + cross, 1)
-        return jnp.where(is_near, self.area * (self.area / total), self.scale - cross)
+    def _gaps(self) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+        # The smaller of m - c and m + c is A^2 / larger.
+        is_near = self.cross > 0
+        large = jnp.where(is_near, self.scale + self.cross, self.scale - self.cross)
+        small = self.area * (self.area / jnp.where(large == 0, 1, large))
+        return jnp.where(is_near, small, large), jnp.where(is_near, large, small)
 
 
 @jax.jit  # or the loop would be compiled anew in every call
