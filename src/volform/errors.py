@@ -34,7 +34,7 @@ class KernelError(VolformError):
 
 
 class ConvergenceError(VolformError):
-    """No mode was found, so there is no point to expand around."""
+    """An iteration did not converge: no mode to expand around was found, or no solution."""
 
 
 class SaddleError(ConvergenceError):

@@ -21,6 +21,11 @@ from volform.kernels.expansion import (
     Polynomial as Polynomial,
 )
 from volform.kernels.finite import finite_evidence as finite_evidence
+from volform.kernels.gram import (
+    GramMatrix as GramMatrix,
+    nngp_operator as nngp_operator,
+    ntk_operator as ntk_operator,
+)
 from volform.kernels.growth import ntk_by_layer as ntk_by_layer, ntk_growth as ntk_growth
 from volform.kernels.heldout import Score as Score, held_out as held_out
 from volform.kernels.layer import Kernel as Kernel, Layer as Layer

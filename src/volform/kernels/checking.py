@@ -53,13 +53,19 @@ def require_finite(x: Array, argument: str) -> Array:
             f"`{argument}` has dtype {x.dtype}; kernels are differentiable functions of real "
             f"inputs: write `{argument}.astype(float)`."
         )
-    if not isinstance(x, Tracer) and not np.all(np.isfinite(x)):
-        bad = int(np.sum(~np.isfinite(x)))
+    bad = 0 if isinstance(x, Tracer) else _count_bad(x)
+    if bad:
         raise DataError(
             f"`{argument}` holds {bad} entries that are NaN or infinite; leave those examples out, "
             "or fill them in."
         )
     return x
+
+
+def _count_bad(x: Array) -> int:
+    if x.is_fully_addressable:
+        return int(np.sum(~np.isfinite(x)))
+    return int(jnp.sum(~jnp.isfinite(x)))  # some of it lies with other processes
 
 
 def require_pair(x1: Array, x2: Array) -> None:
@@ -84,11 +90,25 @@ def require_factor(
 ) -> Float[Array, "n n"]:
     """`factor` itself, or KernelError where (outside `jit`) it says that there is none."""
     if not isinstance(factor, Tracer) and not np.all(np.isfinite(factor)):
-        lowest, highest = np.linalg.eigvalsh(np.asarray(matrix, float))[[0, -1]]
+        matrix = np.asarray(matrix, float)
+        lowest, highest = np.linalg.eigvalsh(matrix)[[0, -1]]
         raise KernelError(
             f"`net` and `x` give a covariance of shape {matrix.shape} that is not positive "
             f"definite with `jitter={jitter}`: its eigenvalues go from {lowest:.3g} to "
-            f"{highest:.3g}. Leave out duplicate examples, give a `noise`, compute in float64, or "
-            f"ask for a `jitter` of about {1e-6 * highest:.1g}."
+            f"{highest:.3g}.{_twins(matrix, jnp.finfo(factor.dtype).eps)} Leave out duplicate "
+            "examples, give a `noise`, compute in float64, or ask for a `jitter` of about "
+            f"{1e-6 * highest:.1g}."
         )
     return factor
+
+
+def _twins(matrix: np.ndarray, eps: Any) -> str:
+    """The first pairs of examples of which the covariance says that they are one."""
+    variance = np.diagonal(matrix)
+    distance = variance[:, None] + variance - 2 * matrix
+    pairs = np.argwhere(np.triu(distance <= 16 * float(eps) * variance.max(), 1)).tolist()
+    if not pairs:
+        return ""
+    named = ", ".join(f"{i} and {j}" for i, j in pairs[:3])
+    more = f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
+    return f" To the covariance, examples {named}{more} are the same."

@@ -135,7 +135,7 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
-        place = _whole(parametrization)
+        place = whole(parametrization)
         side = require_tile(tile, self.pairs_of_pixels(x1, place))
         spread = spread_of(x1)
         if spread is None and len(x1) <= side and len(x2) <= side and len(x1) * len(x2) <= _FEW:
@@ -186,7 +186,7 @@ class Layer(eqx.Module):
         >>> k.Dense(3, b_std=1.0).init(jax.random.key(0), (1, 2))["w"].shape
         (3, 2)
         """
-        return self.draw(key, tuple(shape[1:]), _whole(parametrization))[0]
+        return self.draw(key, tuple(shape[1:]), whole(parametrization))[0]
 
     def apply(
         self,
@@ -205,7 +205,7 @@ class Layer(eqx.Module):
         Returns:
             Outputs, shape (n, width of the last layer).
         """
-        return self.forward(params, require_inputs(x, "x"), _whole(parametrization))
+        return self.forward(params, require_inputs(x, "x"), whole(parametrization))
 
 
 class Composite(Layer):
@@ -290,7 +290,8 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, float) or _is_array(leaf)
 
 
-def _whole(parametrization: Parametrization | None) -> Place:
+def whole(parametrization: Parametrization | None) -> Place:
+    """The place of a network that is no part of another; `NTP()` if nothing is said."""
     chosen = NTP() if parametrization is None else parametrization
     require_parametrization(chosen, "parametrization")
     return Place(chosen, is_first=True, is_last=True, pairs=Pairs.NONE)

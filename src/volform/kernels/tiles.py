@@ -174,7 +174,8 @@ def _part(block: Block, x1: Array, x2: Array, sides: tuple[int, int], at: Tile, 
     rows = jax.lax.dynamic_slice_in_dim(x1, at.row, sides[0])
     columns = jax.lax.dynamic_slice_in_dim(x2, at.column, sides[1])
     # For a gradient the tile is computed again: otherwise all layers of all tiles would be kept.
-    return jax.checkpoint(block)(rows, columns, at.is_diagonal & (at.group == own))
+    again = jax.checkpoint(lambda *given: block(*given))  # it hashes what it gets, a method may not
+    return again(rows, columns, at.is_diagonal & (at.group == own))
 
 
 def _times(a: Array, b: Array) -> Array:
