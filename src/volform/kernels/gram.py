@@ -11,7 +11,7 @@ from volform.geometry import Parametrization
 from volform.kernels.checking import require_inputs
 from volform.kernels.layer import Kernel, Layer, whole
 from volform.kernels.state import Place
-from volform.kernels.tiles import Spread, matrices, product, require_tile, spread_of
+from volform.kernels.tiles import Spread, matrices, product, require_tile, rows_times, spread_of
 from volform.operators.base import Operator, check_dense, register
 
 
@@ -39,7 +39,11 @@ class GramMatrix(Operator):
         """The matrix if it may be kept, else itself."""
         if not self.is_kept:
             return self
-        return lx.MatrixLinearOperator(self.as_matrix(), lx.positive_semidefinite_tag)
+        matrix, tag = self.as_matrix(), lx.positive_semidefinite_tag
+        if self.spread is None:
+            return lx.MatrixLinearOperator(matrix, tag)
+        times = eqx.Partial(rows_times, matrix, spread=self.spread)
+        return lx.FunctionLinearOperator(times, self.in_structure(), tag)
 
     def as_matrix(self) -> Float[Array, "n n"]:
         """All tiles; refused beyond 8 GiB."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +155,30 @@ def product(
 
         return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
 
-    return _on_devices(local, spread, x, x, vector, own=0)
+    return whole(_on_devices(local, spread, x, x, vector, own=0), spread)
+
+
+def rows_times(
+    matrix: Float[Array, "n n"], vector: Float[Array, " n"], spread: Spread
+) -> Float[Array, " n"]:
+    """The product with a matrix whose rows are shared out."""
+
+    def local(rows: Array, vector: Array, own: Any) -> Array:
+        return _times(rows, vector)
+
+    return whole(_on_devices(local, spread, matrix, vector, own=0), spread)
+
+
+def whole(array: Array, spread: Spread | None) -> Array:
+    """The array with all of it on each device."""
+    if spread is None:
+        return array
+    return _copied(array, NamedSharding(spread.mesh, PartitionSpec()))
+
+
+@partial(jax.jit, static_argnums=1)
+def _copied(array: Array, sharding: NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(array, sharding)
 
 
 def _on_devices(local: Callable, spread: Spread | None, x1: Array, *rest: Array, own: int) -> Any:

@@ -1,0 +1,51 @@
+"""A program to run on several devices, or in several processes: what it prints should not differ.
+
+python tests/kernels/gram_devices.py DEVICES [PROCESS PROCESSES PORT]
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def measured() -> dict[str, Any]:
+    """Numbers of kernels of data that are spread over all devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from volform import kernels as k, operators as ops
+
+    net = k.serial(k.Dense(8, 1.4, 0.2), k.Relu(), k.Dropout(0.9), k.Dense(1, 1.4, 0.2))
+    rng = np.random.default_rng(0)
+    x, y, v = rng.normal(size=(40, 34)), rng.normal(size=40), jnp.arange(40.0)
+    x[3] = x[21]
+    x, y = ops.sharded((x, y))
+    kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((4, 34)), tile=3)
+    matrix = k.ntk_operator(net, x, tile=4)
+    estimate = k.evidence(net, x, y, noise=0.3, by=ops.Krylov(jax.random.key(0), probes=4))
+    return {
+        "shards": len(kernel.nngp.sharding.device_set),
+        "symmetric": float(jnp.max(jnp.abs(kernel.nngp - kernel.nngp.T))),
+        "nngp": float(v @ jnp.sin(kernel.nngp) @ v),
+        "ntk": float(v @ kernel.ntk @ v**2),
+        "cross": float(jnp.sum(v @ cross.ntk)),
+        "product": float(v**2 @ matrix.mv(v)),
+        "evidence": float(estimate.value),
+    }
+
+
+def main(devices: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = flags
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    print(json.dumps(measured()))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
