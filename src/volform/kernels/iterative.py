@@ -179,7 +179,12 @@ def _solved(matrix: Whitened, right: Array) -> tuple[Array, Array, float]:
 
 
 def log_evidence(
-    net: Layer, x: Float[Array, "n ..."], y: Float[Array, "n ..."], noise: Any, jitter: Any, by: Krylov
+    net: Layer,
+    x: Float[Array, "n ..."],
+    y: Float[Array, "n ..."],
+    noise: Any,
+    jitter: Any,
+    by: Krylov,
 ) -> Estimate:
     """`log Normal(y | 0, K + (noise^2 + jitter) I)`, with the standard error of the determinant."""
     matrix = whitened(net, x, noise, jitter)

@@ -17,7 +17,6 @@ from volform.kernels.checking import require_inputs, require_pair
 from volform.kernels.state import Pairs, Place, State, of_examples
 from volform.kernels.tiles import Spread, matrices, require_tile, spread_of
 
-
 _FEW = 2**14  # pairs, of which kernels take less time than the compilation of a network
 
 

@@ -84,7 +84,9 @@ class Moments(NamedTuple):
         # Parts are divided by the size of the result, so that no square leaves the range; a row and
         # a column at a time, since a division for each pair takes longer than all the rest.
         sizes = [jax.lax.stop_gradient(root(end)) for end in (left, right)]
-        down, across = (jnp.where(size == 0, 1, 1 / jnp.where(size == 0, 1, size)) for size in sizes)
+        down, across = (
+            jnp.where(size == 0, 1, 1 / jnp.where(size == 0, 1, size)) for size in sizes
+        )
         skew = root(self.left) * root(other.right) - root(other.left) * root(self.right)
         parts = [part * down * across for part in (self.area, other.area, skew, *self._gaps())]
         short, over = (part * down * across for part in other._gaps())

@@ -1,0 +1,157 @@
+"""Kernels of many examples: tiles, operators, conjugate gradients, several devices."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.kernels.nets import dense
+
+from volform import kernels as k
+from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
+from volform.kernels import iterative, moments
+from volform.operators import Exact, Krylov, XTrace, trace
+
+DEVICES = Path(__file__).parent / "gram_devices.py"
+NET = k.serial(dense(), k.Relu(), k.Dropout(0.9), dense())
+RNG = np.random.default_rng(0)
+WIDE = RNG.normal(size=(23, 40)) + 0.5
+WIDE[[3, 4, 5]] = [WIDE[20], -WIDE[21], WIDE[22] + 1e-9 * WIDE[0]]
+Y = np.sin(WIDE[:, 0])
+BY = Krylov(jax.random.key(0), probes=8)
+
+
+def sine(x):
+    """Of the angles of all pairs, by the chords of unit vectors in extended precision."""
+    e = x.astype(np.longdouble)
+    e = e / np.sqrt(np.sum(e**2, 1, keepdims=True))
+    difference, total = e[:, None] - e, e[:, None] + e
+    return np.sqrt(np.sum(difference**2, 2) * np.sum(total**2, 2)) / 2
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_areas_of_many_features(shift):
+    x = WIDE + shift
+    found = moments.of_inputs(jnp.asarray(x), jnp.asarray(x))
+    np.testing.assert_allclose(found.area / found.scale, sine(x), rtol=1e-13, atol=4e-16)
+    np.testing.assert_allclose(found.cross, x @ x.T / 40, rtol=1e-14, atol=1e-14)
+    assert found.area[3, 20] == found.area[4, 21] == 0
+
+
+def test_gradient_of_many_features():
+    """Of two examples, in a direction, by differences."""
+    x, along = jnp.asarray(WIDE[:2]), jnp.asarray(WIDE[6:8])
+
+    def parts(t):
+        found = moments.of_inputs(x + t * along, x)
+        return jnp.stack([found.cross[0, 1], found.area[0, 1], found.cross[1, 1]])
+
+    h = 1e-3
+    five = (8 * (parts(h) - parts(-h)) - (parts(2 * h) - parts(-2 * h))) / (12 * h)
+    np.testing.assert_allclose(jax.jvp(parts, (0.0,), (1.0,))[1], five, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tile", [1, 7, 22])
+def test_tiles_give_the_same_kernels(tile):
+    one, two = NET.kernel(WIDE), NET.kernel(WIDE, WIDE[:9])
+    for found, expected in zip(NET.kernel(WIDE, tile=tile), one, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        np.testing.assert_array_equal(found, found.T)
+    if tile == 7:
+        for found, expected in zip(NET.kernel(WIDE, WIDE[:9], tile=tile), two, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_gradient_through_tiles():
+    def total(w_std, tile):
+        layer = k.Dense(8, w_std)
+        return jnp.sum(jnp.sin(k.serial(layer, k.Relu(), layer).kernel(WIDE, tile=tile).ntk))
+
+    gradient = [jax.jit(jax.grad(total), static_argnums=1)(1.3, tile) for tile in (9, 23)]
+    np.testing.assert_allclose(gradient[0], gradient[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_operators(is_kept):
+    vectors = RNG.normal(size=(23, 2))
+    for make, matrix in zip((k.nngp_operator, k.ntk_operator), NET.kernel(WIDE), strict=True):
+        operator = make(NET, WIDE, tile=6, is_kept=is_kept)
+        np.testing.assert_allclose(operator.mv(vectors[:, 0]), matrix @ vectors[:, 0], rtol=1e-12)
+        np.testing.assert_allclose(operator.as_matrix(), matrix, rtol=1e-12)
+        exact = jnp.trace(matrix) + 23 * 0.5
+        np.testing.assert_allclose(trace(operator + 0.5, by=Exact()).value, exact, rtol=1e-12)
+
+
+def test_evidence_by_products():
+    """All of 300 examples, of which the preconditioner sees a part."""
+    x = RNG.normal(size=(300, 3))
+    y = np.stack([np.sin(x[:, 0]), x[:, 1]], 1)
+    net = k.serial(dense(), k.Erf(), dense())
+    for noise in (0.3, 0.03):
+        found = k.evidence(net, x, y, noise=noise, by=BY)
+        exact = k.evidence(net, x, y, noise=noise)
+        assert abs(found.value - exact) < 4 * found.error + 1e-8 * abs(exact)
+        assert found.error < 1e-2 * abs(exact)
+    mean, covariance = k.predict(net, x, y, x[:3] + 0.1, noise=0.3, by=BY)
+    expected = k.predict(net, x, y, x[:3] + 0.1, noise=0.3)
+    np.testing.assert_allclose(mean, expected.mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(covariance, expected.covariance, rtol=1e-8, atol=1e-9)
+
+
+def test_pivoted_factor():
+    """Exact at full rank, and the largest pivot goes first."""
+    matrix = jnp.asarray(NET.kernel(WIDE).nngp)
+    columns = [lambda i: matrix[:, i], jnp.diagonal(matrix)]
+    full = iterative.partial_cholesky(*columns, 23)
+    np.testing.assert_allclose(full @ full.T, matrix, rtol=1e-12)
+    few = iterative.partial_cholesky(*columns, 5)
+    np.testing.assert_array_equal(few, full[:, :5])
+    assert jnp.argmax(jnp.diagonal(matrix)) == jnp.argmax(jnp.abs(few[:, 0]))
+
+
+def test_four_devices_give_the_same_numbers():
+    words = [sys.executable, str(DEVICES), "4"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    alone = runpy.run_path(str(DEVICES))["measured"]()
+    found = json.loads(done.stdout.decode().splitlines()[-1])
+    assert found == pytest.approx(alone | {"shards": 4}, rel=1e-10)
+
+
+@pytest.mark.parametrize("tile", [0, -3, 2.5, True])
+def test_tile(tile):
+    for function in (
+        lambda: NET.kernel(WIDE, tile=tile),
+        lambda: k.nngp_operator(NET, WIDE, tile=tile),
+    ):
+        with pytest.raises(KernelError, match=f"`tile` is {tile}; it should be a whole number"):
+            function()
+
+
+def test_duplicates_are_named():
+    net, x = k.serial(dense(), k.Relu(), dense()), WIDE[[0, 3, 20]]
+    with pytest.raises(KernelError, match="examples 1 and 2 are the same.*give a `noise`"):
+        k.evidence(net, x, Y[:3])
+    many = np.concatenate([WIDE[:4]] * 2)
+    with pytest.raises(KernelError, match="0 and 4, 1 and 5, 2 and 6 and 1 more pairs are"):
+        k.evidence(net, many, np.r_[Y[:4], Y[:4]])
+
+
+def test_misuse(monkeypatch):
+    with pytest.raises(KernelError, match="`noise` is None with `jitter=0.0`; by `Krylov`"):
+        k.evidence(NET, WIDE, Y, by=BY)
+    with pytest.raises(OperatorError, match="`by` of evidence is `XTrace`"):
+        k.evidence(NET, WIDE, Y, noise=0.1, by=XTrace(jax.random.key(0)))
+    with pytest.raises(DataError, match=r"`x` has shape \(40,\)"):
+        k.ntk_operator(NET, WIDE[0])
+    monkeypatch.setattr(iterative, "_STEPS", 1)
+    monkeypatch.setattr(iterative, "_RANK", 1)
+    with pytest.raises(ConvergenceError, match="after 1 steps with a relative residual of"):
+        k.evidence(k.serial(dense(), k.Erf(), dense()), WIDE[6:], Y[6:], noise=1e-3, by=BY)
