@@ -108,7 +108,10 @@ def medians(runs: dict[str, Callable[[], Timed]]) -> dict[str, Timed]:
     for run in runs.values():
         run()
     rounds = [{name: run() for name, run in runs.items()} for _ in range(ROUNDS)]
-    return {name: Timed(*map(statistics.median, zip(*(r[name] for r in rounds)))) for name in runs}
+    return {
+        name: Timed(*map(statistics.median, zip(*(r[name] for r in rounds), strict=True)))
+        for name in runs
+    }
 
 
 def peak(name: str, *settings: Any, python: str) -> float:

@@ -41,7 +41,8 @@ def test_areas_of_many_features(shift):
     found = moments.of_inputs(jnp.asarray(x), jnp.asarray(x))
     np.testing.assert_allclose(found.area / found.scale, sine(x), rtol=1e-13, atol=4e-16)
     np.testing.assert_allclose(found.cross, x @ x.T / 40, rtol=1e-14, atol=1e-14)
-    assert found.area[3, 20] == found.area[4, 21] == 0
+    assert found.area[3, 20] == 0
+    assert shift or found.area[4, 21] == 0
 
 
 def test_gradient_of_many_features():
@@ -137,7 +138,7 @@ def test_tile(tile):
 
 def test_duplicates_are_named():
     net, x = k.serial(dense(), k.Relu(), dense()), WIDE[[0, 3, 20]]
-    with pytest.raises(KernelError, match="examples 1 and 2 are the same.*give a `noise`"):
+    with pytest.raises(KernelError, match=r"examples 1 and 2 are the same.*give a `noise`"):
         k.evidence(net, x, Y[:3])
     many = np.concatenate([WIDE[:4]] * 2)
     with pytest.raises(KernelError, match="0 and 4, 1 and 5, 2 and 6 and 1 more pairs are"):
@@ -145,7 +146,7 @@ def test_duplicates_are_named():
 
 
 def test_misuse(monkeypatch):
-    with pytest.raises(KernelError, match="`noise` is None with `jitter=0.0`; by `Krylov`"):
+    with pytest.raises(KernelError, match=r"`noise` is None with `jitter=0.0`; by `Krylov`"):
         k.evidence(NET, WIDE, Y, by=BY)
     with pytest.raises(OperatorError, match="`by` of evidence is `XTrace`"):
         k.evidence(NET, WIDE, Y, noise=0.1, by=XTrace(jax.random.key(0)))

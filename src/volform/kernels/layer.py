@@ -96,8 +96,8 @@ class Layer(eqx.Module):
         grows. Under `MuP` the NNGP is of order 1 / width. The inputs count as given numbers: a
         parametrization looks at their number of features.
 
-        Cost O(n1 n2 (features + layers)), half of it if x1 = x2. Memory is that of the result and of
-        one tile. Images of P pixels take P times as much, and P^2 times in front of layers that
+        Cost O(n1 n2 (features + layers)), half of it if x1 = x2. Memory is that of the result and
+        of one tile. Images of P pixels take P times as much, and P^2 times in front of layers that
         look at all pairs (`GlobalAvgPool`). Where x1 is `volform.operators.sharded`, each device
         computes the rows of its examples, and holds them. Differentiable in
         inputs, `w_std` and `b_std`; where two inputs coincide the neural tangent kernel of a kinked

@@ -1,4 +1,4 @@
-"""Matrices of two lists of examples in tiles: rows and columns in blocks, symmetric ones by half."""
+"""Matrices of two lists of examples in tiles: in blocks, symmetric ones by half."""
 
 import math
 from collections.abc import Callable
@@ -136,10 +136,10 @@ def product(
 
         def entries(of: Array, start: Any, size: int, seen: Any) -> Array:
             found = jax.lax.dynamic_slice(of, (start,), (size,))
-            return jnp.where(jnp.arange(size) < seen, 0, found)
+            return jnp.where(jnp.arange(size, dtype=jnp.int32) < seen, 0, found)
 
         def added(total: Array, more: Array, start: Any, seen: Any) -> Array:
-            more = jnp.where(jnp.arange(more.size) < seen, 0, more)
+            more = jnp.where(jnp.arange(more.size, dtype=jnp.int32) < seen, 0, more)
             before = jax.lax.dynamic_slice(total, (start,), more.shape)
             return jax.lax.dynamic_update_slice(total, before + more, (start,))
 
