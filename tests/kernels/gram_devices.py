@@ -32,7 +32,7 @@ def measured() -> dict[str, Any]:
         "ntk": float(v @ kernel.ntk @ v**2),
         "cross": float(jnp.sum(v @ cross.ntk)),
         "product": float(v**2 @ matrix.mv(v)),
-        "evidence": float(estimate.value),
+        "evidence": float(estimate.log_z),
     }
 
 

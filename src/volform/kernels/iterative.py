@@ -16,7 +16,7 @@ from volform.kernels.checking import require_positive
 from volform.kernels.gram import GramMatrix, nngp_operator
 from volform.kernels.layer import Layer
 from volform.kernels.tiles import spread_of, whole
-from volform.operators import Estimate, Krylov, logdet
+from volform.operators import Krylov, logdet
 from volform.operators.base import Operator, is_known, register
 
 _RANK = 128  # columns of the kernel that the preconditioner is made of
@@ -185,7 +185,7 @@ def log_evidence(
     noise: Any,
     jitter: Any,
     by: Krylov,
-) -> Estimate:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`log Normal(y | 0, K + (noise^2 + jitter) I)`, with the standard error of the determinant."""
     matrix = whitened(net, x, noise, jitter)
     outputs = whole(y.reshape(len(y), -1), spread_of(x))
@@ -193,7 +193,7 @@ def log_evidence(
     rest = logdet(matrix, by=by)
     size = rest.value + matrix.log_det_p() + len(y) * math.log(2 * math.pi)
     count = outputs.shape[1]
-    return Estimate(-(power + count * size) / 2, count / 2 * rest.error)
+    return -(power + count * size) / 2, count / 2 * rest.error
 
 
 def posterior(

@@ -83,15 +83,19 @@ class Moments(NamedTuple):
         left, right = self.left + other.left, self.right + other.right
         # Parts are divided by the size of the result, so that no square leaves the range; a row and
         # a column at a time, since a division for each pair takes longer than all the rest.
-        sizes = [jax.lax.stop_gradient(root(end)) for end in (left, right)]
-        down, across = (
-            jnp.where(size == 0, 1, 1 / jnp.where(size == 0, 1, size)) for size in sizes
-        )
-        skew = root(self.left) * root(other.right) - root(other.left) * root(self.right)
-        parts = [part * down * across for part in (self.area, other.area, skew, *self._gaps())]
+        sizes = root(left), root(right)
+        down, across = (ratio(jnp.ones_like(size), size) for size in sizes)
+        parts = [part * down * across for part in (self.area, other.area, *self._gaps())]
         short, over = (part * down * across for part in other._gaps())
-        squares = parts[0] ** 2 + parts[1] ** 2 + parts[2] ** 2 + parts[3] * over + parts[4] * short
-        area = sizes[0] * sizes[1] * root(squares)
+        squares = parts[0] ** 2 + parts[1] ** 2 + parts[2] * over + parts[3] * short
+        # The third square is D (4 - D) / 4, D that of the chord from (sqrt(a), sqrt(a')) to
+        # (sqrt(b), sqrt(b')), both of length one. Of roots nothing is left where inputs agree; of
+        # products a rounding, if the compiler leaves out that of one of them.
+        chord = sum(
+            (root(ratio(ends[0], left)) - root(ratio(ends[1], right))) ** 2
+            for ends in (self[:2], other[:2])
+        )
+        area = sizes[0] * sizes[1] * root(squares + chord * (4 - chord) / 4)
         return Moments(left, right, self.cross + other.cross, area)
 
     def product(self, other: "Moments") -> "Moments":
@@ -213,10 +217,20 @@ def of_one(variance: Float[Array, "..."]) -> Moments:
     return Moments(variance, variance, variance, jnp.zeros_like(variance))
 
 
+@jax.custom_jvp
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root, with derivative 0 where x is 0; rounding below 0 counts as 0."""
-    is_positive = x > 0
-    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
+    """The square root, with derivative 0 where x is 0; rounding below 0 counts as 0.
+
+    Continuous in all that is computed: XLA may compute x twice, in two programs that round
+    differently, and a branch that was chosen by the one must not be wrong for the other.
+    """
+    return jnp.sqrt(jnp.maximum(x, 0))
+
+
+@root.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    result = root(*primals)
+    return result, ratio(tangents[0], 2 * result)
 
 
 def ratio(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -16,7 +16,7 @@ from volform.operators.base import is_known
 from volform.operators.krylov import (
     Decomposition,
     Quadrature,
-    measure,
+    measures,
     quadrature,
 )
 from volform.operators.methods import Krylov
@@ -71,7 +71,7 @@ def _together(form: Pencil, by: Krylov, probes: Float[Array, "b n"]) -> Quadratu
 
 @eqx.filter_jit
 def _measured(found: Decomposition) -> Quadrature:
-    return jax.vmap(measure)(found)
+    return measures(found.diagonal, found.off_diagonal)
 
 
 @eqx.filter_jit

@@ -22,8 +22,14 @@ class Decomposition(NamedTuple):
 
     def ritz(self) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
         """Eigenvalues of T in ascending order, and its eigenvectors as columns."""
-        off = self.off_diagonal[:-1]
-        return jnp.linalg.eigh(jnp.diag(self.diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
+        return _ritz(self.diagonal, self.off_diagonal)
+
+
+def _ritz(
+    diagonal: Float[Array, " k"], off_diagonal: Float[Array, " k"]
+) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+    off = off_diagonal[:-1]
+    return jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
 
 
 def lanczos(
@@ -97,16 +103,27 @@ def quadrature(form: Pencil, by: Krylov, probes: Float[Array, "probes n"]) -> Qu
     product = form.mv()
     depth = min(by.depth, form.size())
 
-    def of_one(probe: Float[Array, " n"]) -> Quadrature:
-        return measure(lanczos(product, probe, depth, by.key))
+    def of_one(probe: Float[Array, " n"]) -> tuple[Array, Array]:
+        found = lanczos(product, probe, depth, by.key)
+        return found.diagonal, found.off_diagonal
 
-    return mapped(of_one, probes, by.batch)
+    return measures(*mapped(of_one, probes, by.batch))
 
 
-def measure(decomposition: Decomposition) -> Quadrature:
-    """The quadrature of the vector that a decomposition started from."""
-    values, vectors = decomposition.ritz()
-    return Quadrature(values, vectors[0] ** 2)
+def measures(
+    diagonals: Float[Array, "probes k"], off_diagonals: Float[Array, "probes k"]
+) -> Quadrature:
+    """The quadratures of the vectors that tridiagonal forms started from.
+
+    One matrix at a time: on CPUs, JAX gives those of a batch to the threads that wait for them, and
+    on as many devices as there are threads all of them wait.
+    """
+
+    def measure(form: tuple[Array, Array]) -> Quadrature:
+        values, vectors = _ritz(*form)
+        return Quadrature(values, vectors[0] ** 2)
+
+    return jax.lax.map(measure, (diagonals, off_diagonals))
 
 
 def averaged(samples: Any) -> tuple[Any, Any]:
