@@ -1,6 +1,7 @@
 """Kernels against numbers of an independent program, and against networks of finite width."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -61,8 +62,9 @@ def triangle(rows):
 
 @pytest.mark.parametrize("name", NETS)
 def test_reference(name):
+    """One list of inputs layer by layer; two of them in one program, in tiles."""
     expected, kernel = REFERENCE[name], NETS[name].kernel(X)
-    cross = NETS[name].kernel(X2, X)
+    cross = jax.jit(partial(NETS[name].kernel, tile=4))(X2, X)
     np.testing.assert_allclose(kernel.nngp, triangle(expected["nngp"]), rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(kernel.ntk, triangle(expected["ntk"]), rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(cross.nngp, expected["nngp_X2_X"], rtol=1e-12, atol=1e-13)
@@ -71,7 +73,8 @@ def test_reference(name):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_reference_of_images(name):
-    kernel = jax.jit(PICTURES[name].kernel)(SEQUENCES if "1d" in name else IMAGES)
+    in_tiles = jax.jit(partial(PICTURES[name].kernel, tile=3))
+    kernel = in_tiles(SEQUENCES if "1d" in name else IMAGES)
     nngp, ntk = (triangle(REFERENCE[name][kind]) for kind in ("nngp", "ntk"))
     np.testing.assert_allclose(kernel.nngp, nngp, rtol=1e-12)
     if name == "conv2d_flatten":

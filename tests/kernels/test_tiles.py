@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import dense
+from tests.kernels.nets import SEQUENCES, X, conv, dense
+from tests.kernels.test_wide import BLOCK, GATED
 
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
+from volform.geometry import SP
 from volform.kernels import iterative, moments
 from volform.operators import Exact, Krylov, XTrace, trace
 
@@ -69,6 +72,36 @@ def test_tiles_give_the_same_kernels(tile):
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (k.serial(conv((2,)), k.Erf(), k.Flatten(), k.Dense(1)), SEQUENCES),
+        (k.serial(conv(), BLOCK, GATED, k.Flatten(), dense(1)), SEQUENCES[:, :3]),
+        (k.serial(dense(), k.concatenated(dense(3), dense(5)), k.LayerNorm(), k.Relu()), X),
+        (k.serial(dense(), k.multiplied(dense(), k.serial(dense(), k.Gelu())), k.Dense(2)), X),
+    ],
+)
+def test_one_program_gives_the_kernels_of_layers(net, x):
+    """Layer by layer; compiled as a whole; and in tiles."""
+
+    def compiled(x):
+        return [net.kernel(x, parametrization=SP(), tile=tile) for tile in (None, 3)]
+
+    kernel = net.kernel(x, parametrization=SP())
+    for found in jax.jit(compiled)(x):
+        for part, expected in zip(found, kernel, strict=True):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(part / scale, expected / scale, rtol=0, atol=1e-13)
+
+
+def test_roots_are_continuous():
+    """At zero too: what is rounded to either side of it has a root and a derivative near zero."""
+    x = jnp.array([-1e-17, 0.0, 1e-300, 4.0])
+    np.testing.assert_allclose(moments.root(x), [0.0, 0.0, 1e-150, 2.0], rtol=1e-15)
+    slopes = jax.vmap(jax.grad(moments.root))(x)
+    np.testing.assert_allclose(slopes, [0.0, 0.0, 5e149, 0.25], rtol=1e-15)
+
+
 def test_gradient_through_tiles():
     def total(w_std, tile):
         layer = k.Dense(8, w_std)
@@ -116,14 +149,29 @@ def test_pivoted_factor():
     assert jnp.argmax(jnp.diagonal(matrix)) == jnp.argmax(jnp.abs(few[:, 0]))
 
 
-def test_four_devices_give_the_same_numbers():
-    words = [sys.executable, str(DEVICES), "4"]
+def started(*arguments):
+    words = [sys.executable, str(DEVICES), *map(str, arguments)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(words, capture_output=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    alone = runpy.run_path(str(DEVICES))["measured"]()
-    found = json.loads(done.stdout.decode().splitlines()[-1])
-    assert found == pytest.approx(alone | {"shards": 4}, rel=1e-10)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return runpy.run_path(str(DEVICES))["measured"]()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_four_devices_give_the_same_numbers(alone, processes):
+    """Of one process, and of two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    each = [started(4 // processes, number, processes, port) for number in range(processes)]
+    for process in each:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err.decode()[-2000:]
+        found = json.loads(out.decode().splitlines()[-1])
+        assert found == pytest.approx(alone | {"shards": 4}, rel=1e-10)
 
 
 @pytest.mark.parametrize("tile", [0, -3, 2.5, True])
