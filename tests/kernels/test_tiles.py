@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.kernels.nets import SEQUENCES, X, conv, dense
-from tests.kernels.test_wide import BLOCK, GATED
 
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
@@ -76,9 +75,7 @@ def test_tiles_give_the_same_kernels(tile):
     ("net", "x"),
     [
         (k.serial(conv((2,)), k.Erf(), k.Flatten(), k.Dense(1)), SEQUENCES),
-        (k.serial(conv(), BLOCK, GATED, k.Flatten(), dense(1)), SEQUENCES[:, :3]),
-        (k.serial(dense(), k.concatenated(dense(3), dense(5)), k.LayerNorm(), k.Relu()), X),
-        (k.serial(dense(), k.multiplied(dense(), k.serial(dense(), k.Gelu())), k.Dense(2)), X),
+        (k.serial(dense(), k.LayerNorm(), k.multiplied(dense(), k.Gelu()), k.Dense(2)), X),
     ],
 )
 def test_one_program_gives_the_kernels_of_layers(net, x):
@@ -149,25 +146,21 @@ def test_pivoted_factor():
     assert jnp.argmax(jnp.diagonal(matrix)) == jnp.argmax(jnp.abs(few[:, 0]))
 
 
-def started(*arguments):
-    words = [sys.executable, str(DEVICES), *map(str, arguments)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-
-
-@pytest.fixture(scope="module")
-def alone():
-    return runpy.run_path(str(DEVICES))["measured"]()
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_four_devices_give_the_same_numbers(alone, processes):
-    """Of one process, and of two."""
+def test_two_processes_of_two_devices_give_the_same_numbers():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    each = [started(4 // processes, number, processes, port) for number in range(processes)]
-    for process in each:
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(DEVICES), "2", str(number), "2", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for number in range(2)
+    ]
+    alone = runpy.run_path(str(DEVICES))["measured"]()
+    for process in both:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err.decode()[-2000:]
         found = json.loads(out.decode().splitlines()[-1])
