@@ -17,7 +17,7 @@ from tests.kernels.nets import SEQUENCES, X, conv, dense
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
 from volform.geometry import SP
-from volform.kernels import iterative, moments
+from volform.kernels import inputs, iterative, moments
 from volform.operators import Exact, Krylov, XTrace, trace
 
 DEVICES = Path(__file__).parent / "gram_devices.py"
@@ -40,7 +40,7 @@ def sine(x):
 @pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_areas_of_many_features(shift):
     x = WIDE + shift
-    found = moments.of_inputs(jnp.asarray(x), jnp.asarray(x))
+    found = inputs.of_inputs(jnp.asarray(x), jnp.asarray(x))
     np.testing.assert_allclose(found.area / found.scale, sine(x), rtol=1e-13, atol=4e-16)
     np.testing.assert_allclose(found.cross, x @ x.T / 40, rtol=1e-14, atol=1e-14)
     assert found.area[3, 20] == 0
@@ -52,7 +52,7 @@ def test_gradient_of_many_features():
     x, along = jnp.asarray(WIDE[:2]), jnp.asarray(WIDE[6:8])
 
     def parts(t):
-        found = moments.of_inputs(x + t * along, x)
+        found = inputs.of_inputs(x + t * along, x)
         return jnp.stack([found.cross[0, 1], found.area[0, 1], found.cross[1, 1]])
 
     h = 1e-3

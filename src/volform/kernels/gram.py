@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from volform.geometry import Parametrization
 from volform.kernels.checking import require_inputs
+from volform.kernels.inputs import Examples
 from volform.kernels.layer import Kernel, Layer, whole
 from volform.kernels.state import Place
 from volform.kernels.tiles import Spread, matrices, product, require_tile, rows_times, spread_of
@@ -26,7 +27,7 @@ class GramMatrix(Operator):
     spread: Spread | None = eqx.field(static=True)
     is_kept: bool = eqx.field(static=True)
 
-    def block(self, rows: Array, columns: Array, is_same: Any) -> Float[Array, "r c"]:
+    def block(self, rows: Examples, columns: Examples, is_same: Any) -> Float[Array, "r c"]:
         """The matrix of these examples."""
         kernel: Kernel = self.net.block(rows, columns, self.place, is_same=is_same)
         return kernel[self.which]
@@ -61,12 +62,14 @@ class GramMatrix(Operator):
 
 @eqx.filter_jit
 def _product(gram: GramMatrix, vector: Float[Array, " n"]) -> Float[Array, " n"]:
-    return product(gram.block, gram.x, vector, gram.tile, gram.spread)
+    examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
+    return product(gram.block, *examples, vector, gram.tile, gram.spread)
 
 
 @eqx.filter_jit
 def _matrix(gram: GramMatrix) -> Float[Array, "n n"]:
-    return matrices(gram.block, gram.x, gram.x, gram.tile, is_same=True, spread=gram.spread)
+    examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
+    return matrices(gram.block, *examples, gram.tile, is_same=True, spread=gram.spread)
 
 
 register(GramMatrix, symmetric=True, semidefinite=True)

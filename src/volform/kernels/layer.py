@@ -14,7 +14,8 @@ from volform.errors import NetworkError
 from volform.geometry import NTP, Parametrization
 from volform.geometry.parametrization import require_parametrization
 from volform.kernels.checking import require_inputs, require_pair
-from volform.kernels.state import Pairs, Place, State, of_examples
+from volform.kernels.inputs import Examples
+from volform.kernels.state import Pairs, Place, State, in_pairs, of_examples
 from volform.kernels.tiles import Spread, matrices, require_tile, spread_of
 
 _FEW = 2**14  # pairs, of which kernels take less time than the compilation of a network
@@ -141,9 +142,13 @@ class Layer(eqx.Module):
             return self.block(x1, x2, place, is_same=is_same)
         return _in_tiles(*_split(self, place), x1, x2, is_same, side, spread)
 
-    def block(
-        self, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], place: Place, *, is_same: Any
-    ) -> Kernel:
+    def in_pairs(
+        self, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], place: Place
+    ) -> tuple[Examples, Examples]:
+        """Two lists of examples of which `block` takes parts."""
+        return in_pairs(x1, x2, self.looks_at(place.pairs))
+
+    def block(self, x1: Examples, x2: Examples, place: Place, *, is_same: Any) -> Kernel:
         """Both kernels, all entries at once; `is_same` may be traced where n1 = n2."""
         state = of_examples(x1, x2, self.looks_at(place.pairs), is_same=is_same)
         end = self.follow(state, place)
@@ -268,10 +273,10 @@ def _in_tiles(
 ) -> Kernel:
     net, place = eqx.combine(traced, rest)
 
-    def block(rows: Array, columns: Array, is_same: Any) -> Kernel:
+    def block(rows: Examples, columns: Examples, is_same: Any) -> Kernel:
         return net.block(rows, columns, place, is_same=is_same)
 
-    return matrices(block, x1, x2, tile, is_same=is_same, spread=spread)
+    return matrices(block, *net.in_pairs(x1, x2, place), tile, is_same=is_same, spread=spread)
 
 
 def _split(layer: Layer, place: Place) -> tuple[tuple[Layer, Place], tuple[Layer, Place]]:

@@ -14,8 +14,6 @@ from jaxtyping import Array, Bool, Float
 
 from volform.kernels.angle import angles
 
-_FEW = 32  # features, up to which all chords are taken
-
 
 class Moments(NamedTuple):
     """Second moments of the pairs (u, v) of a unit's values at two lists of inputs.
@@ -114,80 +112,6 @@ class Moments(NamedTuple):
         return jnp.where(is_near, small, large), jnp.where(is_near, large, small)
 
 
-@jax.jit  # or the loop would be compiled anew in every call
-def of_inputs(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Moments:
-    """Moments of the inputs' features under their empirical mean: `x1 . x2 / d`.
-
-    The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`.
-    O(n1 n2 d) operations, O((n1 + n2) d + n1 n2) memory.
-    """
-    left, right = jnp.mean(x1**2, 1)[:, None], jnp.mean(x2**2, 1)[None, :]
-    scale = root(left) * root(right)
-    if x1.shape[1] <= _FEW:
-        cross = _products(x1, x2) / x1.shape[1]
-        return Moments(left, right, cross, scale * _sine_by_chords(x1, x2))
-    cross, sine = _turn(x1, x2)
-    return Moments(left, right, cross, scale * sine)
-
-
-def _products(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    return jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def _sine_by_chords(x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]) -> Float[Array, "n1 n2"]:
-    """`|e1 - e2| |e1 + e2| / 2`, a row of x1 at a time."""
-    ends = _unit(x2)
-    return jax.lax.map(jax.checkpoint(lambda start: _chords(start, ends)), _unit(x1))
-
-
-def _chords(e1: Float[Array, "*n d"], e2: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    return root(jnp.sum((e1 - e2) ** 2, -1)) * root(jnp.sum((e1 + e2) ** 2, -1)) / 2
-
-
-@jax.custom_jvp
-def _turn(
-    x1: Float[Array, "n1 d"], x2: Float[Array, "n2 d"]
-) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """`x1 . x2 / d` and the sine of the angle, by one product of matrices.
-
-    With c the mean of e2, `e1 . e2 = (e1 - c) . (e2 - c) + e1 . c + (e2 - c) . c`, and
-    `|e1 - e2|^2 = |e1 - c|^2 + |e2 - c|^2 - 2 (e1 - c) . (e2 - c)`, `|e1 + e2|^2` being 4 minus it.
-    Where one of those is a small difference of large terms the chords are taken.
-    """
-    e1, e2 = _unit(x1), _unit(x2)
-    center = jnp.mean(e2, 0)
-    around1, around2 = e1 - center, e2 - center
-    inner = _products(around1, around2)
-    spread = jnp.sum(around1**2, 1)[:, None] + jnp.sum(around2**2, 1)
-    square = jnp.clip(spread - 2 * inner, 0, 4)
-    is_known = jnp.any(e1 != 0, 1)[:, None] & jnp.any(e2 != 0, 1)
-    is_lost = is_known & ((square < spread / 8) | (square > 3.75))
-
-    def next_lost(after: Array) -> Array:
-        """In each row the first column behind `after`; the number of columns if there is none."""
-        columns = jnp.arange(len(e2), dtype=jnp.int32)
-        return jnp.min(jnp.where(is_lost & (columns > after[:, None]), columns, len(e2)), 1)
-
-    def mended(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        sine, column = state
-        chords = _chords(e1, e2[jnp.minimum(column, len(e2) - 1)])
-        sine = sine.at[jnp.arange(len(e1)), column].set(chords, mode="drop")
-        return sine, next_lost(column)
-
-    begin = jnp.sqrt(square * (4 - square)) / 2, next_lost(jnp.full(len(e1), -1, jnp.int32))
-    sine = jax.lax.while_loop(lambda state: jnp.any(state[1] < len(e2)), mended, begin)[0]
-    cosine = inner + (e1 @ center)[:, None] + around2 @ center
-    scale = root(jnp.mean(x1**2, 1))[:, None] * root(jnp.mean(x2**2, 1))
-    return scale * cosine, sine
-
-
-@_turn.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple:
-    (x1, x2), (dx1, dx2) = primals, tangents
-    dcross = (_products(dx1, x2) + _products(x1, dx2)) / x1.shape[1]
-    return _turn(x1, x2), (dcross, jax.jvp(_sine_by_chords, primals, tangents)[1])
-
-
 def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
     """Moments of a random unit that is the same at all inputs, with variance `value`."""
     one = jnp.ones((1,) * like.cross.ndim, like.cross.dtype) * value
@@ -236,10 +160,3 @@ def _(primals: tuple, tangents: tuple) -> tuple:
 def ratio(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x / y`, and 0 where y is 0."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
-
-
-def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    # The largest entry is divided out first: squares of small float32 numbers are zero.
-    size = jnp.max(jnp.abs(x), 1, keepdims=True)
-    x = ratio(x, size)
-    return ratio(x, root(jnp.sum(x**2, 1, keepdims=True)))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from volform.geometry import Parametrization
-from volform.kernels.moments import Moments, of_inputs
+from volform.kernels.inputs import Examples, of_inputs, prepared
+from volform.kernels.moments import Moments
 
 
 class Pairs(enum.IntEnum):
@@ -85,19 +86,28 @@ class Place(NamedTuple):
     pairs: Pairs
 
 
-def of_examples(
-    x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], pairs: Pairs, *, is_same: Any
-) -> State:
+def in_pairs(
+    x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], pairs: Pairs
+) -> tuple[Examples, Examples]:
+    """Two lists of examples, with what `of_examples` would compute for each of its tiles again."""
+    return prepared(x1, x2) if _is_of_vectors(x1, pairs) else (x1, x2)
+
+
+def of_examples(x1: Examples, x2: Examples, pairs: Pairs, *, is_same: Any) -> State:
     """The state of given examples, with `x1 . x2 / channels` as covariance of two pixels."""
     shape, within = x1.shape[1:], ()
-    if x1.ndim == 2 or pairs is Pairs.NONE:
-        moments = of_inputs(x1.reshape(len(x1), -1), x2.reshape(len(x2), -1))
+    if _is_of_vectors(x1, pairs):
+        moments = of_inputs(x1, x2)
     else:
         x1, x2 = (x.reshape(len(x), -1, x.shape[-1]) for x in (x1, x2))
         moments = _of_equal_pixels(x1, x2) if pairs is Pairs.EQUAL else _of_all_pixels(x1, x2)
         within = () if pairs is Pairs.EQUAL else (_of_one_example(x1), _of_one_example(x2))
     ntk = jnp.zeros_like(moments.cross)
     return State(moments, ntk, shape, is_gaussian=False, is_same=is_same, within=within)
+
+
+def _is_of_vectors(x: Examples, pairs: Pairs) -> bool:
+    return len(x.shape) == 2 or pairs is Pairs.NONE
 
 
 @jax.jit

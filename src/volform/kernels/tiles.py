@@ -13,10 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import KernelError
+from volform.kernels.inputs import Examples
 
 _AT_ONCE = 2**17  # pairs of vectors in a tile that nobody asked for: it stays in the cache
 
-Block = Callable[[Array, Array, Any], PyTree]  # (rows, columns, is_same) -> matrices
+Block = Callable[[Examples, Examples, Any], PyTree]  # (rows, columns, is_same) -> matrices
 
 
 class Spread(NamedTuple):
@@ -74,8 +75,8 @@ def spread_of(x: Any) -> Spread | None:
 
 def matrices(
     block: Block,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."],
+    x1: Examples,
+    x2: Examples,
     tile: int,
     *,
     is_same: bool,
@@ -87,10 +88,11 @@ def matrices(
     several devices all are computed, each by the device that holds the rows.
     """
 
-    def local(x1: Array, x2: Array, own: Any) -> PyTree:
+    def local(x1: Examples, x2: Examples, own: Any) -> PyTree:
         half = is_same and spread is None
         sides = _sides(len(x1), len(x2), tile, spread)
-        shapes = jax.eval_shape(block, x1[: sides[0]], x2[: sides[1]], True)
+        first = _cut(x1, 0, sides[0]), _cut(x2, 0, sides[1])
+        shapes = jax.eval_shape(block, *first, True)
         empty = jax.tree.map(lambda s: jnp.zeros((len(x1), len(x2)), s.dtype), shapes)
         if spread is not None:
             empty = jax.tree.map(lambda e: jax.lax.pcast(e, spread.axis, to="varying"), empty)
@@ -120,14 +122,18 @@ def matrices(
 
 def product(
     block: Block,
-    x: Float[Array, "n ..."],
+    x1: Examples,
+    x2: Examples,
     vector: Float[Array, " n"],
     tile: int,
     spread: Spread | None = None,
 ) -> Float[Array, " n"]:
-    """The symmetric matrix of `block` times a vector, a tile at a time; none of it is kept."""
+    """The symmetric matrix of `block` times a vector, a tile at a time; none of it is kept.
 
-    def local(x1: Array, x2: Array, vector: Array, own: Any) -> Array:
+    Both lists of examples are the same.
+    """
+
+    def local(x1: Examples, x2: Examples, vector: Array, own: Any) -> Array:
         half = spread is None
         sides = _sides(len(x1), len(x2), tile, spread)
         total = jnp.zeros(len(x1), vector.dtype)
@@ -155,7 +161,7 @@ def product(
 
         return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
 
-    return whole(_on_devices(local, spread, x, x, vector, own=0), spread)
+    return whole(_on_devices(local, spread, x1, x2, vector, own=0), spread)
 
 
 def rows_times(
@@ -181,25 +187,30 @@ def _copied(array: Array, sharding: NamedSharding) -> Array:
     return jax.lax.with_sharding_constraint(array, sharding)
 
 
-def _on_devices(local: Callable, spread: Spread | None, x1: Array, *rest: Array, own: int) -> Any:
+def _on_devices(local: Callable, spread: Spread | None, x1: Any, *rest: Any, own: int) -> Any:
     """`local(x1, *rest, own)`, on each device for its rows; `own` is the group of their number."""
     if spread is None:
         return local(x1, *rest, own)
     axis = PartitionSpec(spread.axis)
 
-    def on_one(*arrays: Array) -> Any:
+    def on_one(*arrays: Any) -> Any:
         return local(*arrays, jax.lax.axis_index(spread.axis) if own == 0 else own)
 
     specs = (axis, *[PartitionSpec()] * len(rest))
     return jax.shard_map(on_one, mesh=spread.mesh, in_specs=specs, out_specs=axis)(x1, *rest)
 
 
-def _part(block: Block, x1: Array, x2: Array, sides: tuple[int, int], at: Tile, own: Any) -> PyTree:
-    rows = jax.lax.dynamic_slice_in_dim(x1, at.row, sides[0])
-    columns = jax.lax.dynamic_slice_in_dim(x2, at.column, sides[1])
+def _part(
+    block: Block, x1: Examples, x2: Examples, sides: tuple[int, int], at: Tile, own: Any
+) -> PyTree:
+    rows, columns = _cut(x1, at.row, sides[0]), _cut(x2, at.column, sides[1])
     # For a gradient the tile is computed again: otherwise all layers of all tiles would be kept.
     again = jax.checkpoint(lambda *given: block(*given))  # it hashes what it gets, a method may not
     return again(rows, columns, at.is_diagonal & (at.group == own))
+
+
+def _cut(x: Examples, start: Any, size: int) -> Examples:
+    return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, start, size), x)
 
 
 def _times(a: Array, b: Array) -> Array:
