@@ -15,7 +15,6 @@ than the clock. `recursion` is the textbook formula by hand, jitted, a scan over
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -114,18 +113,23 @@ def medians(runs: dict[str, Callable[[], Timed]]) -> dict[str, Timed]:
     }
 
 
-def peak(name: str, *settings: Any, python: str) -> float:
-    """MiB that a process of its own takes at most, above what it takes for 16 examples."""
-    script = Path(__file__) if name != PEER else Path(__file__).with_name("kernels_peak.py")
-    words = [python, str(script), "--peak", name, json.dumps(settings)]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def peak(*settings: Any) -> int:
+    """MiB of kernels of N examples at most, in a process of its own, above those of 16."""
+    words = [sys.executable, __file__, "--peak", json.dumps(settings)]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(name: str, n: int, depth: int, dtype: str) -> None:
+def print_peak(n: int, depth: int, dtype: str, name: str) -> None:
     solvers(16, depth, dtype)[name]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_resident()
     solvers(n, depth, dtype)[name]()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(round(most_resident() - before))
+
+
+def most_resident() -> float:
+    """MiB. Of the program alone: what `getrusage` says holds that of the process it came from."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def slope(first: Timed, last: Timed, ratio: float) -> float:
@@ -137,11 +141,11 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter of neural-tangents")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
-    parser.add_argument("--peak", nargs=2, metavar=("SOLVER", "SETTINGS"))
+    parser.add_argument("--peak", help="settings of one run whose memory to print")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     if args.peak:
-        print_peak(args.peak[0], *json.loads(args.peak[1]))
+        print_peak(*json.loads(args.peak))
         return
     peer = Peer(args.peer_python) if args.peer_python else None
     print(f"{'':30}{'seconds':>10}{'CPU':>10}{'ratio':>8}{'MiB':>8}{'value':>12}")
@@ -157,7 +161,7 @@ def main() -> None:
                 ratio = one.processor / own[n].processor
                 memory = ""
                 if name != PEER and n == args.sizes[-1]:
-                    memory = f"{peak(name, n, DEPTH, dtype, python=sys.executable):.0f}"
+                    memory = str(peak(n, DEPTH, dtype, name))
                 cells = f"{one.seconds:10.4f}{one.processor:10.4f}{ratio:8.2f}{memory:>8}"
                 print(f"{dtype} {n:6} {name:16}{cells}{one.value:12.6f}", flush=True)
         sizes = args.sizes[0], args.sizes[-1]

@@ -7,6 +7,7 @@ import pytest
 from tests.kernels.nets import ACTIVATIONS, EDGE, NAMES, X2, X, around, dense
 
 from volform import kernels as k
+from volform.kernels.moments import Moments
 
 FEW = [k.Relu(), k.RectifiedMonomial(2), k.Gelu(), k.Elementwise(jnp.tanh)]
 
@@ -34,6 +35,14 @@ def test_small_angles_survive_layers(angle):
     tiny = (1 - biased.kernel(x).nngp[0, 1]) * np.pi / 2
     # (sqrt(1/2), 1) and its neighbor at the distance angle / sqrt(2).
     np.testing.assert_allclose(tiny, angle / np.sqrt(3), rtol=2 * angle + 1e-15 / angle)
+
+
+@pytest.mark.parametrize(("f", "bend"), [(k.Relu(), 1.0), (k.LeakyRelu(0.1), 0.81 / 1.01)])
+@pytest.mark.parametrize("angle", [1e-8, 1e-11, 1e-15])
+def test_no_digit_of_a_small_angle_is_lost(f, bend, angle):
+    ends, cross, area = jnp.ones((1, 1)), jnp.cos(angle), jnp.sin(angle)
+    found = f.images(Moments(ends, ends, cross * ends, area * ends)).angle
+    np.testing.assert_allclose(found, angle * (1 - bend * angle / (3 * np.pi)), rtol=2e-15)
 
 
 @pytest.mark.parametrize("f", ACTIVATIONS, ids=NAMES)

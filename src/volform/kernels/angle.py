@@ -39,8 +39,8 @@ def angles(
     """The angle t in [0, pi] with `area = scale sin t`, `cross = scale cos t`, and pi - t.
 
     Both to full precision at either end; pi/2 if area and cross are zero. The smaller of the two is
-    `2 arctan(A / (m + |c|))`, by a quotient of polynomials: XLA calls the C library for each entry of an arctan2
-    on CPUs, which takes several times as long.
+    `2 arctan(A / (m + |c|))`, by a quotient of polynomials: XLA calls the C library for each entry
+    of an arctan2 on CPUs, which takes several times as long.
     """
     is_obtuse = cross < 0
     large = jnp.where(is_obtuse, scale - cross, scale + cross)

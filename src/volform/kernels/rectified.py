@@ -41,7 +41,7 @@ class ABRelu(Activation):
 
     def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
         """`((b - a)^2 (A - t c) + (a^2 + b^2) pi c) / (2 pi)`."""
-        bent = (self.b - self.a) ** 2 * (moments.area - moments.angle * moments.cross)
+        bent = (self.b - self.a) ** 2 * _lag(moments.angle, moments.cross, moments)
         return bent / (2 * jnp.pi) + (self.a**2 + self.b**2) / 2 * moments.cross
 
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
@@ -59,8 +59,8 @@ class ABRelu(Activation):
         half = (self.a**2 + self.b**2) / 2
         bend = (self.b - self.a) ** 2 / (2 * half)
         left, right = half * moments.left, half * moments.right
-        c, lag = moments.cross, moments.area - moments.angle * moments.cross
-        opposite_lag = moments.area + moments.opposite_angle * c
+        c, lag = moments.cross, _lag(moments.angle, moments.cross, moments)
+        opposite_lag = _lag(moments.opposite_angle, -c, moments)
         near = moments.shortfall - bend * lag / jnp.pi
         far = moments.excess - (2 - bend) * c - bend * opposite_lag / jnp.pi
         over = moments.excess + bend * lag / jnp.pi
@@ -149,6 +149,15 @@ def LeakyRelu(slope: Any = 0.01) -> ABRelu:
 def Abs() -> ABRelu:
     """`|u|`."""
     return ABRelu(-1.0, 1.0)
+
+
+def _lag(
+    t: Float[Array, "n1 n2"], c: Float[Array, "n1 n2"], moments: Moments
+) -> Float[Array, "n1 n2"]:
+    """`A - t c = m (sin t - t cos t)`, at small angles by its series."""
+    square = t**2
+    series = t * square / 3 * (1 - square / 10 * (1 - square / 28 * (1 - square / 54)))
+    return jnp.where(t < 0.1, moments.scale * series, moments.area - t * c)
 
 
 def _arc_cosine(degree: int, moments: Moments) -> Float[Array, "n1 n2"]:
