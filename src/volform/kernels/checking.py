@@ -90,12 +90,12 @@ def require_factor(
 ) -> Float[Array, "n n"]:
     """`factor` itself, or KernelError where (outside `jit`) it says that there is none."""
     if not isinstance(factor, Tracer) and not np.all(np.isfinite(factor)):
-        matrix = np.asarray(matrix, float)
-        lowest, highest = np.linalg.eigvalsh(matrix)[[0, -1]]
+        values = np.asarray(matrix, float)
+        lowest, highest = np.linalg.eigvalsh(values)[[0, -1]]
         raise KernelError(
             f"`net` and `x` give a covariance of shape {matrix.shape} that is not positive "
             f"definite with `jitter={jitter}`: its eigenvalues go from {lowest:.3g} to "
-            f"{highest:.3g}.{_twins(matrix, jnp.finfo(factor.dtype).eps)} Leave out duplicate "
+            f"{highest:.3g}.{_twins(values, jnp.finfo(factor.dtype).eps)} Leave out duplicate "
             "examples, give a `noise`, compute in float64, or ask for a `jitter` of about "
             f"{1e-6 * highest:.1g}."
         )

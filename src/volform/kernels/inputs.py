@@ -1,6 +1,7 @@
 """Second moments of given inputs, exact to rounding also where two of them nearly agree."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -41,7 +42,7 @@ class Prepared(eqx.Module):
         return (len(self), *self.each)
 
 
-Examples = Float[Array, "n ..."] | Prepared
+Examples = Any  # an array of shape (n, ...), or `Prepared`; both lists are of one kind
 
 
 def prepared(x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."]) -> tuple[Examples, Examples]:
@@ -67,7 +68,7 @@ def of_inputs(x1: Examples, x2: Examples) -> Moments:
     The area comes from the chords between the unit vectors, `m |e1 - e2| |e1 + e2| / 2`.
     O(n1 n2 d) operations, O((n1 + n2) d + n1 n2) memory.
     """
-    if not (isinstance(x1, Prepared) and isinstance(x2, Prepared)):
+    if not isinstance(x1, Prepared):
         x1, x2 = prepared(x1, x2)
     if isinstance(x1, Prepared):
         left, right = x1.square[:, None], x2.square[None, :]
@@ -150,6 +151,9 @@ def _flat(x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
 
 def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     # The largest entry is divided out first: squares of small float32 numbers are zero.
-    size = jnp.max(jnp.abs(x), 1, keepdims=True)
-    x = ratio(x, size)
-    return ratio(x, root(jnp.sum(x**2, 1, keepdims=True)))
+    x = x * _inverse(jnp.max(jnp.abs(x), 1, keepdims=True))
+    return x * _inverse(root(jnp.sum(x**2, 1, keepdims=True)))
+
+
+def _inverse(size: Float[Array, "n 1"]) -> Float[Array, "n 1"]:
+    return ratio(jnp.ones_like(size), size)

@@ -41,7 +41,7 @@ class ABRelu(Activation):
 
     def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
         """`((b - a)^2 (A - t c) + (a^2 + b^2) pi c) / (2 pi)`."""
-        bent = (self.b - self.a) ** 2 * _lag(moments.angle, moments.cross, moments)
+        bent = (self.b - self.a) ** 2 * (moments.area - moments.angle * moments.cross)
         return bent / (2 * jnp.pi) + (self.a**2 + self.b**2) / 2 * moments.cross
 
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
@@ -59,12 +59,12 @@ class ABRelu(Activation):
         half = (self.a**2 + self.b**2) / 2
         bend = (self.b - self.a) ** 2 / (2 * half)
         left, right = half * moments.left, half * moments.right
-        c, lag = moments.cross, _lag(moments.angle, moments.cross, moments)
-        opposite_lag = _lag(moments.opposite_angle, -c, moments)
-        near = moments.shortfall - bend * lag / jnp.pi
-        far = moments.excess - (2 - bend) * c - bend * opposite_lag / jnp.pi
-        over = moments.excess + bend * lag / jnp.pi
-        area = half * root(jnp.where(c >= 0, near, far)) * root(over)
+        t, p, c = moments.angle, moments.opposite_angle, moments.cross
+        is_near = c >= 0
+        beside = jnp.where(is_near, moments.shortfall, moments.excess - (2 - bend) * c)
+        short = beside - bend / jnp.pi * _lag(jnp.where(is_near, t, p), moments)
+        over = moments.excess + bend / jnp.pi * (moments.area - t * c)
+        area = half * root(short) * root(over)
         return Moments(left, right, self.covariance(moments), area)
 
 
@@ -151,13 +151,12 @@ def Abs() -> ABRelu:
     return ABRelu(-1.0, 1.0)
 
 
-def _lag(
-    t: Float[Array, "n1 n2"], c: Float[Array, "n1 n2"], moments: Moments
-) -> Float[Array, "n1 n2"]:
-    """`A - t c = m (sin t - t cos t)`, at small angles by its series."""
-    square = t**2
-    series = t * square / 3 * (1 - square / 10 * (1 - square / 28 * (1 - square / 54)))
-    return jnp.where(t < 0.1, moments.scale * series, moments.area - t * c)
+def _lag(acute: Float[Array, "n1 n2"], moments: Moments) -> Float[Array, "n1 n2"]:
+    """`A - t |c| = m (sin t - t cos t)` of an acute angle, of a small one by its series."""
+    square = acute**2
+    series = 1 / 3 - square * (1 / 30 - square * (1 / 840 - square * (1 / 45360)))
+    difference = moments.area - acute * jnp.abs(moments.cross)
+    return jnp.where(acute < 0.1, moments.scale * acute * square * series, difference)
 
 
 def _arc_cosine(degree: int, moments: Moments) -> Float[Array, "n1 n2"]:

@@ -67,10 +67,12 @@ def spread_of(x: Any) -> Spread | None:
     """How examples are spread over devices; None for one device, or under `jit`."""
     if isinstance(x, Tracer) or not isinstance(x, jax.Array):
         return None
-    if not isinstance(x.sharding, NamedSharding) or x.sharding.mesh.size == 1:
+    if not isinstance(x.sharding, NamedSharding):
         return None
-    axis = x.sharding.spec[0] if x.sharding.spec else None
-    return None if axis is None else Spread(x.sharding.mesh, axis)
+    mesh, spec = x.sharding.mesh, x.sharding.spec
+    if not isinstance(mesh, Mesh) or mesh.size == 1 or not spec or spec[0] is None:
+        return None
+    return Spread(mesh, spec[0])
 
 
 def matrices(
@@ -95,7 +97,8 @@ def matrices(
         shapes = jax.eval_shape(block, *first, True)
         empty = jax.tree.map(lambda s: jnp.zeros((len(x1), len(x2)), s.dtype), shapes)
         if spread is not None:
-            empty = jax.tree.map(lambda e: jax.lax.pcast(e, spread.axis, to="varying"), empty)
+            varying = partial(jax.lax.pcast, axis_name=spread.axis, to="varying")
+            empty = jax.tree.map(varying, empty)
 
         def step(found: PyTree, at: Tile) -> tuple[PyTree, None]:
             part = _part(block, x1, x2, sides, at, own)
