@@ -7,6 +7,7 @@ import pytest
 from tests.kernels.nets import finite
 
 from volform import kernels as k
+from volform.errors import NetworkError
 from volform.geometry import NTP, SP, ImprovedSP, MuP
 
 # The example of the reference figures: one hidden layer, w_std = 1.3, no biases.
@@ -35,6 +36,19 @@ def test_standard_kernel_grows_like_the_width():
     limit = net(64).kernel(X1, X2).nngp
     for kernel in kernels:
         np.testing.assert_allclose(kernel.nngp, limit, rtol=1e-14)
+
+
+def residual(width):
+    branch = k.summed(k.Identity(), k.serial(k.Relu(), k.Dense(width)))
+    return k.serial(k.Dense(width), branch, k.Relu(), k.Dense(1))
+
+
+def test_widths_in_place_of_the_layers_own():
+    found = residual(8).kernel(X1, X2, parametrization=SP(), widths=(64, 64))
+    same = residual(64).kernel(X1, X2, parametrization=SP())
+    np.testing.assert_array_equal(found, same)
+    with pytest.raises(NetworkError, match=r"`widths` is \(64,\), while .* has 2 hidden layers"):
+        residual(8).kernel(X1, X2, widths=(64,))
 
 
 def test_neural_tangent_kernel_has_a_limit():

@@ -339,15 +339,19 @@ def test_float32():
 
 
 def test_convolutions_step_by_step():
-    """Outside of `jit` the steps of Lanczos are no loop of XLA's where there are convolutions."""
+    """Outside of `jit` products and Lanczos steps of convolutions are no loop of XLA's."""
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 12)))
 
     def loss(kernel):
         z = jax.lax.conv_general_dilated(image, kernel, (1,), "VALID")
         return jnp.sum(jnp.cosh(z)) + jnp.sum(kernel**2)
 
-    H = vf.operators.hessian(loss, 0.1 * jnp.ones((2, 1, 5)))
+    at = 0.1 * jnp.ones((2, 1, 5))
+    H = vf.operators.hessian(loss, at)
     by = Krylov(jax.random.key(1), probes=4, depth=6, batch=3)
+    for functional in (trace, diagonal):
+        inside = jax.jit(lambda at: functional(vf.operators.hessian(loss, at), by=by).value)(at)  # noqa: B023
+        assert_allclose(functional(H, by=by).value, inside, rtol=1e-10)
     outside = logdet(H, by=by)
     inside = jax.jit(lambda: logdet(H, by=by).value)()
     assert_allclose(outside.value, inside, rtol=1e-10)

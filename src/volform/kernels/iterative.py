@@ -15,7 +15,7 @@ from volform.errors import ConvergenceError, KernelError
 from volform.kernels.checking import require_positive
 from volform.kernels.gram import GramMatrix, nngp_operator
 from volform.kernels.layer import Layer
-from volform.kernels.tiles import spread_of, whole
+from volform.kernels.tiles import gathered, spread_of
 from volform.operators import Krylov, logdet
 from volform.operators.base import Operator, is_known, register
 
@@ -98,7 +98,7 @@ def whitened(net: Layer, x: Float[Array, "n ..."], noise: Any, jitter: Any) -> W
 @eqx.filter_jit
 def _low_rank(gram: GramMatrix) -> tuple[Float[Array, "n r"], Float[Array, " r"]]:
     """Eigenvectors and eigenvalues of `L L^T`, L a partial Cholesky factor of the matrix."""
-    x = whole(gram.x, gram.spread)
+    x = gathered(gram.x, gram.spread)
 
     def variance(example: Array) -> Array:
         return gram.block(example[None], example[None], True)[0, 0]
@@ -188,7 +188,7 @@ def log_evidence(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`log Normal(y | 0, K + (noise^2 + jitter) I)`, with the standard error of the determinant."""
     matrix = whitened(net, x, noise, jitter)
-    outputs = whole(y.reshape(len(y), -1), spread_of(x))
+    outputs = gathered(y.reshape(len(y), -1), spread_of(x))
     power = jnp.sum(outputs * solved(matrix, outputs))
     rest = logdet(matrix, by=by)
     size = rest.value + matrix.log_det_p() + len(y) * math.log(2 * math.pi)
@@ -206,8 +206,8 @@ def posterior(
 ) -> tuple[Float[Array, "m ..."], Float[Array, "m m"]]:
     """Mean and covariance at new inputs, with a solution for each of them."""
     spread = spread_of(x)
-    cross = whole(net.kernel(x, new).nngp, spread)
-    outputs = whole(y.reshape(len(y), -1), spread)
+    cross = gathered(net.kernel(x, new).nngp, spread)
+    outputs = gathered(y.reshape(len(y), -1), spread)
     solution = solved(whitened(net, x, noise, jitter), jnp.concatenate([outputs, cross], 1))
     weights, reach = solution[:, : outputs.shape[1]], solution[:, outputs.shape[1] :]
     mean = (cross.T @ weights).reshape(-1, *y.shape[1:])

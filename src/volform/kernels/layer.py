@@ -1,7 +1,9 @@
 """Layers of infinitely wide networks: functions, draws from the prior, and kernels at once."""
 
 import abc
+import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,6 +85,7 @@ class Layer(eqx.Module):
         x2: Float[Array, "n2 ..."] | None = None,
         *,
         parametrization: Parametrization | None = None,
+        widths: Sequence[int] | None = None,
         tile: int | None = None,
     ) -> Kernel:
         """NNGP and neural tangent kernels of an output, to leading order in the width.
@@ -109,6 +112,8 @@ class Layer(eqx.Module):
             x2: examples, of shape (n2, ...); x1 if left out, and then the kernels are symmetric
                 to the last bit.
             parametrization: `NTP()` if left out.
+            widths: numbers of units of the hidden layers, in place of their own; they matter where
+                the parametrization makes them.
             tile: examples of each list that are worked on at once; by default few enough for the
                 cache. The result does not depend on it but for rounding.
 
@@ -119,7 +124,8 @@ class Layer(eqx.Module):
             DataError: when inputs are empty, not finite, of integers or of the wrong shape.
             KernelError: when `tile` is no positive whole number.
             NetworkError: when an activation gets values that are not Gaussian, a layer gets inputs
-                of another shape than it takes, or the network ends in images.
+                of another shape than it takes, `widths` are not one for each hidden layer, or the
+                network ends in images.
 
         References:
             Lee et al. (2018), Deep neural networks as Gaussian processes; Jacot, Gabriel & Hongler
@@ -135,12 +141,13 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
+        net = self if widths is None else _with_widths(self, widths)
         place = whole(parametrization)
-        side = require_tile(tile, self.pairs_of_pixels(x1, place))
+        side = require_tile(tile, net.pairs_of_pixels(x1, place))
         spread = spread_of(x1)
         if spread is None and len(x1) <= side and len(x2) <= side and len(x1) * len(x2) <= _FEW:
-            return self.block(x1, x2, place, is_same=is_same)
-        return _in_tiles(*_split(self, place), x1, x2, is_same, side, spread)
+            return net.block(x1, x2, place, is_same=is_same)
+        return _in_tiles(*_split(net, place), x1, x2, is_same, side, spread)
 
     def in_pairs(
         self, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], place: Place
@@ -216,6 +223,12 @@ class Composite(Layer):
     """A layer that is made of layers."""
 
 
+class Wide(Layer):
+    """A layer with a number of units of its own."""
+
+    width: eqx.AbstractVar[int]
+
+
 class Weightless(Layer):
     """A layer without parameters, whose outputs are not said to have zero mean."""
 
@@ -258,6 +271,19 @@ class Pointwise(Weightless):
 def _propagated(traced: tuple[Layer, Place], rest: tuple[Layer, Place], state: State) -> State:
     layer, place = eqx.combine(traced, rest)
     return layer.propagate(state, place)
+
+
+def _with_widths(net: Layer, widths: Sequence[int]) -> Layer:
+    layers, structure = jax.tree.flatten(net, is_leaf=lambda layer: isinstance(layer, Wide))
+    wide = [index for index, layer in enumerate(layers) if isinstance(layer, Wide)]
+    if len(widths) != len(wide) - 1:
+        raise NetworkError(
+            f"`widths` is {tuple(widths)}, while the network has {len(wide) - 1} hidden layers; it "
+            "should hold a number of units for each, and none for the last layer."
+        )
+    for index, width in zip(wide, widths, strict=False):
+        layers[index] = dataclasses.replace(layers[index], width=width)
+    return jax.tree.unflatten(structure, layers)
 
 
 # Of many examples the whole network is one program, that is run for each tile.

@@ -11,19 +11,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import NetworkError
 from volform.geometry import Fans
 from volform.kernels.checking import require_positive
-from volform.kernels.layer import Layer
+from volform.kernels.layer import Wide
 from volform.kernels.moments import constant
 from volform.kernels.state import Pairs, Place, State
 
 
-class Weighted(Layer):
+class Weighted(Wide):
     """A layer of `z = m w x + m' b`, multipliers and priors of the place.
 
     With `W = m w`: `K' = fan_in Var(W) K + Var(m' b)`, and
     `T' = fan_in Var(W) T + m^2 fan_in K + m'^2`, with K and T means over a unit's inputs.
     """
 
-    width: eqx.AbstractVar[int]
     w_std: eqx.AbstractVar[Any]
     b_std: eqx.AbstractVar[Any]
 

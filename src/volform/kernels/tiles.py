@@ -164,7 +164,7 @@ def product(
 
         return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
 
-    return whole(_on_devices(local, spread, x1, x2, vector, own=0), spread)
+    return gathered(_on_devices(local, spread, x1, x2, vector, own=0), spread)
 
 
 def rows_times(
@@ -175,10 +175,10 @@ def rows_times(
     def local(rows: Array, vector: Array, own: Any) -> Array:
         return _times(rows, vector)
 
-    return whole(_on_devices(local, spread, matrix, vector, own=0), spread)
+    return gathered(_on_devices(local, spread, matrix, vector, own=0), spread)
 
 
-def whole(array: Array, spread: Spread | None) -> Array:
+def gathered(array: Array, spread: Spread | None) -> Array:
     """The array with all of it on each device."""
     if spread is None:
         return array

@@ -21,7 +21,7 @@ from volform.operators.krylov import (
 )
 from volform.operators.methods import Krylov
 from volform.operators.pencil import Pencil
-from volform.operators.stepping import decompositions, is_slow_in_loops, probes_of
+from volform.operators.stepping import decompositions, probes_of, runs_in_steps
 
 
 def quadratures(form: Pencil, by: Krylov) -> Quadrature:
@@ -55,7 +55,7 @@ def quadratures(form: Pencil, by: Krylov) -> Quadrature:
 
 
 def _of_probes(form: Pencil, by: Krylov, probes: Float[Array, "b n"]) -> Quadrature:
-    if not is_slow_in_loops(form):
+    if not runs_in_steps(form):
         return _together(form, by, probes)
     batch = len(probes) if by.batch is None else by.batch
     depth = min(by.depth, form.size())

@@ -41,8 +41,8 @@ class Krylov(Method):
             ratios of operators of the same structure have far less noise than each.
         probes: number of vectors, at least two.
         depth: products for each vector in Lanczos' method; cut off at the size of the operator.
-        batch: vectors worked on at once, which bounds the memory; by default ten for products, all
-            of them for Lanczos quadrature.
+        batch: vectors worked on at once, which bounds the memory; by default ten for traces and
+            diagonals, all of them for Lanczos quadrature.
         checkpoint: path of a file (npz) that Lanczos quadrature writes after each batch, and goes
             on from: a log-determinant or spectral density of hours survives being killed.
 

@@ -21,7 +21,7 @@ from volform.operators.functionals import (
 from volform.operators.krylov import Decomposition, averaged, lanczos
 from volform.operators.methods import Estimate, Krylov, Method, chosen
 from volform.operators.pencil import Pencil, pencil
-from volform.operators.stepping import decompositions, is_slow_in_loops
+from volform.operators.stepping import decompositions, runs_in_steps
 
 
 class Eigenpairs(eqx.Module):
@@ -83,7 +83,7 @@ def eigenvalues(
         )
     method = without_xtrace(chosen(by, form.size()), "eigenvalues")
     if isinstance(method, Krylov):
-        by_lanczos = _step_by_step if is_slow_in_loops(form) else _by_lanczos
+        by_lanczos = _step_by_step if runs_in_steps(form) else _by_lanczos
         values, vectors, residuals = finite(by_lanczos(form, method, k), "eigenvalues")
     else:
         check_dense(form.size(), form.size(), form.dtype())

@@ -17,15 +17,24 @@ from volform.operators.pencil import Pencil
 _IN_CACHE = 10  # vectors at once, each of which takes less time than alone or among a hundred
 
 
-def is_slow_in_loops(form: Pencil) -> bool:
+def runs_in_steps(form: Pencil) -> bool:
+    """Whether loops would be slow, and can be left to Python since nothing is traced."""
+    return is_known(form) and _is_slow_in_loops(form)
+
+
+def _is_slow_in_loops(form: Pencil) -> bool:
     """Whether products hold convolutions: in loops on CPUs XLA runs their gradients slowly."""
-    return is_known(form) and bool(_holds_convolution(form))
+    return bool(_looked_at(form)) if is_known(form) else _holds_convolution(form)
 
 
 @eqx.filter_jit  # so that a form is looked at once for each shape of it, and not each time
-def _holds_convolution(form: Pencil) -> Bool[Array, ""]:
+def _looked_at(form: Pencil) -> Bool[Array, ""]:
+    return jnp.array(_holds_convolution(form))
+
+
+def _holds_convolution(form: Pencil) -> bool:
     jaxpr = jax.make_jaxpr(lambda v: form.mv()(v))(jnp.zeros(form.size(), form.dtype()))
-    return jnp.array(_holds(jaxpr.jaxpr, jax.lax.conv_general_dilated_p))
+    return _holds(jaxpr.jaxpr, jax.lax.conv_general_dilated_p)
 
 
 def _holds(jaxpr: Jaxpr, primitive: Primitive) -> bool:
@@ -73,8 +82,10 @@ def over_probes(
 ) -> Any:
     """`combine(z, products(form)(z))` of each probe z of `by`, along a leading axis."""
     probes, batch = probes_of(form, by), by.batch or _IN_CACHE
-    if not is_slow_in_loops(form):
+    if not _is_slow_in_loops(form):
         return _in_loop(combine, products, form, probes, batch)
+    if not is_known(form):
+        return _in_loop(combine, products, form, probes, by.batch)
     product = _linearized(products, form)
     parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
     return jnp.concatenate([_of_part(combine, product, part) for part in parts])
@@ -88,7 +99,11 @@ def probes_of(form: Pencil, by: Krylov) -> Float[Array, "probes n"]:
 
 @eqx.filter_jit
 def _in_loop(
-    combine: Callable, products: Callable, form: Pencil, probes: Float[Array, "b n"], batch: int
+    combine: Callable,
+    products: Callable,
+    form: Pencil,
+    probes: Float[Array, "b n"],
+    batch: int | None,
 ) -> Any:
     product = products(form)
     return mapped(lambda z: combine(z, product(z)), probes, batch)
