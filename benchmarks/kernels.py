@@ -7,9 +7,10 @@ neural-tangents lives in an environment of its own, with the newest JAX that it 
     python benchmarks/kernels.py --peer-python .venv-tangents/bin/python
 
 Three hidden layers, 784 features, the Gram matrices of N examples with themselves. Each solver runs
-once to warm up (compilation is left out), then all take turns; medians of five rounds. The ratios
-are those of the processor time of all threads, which other programs on the machine disturb less
-than the clock. `recursion` is the textbook formula by hand, jitted, a scan over the layers.
+once to warm up (compilation is left out), then all take turns of a tenth of a second or one run;
+medians of five rounds. The ratios are those of the processor time of all threads, which other
+programs on the machine disturb less than the clock. `recursion` is the textbook formula by hand,
+jitted, a scan over the layers.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peers_data import turn
 
 from volform import kernels as k
 
@@ -71,10 +72,7 @@ def recursion(x: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
 
 
 def timed(run: Callable[[], Any]) -> Timed:
-    start = time.perf_counter(), time.process_time()
-    found = jax.block_until_ready(run())
-    seconds = time.perf_counter() - start[0], time.process_time() - start[1]
-    return Timed(*seconds, float(found[1][0, 1]))
+    return Timed(*turn(lambda: float(jax.block_until_ready(run())[1][0, 1])))
 
 
 def solvers(n: int, depth: int, dtype: str) -> dict[str, Callable[[], Timed]]:

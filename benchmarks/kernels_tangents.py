@@ -5,9 +5,10 @@ Needs neural-tangents 0.6.5 and jax 0.5.3, nothing of volform.
 
 import json
 import sys
-import time
-from functools import cache
+from functools import cache, partial
 from typing import Any
+
+from peers_data import turn
 
 
 @cache
@@ -23,16 +24,13 @@ def prepared(n: int, depth: int, dtype: str) -> Any:
     return jax.jit(lambda x: kernel_fn(x, None, ("nngp", "ntk"))), x
 
 
+def entry(kernel: Any, x: Any) -> float:
+    return float(kernel(x).ntk[0, 1])
+
+
 def main() -> None:
     for line in sys.stdin:
-        import jax
-
-        n, depth, dtype = json.loads(line)
-        kernel, x = prepared(n, depth, dtype)
-        start = time.perf_counter(), time.process_time()
-        found = jax.block_until_ready(kernel(x))
-        seconds = time.perf_counter() - start[0], time.process_time() - start[1]
-        print(json.dumps([*seconds, float(found.ntk[0, 1])]), flush=True)
+        print(json.dumps(turn(partial(entry, *prepared(*json.loads(line))))), flush=True)
 
 
 if __name__ == "__main__":
