@@ -1,6 +1,6 @@
-"""A program to run in several processes of several devices: what it prints should not differ.
+"""A program to run on several devices, or in several processes: what it prints should not differ.
 
-python tests/kernels/gram_devices.py DEVICES PROCESS PROCESSES PORT
+python tests/kernels/gram_devices.py DEVICES [PROCESS PROCESSES PORT]
 """
 
 import json
@@ -36,13 +36,14 @@ def measured() -> dict[str, Any]:
     }
 
 
-def main(devices: int, process: int, processes: int, port: int) -> None:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = flags
+def main(devices: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     print(json.dumps(measured()))
 
 

@@ -146,21 +146,22 @@ def test_pivoted_factor():
     assert jnp.argmax(jnp.diagonal(matrix)) == jnp.argmax(jnp.abs(few[:, 0]))
 
 
-def test_two_processes_of_two_devices_give_the_same_numbers():
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_four_devices_of_any_processes_give_the_same_numbers(processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [
+    started = [
         subprocess.Popen(
-            [sys.executable, str(DEVICES), "2", str(number), "2", str(port)],
+            [sys.executable, str(DEVICES), *map(str, (4 // processes, number, processes, port))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
-        for number in range(2)
+        for number in range(processes)
     ]
     alone = runpy.run_path(str(DEVICES))["measured"]()
-    for process in both:
+    for process in started:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err.decode()[-2000:]
         found = json.loads(out.decode().splitlines()[-1])
