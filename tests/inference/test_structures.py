@@ -334,6 +334,12 @@ def test_damping_is_not_invariant_and_the_prior_is(splits: dict[str, Split]) -> 
     ("structure", "curvature", "error", "message"),
     [
         (Kronecker(), None, StructureError, r"`structure=Kronecker\(\)` needs `curvature=GGN\(\)`"),
+        (
+            LowRank(1),
+            None,
+            StructureError,
+            r"`structure=LowRank\(rank=1\)` needs `curvature=GGN\(\)`",
+        ),
         (LastLayer(), GGN(), StructureError, "needs a model with layers"),
         (Subset(("b",)), GGN(), UnknownSiteError, r"`sites` of Subset names \['b'\]"),
         (Subset(()), GGN(), UnknownSiteError, "names nothing"),

@@ -151,6 +151,11 @@ class LowRank(Structure):
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
         """The rest with k directions added."""
+        if not split.names:
+            raise StructureError(
+                f"`structure={self}` needs `curvature=GGN()`, which takes the data apart from the "
+                "rest; of the Hessian, which the curvature is here, all would be rest."
+            )
         base = self._base(split)
         like = jax.ShapeDtypeStruct(split.u.shape, split.u.dtype)
         data = lx.FunctionLinearOperator(_DataProduct(split), like, lx.symmetric_tag)
