@@ -1,5 +1,6 @@
 """Precision, strictness and legs of the test suite; also applies to the doctests of the package."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(100_000, 50, 100)  # traces make millions of small objects, few of them garbage
     jax.config.update("jax_enable_x64", X64)
     # Compiled code is kept between runs: about a third of the time of a Hessian or a NUTS chain.
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))

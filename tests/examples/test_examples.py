@@ -65,6 +65,7 @@ def figures(rows: list[list[str]], column: int) -> list[float]:
     return [float(row[column].split("±")[0].replace(",", "")) for row in rows]
 
 
+@pytest.mark.slow
 def test_sharpness_in_quick_mode(tmp_path):
     out = run("sharpness.py", "--quick", "--out", str(tmp_path))  # asserts the ratios 4 and 1/4
     assert words(out, "theta")[0][2:3] == ["1"]

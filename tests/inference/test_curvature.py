@@ -93,6 +93,7 @@ def test_evidence_is_the_same_in_other_coordinates_at_any_point(chart: Any) -> N
     assert_allclose(log_evidence(other.at), log_evidence(one.at), rtol=1e-8)
 
 
+@pytest.mark.slow  # examples/weight_norm.py has the same numbers
 def test_fifty_units_of_the_paper() -> None:
     """Kristiadi, Dangel & Hennig (2023), Table 1: -212.7 +- 3.4, of which the first fit alone."""
     with np.load(Path(__file__).parents[2] / "examples" / "weight_norm.npz") as stored:

@@ -39,6 +39,16 @@ class Linearized(eqx.Module):
         MacKay (1992), The evidence framework applied to classification networks; Khan et al.
         (2019), Approximate inference turns deep networks into Gaussian processes; Immer, Korzepa &
         Bauer (2021), Improving predictions of Bayesian neural nets via local linearization.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(x, y=None):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a * x, 1.0), obs=y)
+    >>> posterior = vf.condition(model, jnp.ones(3), jnp.ones(3))
+    >>> approx = vf.laplace(posterior, at={"a": 0.75}, curvature=vf.GGN())
+    >>> found = approx.predictive(jnp.array([0.0, 2.0]), by=vf.Linearized())["y"]
+    >>> found.mean.tolist(), found.variance.round(6).tolist()  # 1 + x^2 / 4
+    ([0.0, 1.5], [1.0, 2.0])
     """
 
     chunk: int = eqx.field(static=True, default=32)

@@ -55,6 +55,17 @@ class BySite(Structure):
     """A dense block for each latent site, without what couples them.
 
     Invariant where each site is reparametrized by itself.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a.sum() + b, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": jnp.zeros(2), "b": 0.0}
+    >>> by_site = vf.inference.BySite()
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=by_site)
+    >>> approx.precision.as_matrix().tolist()
+    [[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
     """
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
@@ -116,6 +127,14 @@ class Kronecker(Structure):
         Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
         curvature; Grosse & Martens (2016), for convolutions; Ritter, Botev & Barber (2018), A
         scalable Laplace approximation for neural networks.
+
+    >>> import jax, jax.numpy as jnp, volform as vf
+    >>> network, x = vf.networks.MLP(widths=(3,)), jnp.array([[0.5], [1.0], [2.0]])
+    >>> posterior = vf.condition(vf.networks.regression(network, 0.1), x, jnp.sin(x))
+    >>> at = network.init(jax.random.key(0), 1)
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=vf.Kronecker())
+    >>> len(approx.precision.blocks)  # one for each layer
+    2
     """
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
@@ -137,6 +156,16 @@ class LowRank(Structure):
     Args:
         rank: number k of directions.
         key: key of the first vector of Lanczos' method; `jax.random.key(0)` if left out.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ...     numpyro.sample("y", dist.Normal(jnp.array([2.0, 1.0]) * a, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5, 0.5])), {"a": jnp.zeros(2)}
+    >>> one = vf.inference.LowRank(1)
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=one)
+    >>> abs(approx.precision.as_matrix()).round(6).tolist()  # 4 and 1 of the data, 1 of the prior
+    [[5.0, 0.0], [0.0, 1.0]]
     """
 
     rank: int = eqx.field(static=True)
@@ -193,6 +222,17 @@ class Subset(Structure):
 
     References:
         Daxberger et al. (2021), Bayesian deep learning via subnetwork inference.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": 0.0, "b": 1.0}
+    >>> only_a = vf.inference.Subset(("a",))
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=only_a)
+    >>> approx.posterior.names, approx.precision.as_matrix().tolist()
+    (('a',), [[2.0]])
     """
 
     sites: tuple[str, ...] = eqx.field(static=True)
@@ -226,6 +266,13 @@ class LastLayer(Structure):
     References:
         Kristiadi, Hein & Hennig (2020), Being Bayesian, even just a bit, fixes overconfidence in
         ReLU networks.
+
+    >>> import jax, jax.numpy as jnp, volform as vf
+    >>> network, x = vf.networks.MLP(widths=(3,)), jnp.array([[0.5], [1.0], [2.0]])
+    >>> posterior = vf.condition(vf.networks.regression(network, 0.1), x, jnp.sin(x))
+    >>> at, last = network.init(jax.random.key(0), 1), vf.inference.LastLayer()
+    >>> vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=last).posterior.names
+    ('layer2.w',)
     """
 
     structure: Structure = Full()

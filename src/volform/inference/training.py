@@ -77,6 +77,19 @@ def train_by_evidence(
     References:
         Immer et al. (2021), Scalable marginal likelihood estimation for model selection in deep
         learning, algorithm 1.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, optax, volform as vf
+    >>> def model(y, scale):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, scale))
+    ...     numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+    >>> build = lambda h: vf.condition(model, jnp.array([3.0]), h["scale"])
+    >>> positive = {"scale": dist.constraints.positive}
+    >>> steps = {"optimizer": optax.sgd(0.1), "outer": optax.sgd(0.1)}
+    >>> found = vf.inference.train_by_evidence(
+    ...     build, {"scale": 1.0}, {"a": 0.0}, supports=positive, **steps
+    ... )
+    >>> bool(abs(found.hyperparameters["scale"] ** 2 - 8.0) < 0.1)  # variance 1 + scale^2 = 3^2
+    True
     """
     for argument, number in {"rounds": rounds, "steps": steps, "updates": updates}.items():
         check_positive(number, argument, "train_by_evidence")
