@@ -131,6 +131,7 @@ def waiting_time(y: Any) -> None:
     numpyro.sample("y", dist.Exponential(rate), obs=y)
 
 
+@pytest.mark.slow
 def test_quadrature_on_a_half_line() -> None:
     found = quadrature(waiting_time, jnp.array(2.0))  # integral of x e^(-3x)
     assert_allclose(found.log_z, -2.0 * math.log(3.0), atol=1e-8)
@@ -141,6 +142,7 @@ def correlated(precision: Any) -> None:
     numpyro.factor("density", -0.5 * theta @ precision @ theta)
 
 
+@pytest.mark.slow
 def test_quadrature_of_correlated_parameters() -> None:
     precision = np.array([[100.0, 29.0], [29.0, 9.0]])
     posterior = vf.condition(correlated, jnp.asarray(precision))

@@ -65,6 +65,7 @@ def logistic(x: Any, y: Any) -> None:
     numpyro.sample("y", dist.Bernoulli(logits=x @ beta), obs=y)
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_logistic_regression() -> None:
     rng = np.random.default_rng(0)

@@ -54,6 +54,7 @@ def test_of_a_linear_model_it_is_the_highest_evidence() -> None:
     assert found.history.shape == (100,)
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_scales_of_layers_and_noise_of_a_network() -> None:
     net = nn.MLP(widths=(5,), b_std=1.0)
