@@ -1,11 +1,5 @@
 """Kernels of many examples: tiles, operators, conjugate gradients, several devices."""
 
-import json
-import os
-import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -119,6 +113,15 @@ def test_operators(is_kept):
         np.testing.assert_allclose(trace(operator + 0.5, by=Exact()).value, exact, rtol=1e-12)
 
 
+def test_solutions_where_the_preconditioner_sees_little():
+    """Small noise and many directions: the method runs long, and may not run away."""
+    x, new = RNG.normal(size=(300, 40)), RNG.normal(size=(5, 40))
+    net, y = k.serial(k.Dense(1, 1.4, 0.2), k.Relu(), k.Dense(1, 1.4, 0.2)), np.sin(x[:, 0])
+    found = k.predict(net, x, y, new, noise=0.01, by=BY)
+    for part, exact in zip(found, k.predict(net, x, y, new, noise=0.01), strict=True):
+        np.testing.assert_allclose(part, exact, rtol=1e-8, atol=1e-9)
+
+
 def test_evidence_by_products():
     """All of 300 examples, of which the preconditioner sees a part."""
     x = RNG.normal(size=(300, 3))
@@ -144,28 +147,6 @@ def test_pivoted_factor():
     few = iterative.partial_cholesky(*columns, 5)
     np.testing.assert_array_equal(few, full[:, :5])
     assert jnp.argmax(jnp.diagonal(matrix)) == jnp.argmax(jnp.abs(few[:, 0]))
-
-
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_four_devices_of_any_processes_give_the_same_numbers(processes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(DEVICES), *map(str, (4 // processes, number, processes, port))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )
-        for number in range(processes)
-    ]
-    alone = runpy.run_path(str(DEVICES))["measured"]()
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err.decode()[-2000:]
-        found = json.loads(out.decode().splitlines()[-1])
-        assert found == pytest.approx(alone | {"shards": 4}, rel=1e-10)
 
 
 @pytest.mark.parametrize("tile", [0, -3, 2.5, True])

@@ -40,6 +40,34 @@ def measured() -> dict[str, Any]:
         "log det": float(ops.logdet(G + 1.0, by=ops.Exact()).value),
         "trace": float(ops.trace(H, by=ops.Krylov(jax.random.key(0), probes=8)).value),
         "log Z": float(approx.evidence.log_z),
+        **of_kernels(),
+    }
+
+
+def of_kernels() -> dict[str, Any]:
+    """Numbers of kernels of data that are spread over all devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from volform import kernels as k, operators as ops
+
+    net = k.serial(k.Dense(8), k.Dropout(0.9), k.Dense(1))  # entries differ on the diagonal
+    rng = np.random.default_rng(0)
+    x, y, v = rng.normal(size=(40, 34)), rng.normal(size=40), jnp.arange(40.0)
+    x[3] = x[21]
+    x, y = ops.sharded((x, y))
+    kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((4, 34)), tile=3)
+    matrix = k.ntk_operator(net, x, tile=4)
+    estimate = k.evidence(net, x, y, noise=0.3, by=ops.Krylov(jax.random.key(0), probes=4))
+    return {
+        "shards of kernels": len(kernel.nngp.sharding.device_set),
+        "symmetric": float(jnp.max(jnp.abs(kernel.nngp - kernel.nngp.T))),
+        "nngp": float(v @ jnp.sin(kernel.nngp) @ v),
+        "ntk": float(v @ kernel.ntk @ v**2),
+        "cross": float(jnp.sum(v @ cross.ntk)),
+        "product": float(v**2 @ matrix.mv(v)),
+        "evidence": float(estimate.log_z),
     }
 
 

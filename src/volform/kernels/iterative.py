@@ -164,7 +164,9 @@ def solved(matrix: Whitened, right: Float[Array, "n k"]) -> Float[Array, "n k"]:
 @eqx.filter_jit
 def _solved(matrix: Whitened, right: Array) -> tuple[Array, Array, float]:
     tolerance = float(np.sqrt(jnp.finfo(right.dtype).eps)) / 100
-    solver = lx.CG(rtol=tolerance, atol=0.0, max_steps=_STEPS)
+    # Of unit vectors as a whole: an entry near zero would be asked for digits that it cannot have,
+    # and the method diverges where it goes on behind rounding.
+    solver = lx.CG(rtol=0.0, atol=tolerance, norm=jnp.linalg.norm, max_steps=_STEPS)
 
     def one(column: Array) -> tuple[Array, Array]:
         start = matrix.whiten(column)
