@@ -49,6 +49,8 @@ def test_widths_in_place_of_the_layers_own():
     np.testing.assert_array_equal(found, same)
     with pytest.raises(NetworkError, match=r"`widths` is \(64,\), while .* has 2 hidden layers"):
         residual(8).kernel(X1, X2, widths=(64,))
+    with pytest.raises(NetworkError, match=r"`widths` is 512, while .* has 2 hidden layers"):
+        residual(8).kernel(X1, X2, widths=512)
 
 
 def test_neural_tangent_kernel_has_a_limit():

@@ -276,9 +276,9 @@ def _propagated(traced: tuple[Layer, Place], rest: tuple[Layer, Place], state: S
 def _with_widths(net: Layer, widths: Sequence[int]) -> Layer:
     layers, structure = jax.tree.flatten(net, is_leaf=lambda layer: isinstance(layer, Wide))
     wide = [index for index, layer in enumerate(layers) if isinstance(layer, Wide)]
-    if len(widths) != len(wide) - 1:
+    if not isinstance(widths, Sequence) or len(widths) != len(wide) - 1:
         raise NetworkError(
-            f"`widths` is {tuple(widths)}, while the network has {len(wide) - 1} hidden layers; it "
+            f"`widths` is {widths}, while the network has {len(wide) - 1} hidden layers; it "
             "should hold a number of units for each, and none for the last layer."
         )
     for index, width in zip(wide, widths, strict=False):
