@@ -82,10 +82,9 @@ def over_probes(
 ) -> Any:
     """`combine(z, products(form)(z))` of each probe z of `by`, along a leading axis."""
     probes, batch = probes_of(form, by), by.batch or _IN_CACHE
-    if not _is_slow_in_loops(form):
-        return _in_loop(combine, products, form, probes, batch)
-    if not is_known(form):
-        return _in_loop(combine, products, form, probes, by.batch)
+    is_slow = _is_slow_in_loops(form)
+    if not (is_slow and is_known(form)):
+        return _in_loop(combine, products, form, probes, by.batch if is_slow else batch)
     product = _linearized(products, form)
     parts = [probes[start : start + batch] for start in range(0, len(probes), batch)]
     return jnp.concatenate([_of_part(combine, product, part) for part in parts])
