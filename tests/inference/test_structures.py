@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 
 import volform as vf
 from volform import networks as nn
-from volform.errors import ModelError, SizeError, StructureError, UnknownSiteError
+from volform.errors import ModelError, StructureError, UnknownSiteError
 from volform.geometry.structure import logdet
 from volform.inference import (
     GGN,
@@ -25,7 +25,6 @@ from volform.inference import (
     Full,
     Kronecker,
     LastLayer,
-    Linearized,
     LowRank,
     Structure,
     Subset,
@@ -396,28 +395,3 @@ def test_points_that_are_not_level_say_so() -> None:
     assert "Kronecker()" in approx.evidence.method
     with pytest.raises(ModelError, match="Hessian was not formed"):
         _ = approx.fit
-
-
-def test_of_many_parameters_no_matrix_is_formed() -> None:
-    """40,000 weights, whose Hessian would take 12 GiB; one datum, so that all is closed form."""
-    x = jnp.asarray(RNG.normal(size=(1, 40_000)))
-
-    def model(x: Any, y: Any = None) -> None:
-        w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
-        numpyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-    posterior = vf.condition(model, x, jnp.array([2.0]))
-    for refused in (
-        lambda: vf.find_map(posterior, key=jax.random.key(0)),
-        lambda: vf.laplace(posterior, at={"w": jnp.zeros(40_000)}, curvature=GGN()),
-    ):
-        with pytest.raises(SizeError, match="40,000 parameters, whose Hessian would take 12 GiB"):
-            refused()
-    spread = 1.0 + float(x[0] @ x[0])
-    mode = {"w": 2.0 * x[0] / spread}
-    found = vf.laplace(posterior, at=mode, curvature=GGN(), structure=LowRank(1))
-    exact = dist.Normal(0.0, spread**0.5).log_prob(2.0)
-    assert_allclose(found.evidence.log_z, exact, rtol=1e-9)
-    predicted = found.predictive(x, by=Linearized())["y"]
-    assert_allclose(predicted.variance, 1.0 + (spread - 1.0) / spread, rtol=1e-9)
-    assert "the point was given, and is stationary" in repr(found)

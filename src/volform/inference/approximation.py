@@ -18,14 +18,15 @@ from volform.geometry.structure import Dense, logdet
 from volform.inference.asymptotic import curved_evidence, laplace_evidence
 from volform.inference.coordinates import Chart, sampling_chart
 from volform.inference.curvature import Curvature
-from volform.inference.diagnosis import Flat, Minimum, Saddle
+from volform.inference.diagnosis import Flat, Minimum, Saddle, Stationary
 from volform.inference.evidence import Evidence
 from volform.inference.linearized import Linearized, linearized
 from volform.inference.local import Expansion, Point
-from volform.inference.mode import MAP, Place, find_map, map_at, place_at, require_room
+from volform.inference.mode import MAP, Place, find_map, map_at, place_at
 from volform.inference.sampling import Samples, Tangent, draw
 from volform.inference.splitting import Split
 from volform.inference.structures import Full, Structure
+from volform.inference.truncated import LARGE, stationary_point
 from volform.models import Posterior
 from volform.models.facts import facts_of
 from volform.operators.base import check_dense
@@ -198,6 +199,7 @@ def laplace(
     second_order: bool = True,
     refuse: bool = True,
     allow_improper: bool = False,
+    progress: bool = True,
 ) -> LaplaceApproximation:
     """The invariant Laplace approximation at the mode of q^G.
 
@@ -206,7 +208,9 @@ def laplace(
     reparametrization. With `Unconstrained()` it is NumPyro's `AutoLaplaceApproximation`.
 
     Args:
-        target: a `MAP`, or a `Posterior` whose mode is found first.
+        target: a `MAP`, or a `Posterior` whose mode is found first: by `find_map`; but with a
+            `curvature`, of more than 200 parameters, by Newton's method with conjugate gradients,
+            which forms no Hessian (Steihaug 1983), and tells no mode from a saddle.
         key: key of the random starts, for a `Posterior`; `jax.random.key(0)` by default.
         at: values of the latent sites to expand at, for a `Posterior`, in place of a search: the
             end of a training that was done elsewhere. Where it is no strict mode, the result says
@@ -223,6 +227,7 @@ def laplace(
             not converged is used and the evidence says so; at a saddle log Z is NaN.
         allow_improper: whether `evidence` is given for an improper or unnormalized prior, where
             it is a formal integral and its size means nothing; it says so.
+        progress: whether to show a spinner while a search for the mode takes long.
 
     Returns:
         A `LaplaceApproximation`: evidence, covariance, samples, predictive.
@@ -260,7 +265,10 @@ def laplace(
     if isinstance(target, MAP):
         place: Place = target
     elif at is None:
-        place = find_map(target, key=jax.random.key(0) if key is None else key)
+        key = jax.random.key(0) if key is None else key
+        is_large = curvature is not None and target.dim > LARGE
+        search = stationary_point if is_large else find_map
+        place = search(target, key=key, progress=progress)
     else:
         is_judged = curvature is None and isinstance(structure, Full)
         place = (map_at if is_judged else place_at)(target, at)
@@ -279,6 +287,8 @@ def _accepted(target: Place, curvature: Curvature | None, given: bool, refuse: b
     verdict = target.verdict
     if isinstance(verdict, Minimum):
         return ""
+    if isinstance(verdict, Stationary):
+        return str(verdict)
     is_indefinite = isinstance(verdict, Saddle | Flat)
     accepted = curvature is not None if is_indefinite else given
     if refuse and not accepted:
@@ -297,8 +307,6 @@ def _precision(
     posterior, at = mode.posterior, mode.at
     if curvature is None and isinstance(structure, Full) and isinstance(at, Expansion):
         return Dense(at.hessian, at.u)
-    if isinstance(structure, Full):
-        require_room(posterior)
     split = Split(posterior, at.u, ()) if curvature is None else curvature.split(posterior, at.u)
     return structure.precision(split)
 

@@ -10,6 +10,7 @@ from numpyro.distributions.transforms import IdentityTransform
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.models import Posterior
+from volform.operators.base import DENSE_GIB
 
 _Matrix = Any
 
@@ -62,11 +63,11 @@ class Unfinished(Verdict):
         return f"not converged: {self.reason}"
 
 
-class Given(Verdict):
-    """A stationary point that was given, whose Hessian was not formed."""
+class Stationary(Verdict):
+    """A stationary point whose Hessian was not formed."""
 
     def __str__(self) -> str:
-        return "the point was given, and is stationary; its Hessian was not formed"
+        return "stationary; the Hessian was not formed, which tells a mode from a saddle"
 
 
 def judge(posterior: Posterior, state: Any, tolerance: float, max_steps: int) -> Verdict:
@@ -192,6 +193,12 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
         )
 
 
+def require_metric_at(posterior: Posterior, u: Any) -> None:
+    """`require_metric`, unless its matrix would be too large to form."""
+    if posterior.dim**2 * u.dtype.itemsize <= DENSE_GIB * 2**30:
+        require_metric(posterior, u, np.asarray(_gram(posterior, u)))
+
+
 def is_regular(gram: _Matrix, dtype: Any) -> bool:
     """Whether a symmetric matrix is positive definite to the precision of `dtype`."""
     if not np.all(np.isfinite(gram)):
@@ -226,10 +233,10 @@ def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
     """Raise the error that says why log q^G is not finite at any start."""
     bad: dict[str, float] = {}
     for u in points:
-        log_probs, gram = _densities_and_gram(posterior, u)
+        log_probs = _densities(posterior, u)
         bad = {name: float(p) for name, p in log_probs.items() if not np.isfinite(p)}
         if not bad:
-            require_metric(posterior, u, np.asarray(gram))
+            require_metric_at(posterior, u)
     raise ConvergenceError(
         f"`log q^G` is NaN or infinite at every one of {len(points)} starts; at the last, the "
         f"sites with such log densities are {bad}. The model ran "
@@ -239,9 +246,13 @@ def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
 
 
 @eqx.filter_jit  # outside of it NumPyro's validation raises an error of its own at NaN
-def _densities_and_gram(posterior: Posterior, u: Any) -> tuple[dict[str, Any], _Matrix]:
-    densities = posterior.program.site_densities(posterior.values(u))
-    return densities, posterior.metric(u).as_matrix()
+def _densities(posterior: Posterior, u: Any) -> dict[str, Any]:
+    return posterior.program.site_densities(posterior.values(u))
+
+
+@eqx.filter_jit
+def _gram(posterior: Posterior, u: Any) -> _Matrix:
+    return posterior.metric(u).as_matrix()
 
 
 def _at(posterior: Posterior, u: Any) -> str:

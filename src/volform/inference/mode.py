@@ -246,7 +246,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     require_room(posterior)
     u = posterior.layout.unconstrain(values, "at")
     at = eqx.filter_jit(expand)(posterior, u)
-    _require_density(at)
+    _require_density(posterior, at)
     tolerance = default_tolerance(u.dtype)
     verdict = diagnosis.judge(posterior, End(at, jnp.array(0)), tolerance, max_steps=1)
     if isinstance(verdict, diagnosis.Unfinished):
@@ -263,9 +263,9 @@ def place_at(posterior: Posterior, values: Mapping[str, Any]) -> Place:
         ConvergenceError: when log q^G is not finite there.
     """
     at = locate(posterior, posterior.layout.unconstrain(values, "at"))
-    _require_density(at)
+    _require_density(posterior, at)
     if float(at.gradient_norm) < default_tolerance(at.u.dtype):
-        return Place(posterior, at, diagnosis.Given())
+        return Place(posterior, at, diagnosis.Stationary())
     return Place(posterior, at, _not_level(at))
 
 
@@ -274,8 +274,9 @@ def _not_level(at: Point) -> diagnosis.Unfinished:
     return diagnosis.Unfinished(f"the point was given, and {gradient}")
 
 
-def _require_density(at: Point) -> None:
+def _require_density(posterior: Posterior, at: Point) -> None:
     if not bool(jnp.isfinite(at.value)):
+        diagnosis.require_metric_at(posterior, at.u)
         raise ConvergenceError(
             f"`log q^G` is {-float(at.value)} at the values that were given in `at`; give values "
             "inside the support, where the density is positive."

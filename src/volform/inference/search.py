@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.infer import init_to_sample
 
 from volform.inference.local import Expansion, expand, objective
+from volform.inference.trust import Attempt, first_attempt
 from volform.models import Posterior
 
 
@@ -21,22 +22,12 @@ class Trajectory(eqx.Module):
     Attributes:
         at: the expansion at the current point.
         scale: units 1 / s_i of the coordinates, s_i^2 the largest |H_ii| so far, shape (d,).
-        move: the step to try next.
-        promise: the decrease of l that the quadratic model promises for it.
-        decrement: Newton decrement sqrt(dl^T H^-1 dl); infinite where H is not positive definite.
-        radius: radius of the trust region, in those units.
-        steps: steps tried.
-        stalled: whether no step improves any more, to rounding.
+        attempt: the step to try next; its length and the radius are in those units.
     """
 
     at: Expansion
     scale: Float[Array, " d"]
-    move: Float[Array, " d"]
-    promise: Float[Array, ""]
-    decrement: Float[Array, ""]
-    radius: Float[Array, ""]
-    steps: Int[Array, ""]
-    stalled: Bool[Array, ""]
+    attempt: Attempt
 
 
 class End(eqx.Module):
@@ -57,9 +48,14 @@ def starting_points(posterior: Posterior, key: PRNGKeyArray, count: int) -> Floa
     uniform = jax.random.uniform(wide, (count - 1 - draws, posterior.dim), minval=-2.0, maxval=2.0)
     points = [jnp.zeros((1, posterior.dim)), uniform]
     if draws:
-        keys = jax.random.split(deep, draws)
-        points.append(jax.vmap(lambda key: _prior_draw(posterior, key))(keys))
+        points.append(prior_draws(posterior, deep, draws))
     return jnp.concatenate(points)
+
+
+@eqx.filter_jit
+def prior_draws(posterior: Posterior, key: PRNGKeyArray, count: int) -> Float[Array, "n d"]:
+    """Draws from the prior; of sites without a sampler as by `init_to_uniform`."""
+    return jax.vmap(lambda key: _prior_draw(posterior, key))(jax.random.split(key, count))
 
 
 def _prior_draw(posterior: Posterior, key: PRNGKeyArray) -> Float[Array, " d"]:
@@ -101,7 +97,7 @@ def refine(
 
     def run(u: Float[Array, " d"]) -> End:
         end = newton(posterior, u, tolerance, max_steps)
-        return End(end.at, end.steps)
+        return End(end.at, end.attempt.steps)
 
     # Not vmapped: under vmap every step would pay for both kinds.
     return jax.lax.map(run, starts)
@@ -111,43 +107,34 @@ def newton(
     posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
 ) -> Trajectory:
     """Newton's method from one point: the last state of its trajectory."""
+    rounding = max(1e-10, 100.0 * float(jnp.finfo(u.dtype).eps))
 
     def unfinished(state: Trajectory) -> Bool[Array, ""]:
         at = state.at
-        is_minimum = jnp.maximum(at.gradient_norm, state.decrement) < 1e-4 * tolerance
-        finite = jnp.isfinite(at.value) & jnp.isfinite(at.gradient_norm)
-        ongoing = finite & ~is_minimum & ~state.stalled & (state.steps < max_steps)
-        return (state.steps == 0) | ongoing
+        return state.attempt.goes_on(at.value, at.gradient_norm, tolerance, max_steps)
 
     def step(state: Trajectory) -> Trajectory:
-        at, promise, first = state.at, state.promise, state.steps == 0
-        trial = expand(posterior, at.u + state.move)
-        actual = at.value - trial.value
-        # Below rounding of l itself its differences say nothing; the gradient still does.
-        rounding = max(1e-10, 100.0 * float(jnp.finfo(at.u.dtype).eps))
-        blind = promise < rounding * (1.0 + jnp.abs(at.value))
-        closer = trial.gradient_norm < at.gradient_norm
-        accept = jnp.where(blind, closer, actual > 1e-4 * promise)
-        accept = accept & jnp.isfinite(trial.value) & jnp.all(jnp.isfinite(trial.hessian))
-        length = jnp.linalg.norm(state.scale * state.move)
-        wider = jnp.where(actual > 0.75 * promise, 2.0 * length, 0.0)
-        radius = jnp.where(accept, jnp.maximum(state.radius, wider), 0.25 * length)
-        best = jax.tree.map(lambda new, old: jnp.where(accept | first, new, old), trial, at)
+        at, attempt = state.at, state.attempt
+        trial = expand(posterior, at.u + attempt.move)
+        values, slopes = (at.value, trial.value), (at.gradient_norm, trial.gradient_norm)
+        length = jnp.linalg.norm(state.scale * attempt.move)
+        accept, radius, stalled = attempt.outcome(values, slopes, length, rounding)
+        first = attempt.steps == 0
+        accept = first | (accept & jnp.all(jnp.isfinite(trial.hessian)))
+        best = jax.tree.map(lambda new, old: jnp.where(accept, new, old), trial, at)
         scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(best.hessian))))
         units = jnp.where(scale > 0.0, scale, 1.0)
         move, radius, decrement = _step(best, units, jnp.where(first, jnp.inf, radius))
         promise = -(best.gradient @ move + 0.5 * move @ best.hessian @ move)
-        slow = blind & ~(trial.gradient_norm < 0.1 * at.gradient_norm)
-        count, stalled = state.steps + 1, ~first & slow
-        return Trajectory(best, scale, move, promise, decrement, radius, count, stalled)
+        following = Attempt(move, promise, decrement, radius, attempt.steps + 1, stalled)
+        return Trajectory(best, scale, following)
 
     shapes = eqx.filter_eval_shape(expand, posterior, u)
     nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     nowhere = eqx.tree_at(
         lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
     )
-    still, one = jnp.zeros_like(u), jnp.ones((), u.dtype)
-    initial = Trajectory(nowhere, still, still, one, one, one, jnp.array(0), jnp.array(False))
+    initial = Trajectory(nowhere, jnp.zeros_like(u), first_attempt(u))
     return jax.lax.while_loop(unfinished, step, initial)
 
 

@@ -112,8 +112,15 @@ class Split(eqx.Module):
 
 def data_sites(posterior: Posterior, u: Float[Array, " d"]) -> tuple[str, ...]:
     """Observed sites with a distribution, `numpyro.factor` left out."""
-    trace = posterior.program.run(posterior.values(u))
-    return tuple(n for n in posterior.observed if not isinstance(core_of(trace[n]["fn"]), Unit))
+    found: list[str] = []
+
+    def look(u: Float[Array, " d"]) -> None:
+        trace = posterior.program.run(posterior.values(u))
+        names = posterior.observed
+        found.extend(n for n in names if not isinstance(core_of(trace[n]["fn"]), Unit))
+
+    jax.eval_shape(look, u)  # run as it is, a model compiles each of its operations by itself
+    return tuple(found)
 
 
 @eqx.filter_jit

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import StructureError, UnknownSiteError
 from volform.geometry.structure import Dense, Segments, logdet
+from volform.inference.dual import FEWEST, by_rows
 from volform.inference.kronecker import (
     forms_of,
     kronecker_blocks,
@@ -17,7 +18,7 @@ from volform.inference.kronecker import (
     last_sites,
     squares_of_layers,
 )
-from volform.inference.mode import Place, place_at
+from volform.inference.mode import Place, place_at, require_room
 from volform.inference.splitting import Product, Split, blocks_of, gauss_newton
 from volform.models.layout import Site
 from volform.models.posterior import held_at
@@ -43,11 +44,23 @@ class Structure(eqx.Module):
 
 
 class Full(Structure):
-    """All of it, a dense matrix: invariant under every reparametrization."""
+    """All of it: invariant under every reparametrization.
+
+    A dense matrix, but above 1,000 parameters by the rows of J where there are fewer than half as
+    many and the rest is diagonal, as with independent priors: exact too, in O(rows^2 parameters).
+    """
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:
-        """The matrix."""
-        check_dense(split.u.size, split.u.size, split.u.dtype)
+        """The matrix, or the rest with a direction for each row of J.
+
+        Raises:
+            SizeError: when the matrix would take more than 8 GiB, from 32,768 parameters on.
+        """
+        rest = rest_diagonal(split) if split.names and split.u.size > FEWEST else None
+        few = None if rest is None else by_rows(split, rest)
+        if few is not None:
+            return few
+        require_room(split.posterior)
         return Dense(gauss_newton(split), split.u)
 
 

@@ -172,7 +172,7 @@ class Layer(eqx.Module):
     def pairs_of_pixels(self, x: Float[Array, "n ..."], place: Place) -> int:
         """Entries of the first layer's kernels for one pair of examples."""
         pixels = math.prod(x.shape[1:-1])
-        return pixels ** int(self.looks_at(place.pairs))
+        return 1 if pixels == 1 else pixels ** int(self.looks_at(place.pairs))
 
     def init(
         self,
@@ -302,6 +302,8 @@ def _in_tiles(
     def block(rows: Examples, columns: Examples, is_same: Any) -> Kernel:
         return net.block(rows, columns, place, is_same=is_same)
 
+    if is_same:
+        x2 = x1  # to the compiler two arguments are two lists, and both would be prepared
     return matrices(block, *net.in_pairs(x1, x2, place), tile, is_same=is_same, spread=spread)
 
 

@@ -1,0 +1,73 @@
+"""Precision matrices by the rows of the Jacobian, where data are few and parameters many."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from volform.inference.splitting import Split
+from volform.operators.base import DENSE_GIB
+from volform.operators.structured import LowRank
+
+FEWEST = 1000  # parameters, up to which a matrix costs nothing
+
+
+def by_rows(split: Split, rest: Float[Array, " d"]) -> LowRank | None:
+    """`P = R + J^T L J` with R = diag(rest), by the m rows of J that are not zero.
+
+    With `C = L^(1/2) J R^(-1/2)` and `C C^T = U diag(lambda) U^T` the directions are
+    `V = R^(-1/2) C^T U diag(lambda)^(-1/2)`, and `log det P = log det R + sum log(1 + lambda)`:
+    exact, at a cost of O(m^2 d) and not O(d^3).
+
+    None where rows are no fewer than half of the parameters, too many for the memory, or R or L
+    are not positive.
+    """
+    moving = np.asarray(_moving(split))
+    rows, d = int(moving.sum()), split.u.size
+    gib = rows * d * split.u.dtype.itemsize / 2**30
+    if 2 * rows > d or gib > DENSE_GIB or not bool(jnp.all(rest > 0)):
+        return None
+    directions, values, lowest = _directions(split, rest, jnp.asarray(np.flatnonzero(moving)))
+    if not bool(lowest >= 0):
+        return None
+    return LowRank(lx.DiagonalLinearOperator(rest), directions, values)
+
+
+@eqx.filter_jit
+def _moving(split: Split) -> Bool[Array, " outputs"]:
+    """Which of the outputs depend on u: those that move along a random direction."""
+    tangent = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
+    _, along = jax.jvp(lambda u: ravel_pytree(split.outputs(u)[0])[0], (split.u,), (tangent,))
+    return along != 0
+
+
+@eqx.filter_jit
+def _directions(
+    split: Split, rest: Float[Array, " d"], moving: Array
+) -> tuple[Float[Array, "m d"], Float[Array, " m"], Float[Array, ""]]:
+    """V and lambda, and the lowest eigenvalue of L in units of the largest, to rounding."""
+    z, push = jax.linearize(lambda u: ravel_pytree(split.outputs(u)[0])[0], split.u)
+    _, unravel = ravel_pytree(split.outputs(split.u)[0])
+    pull, loss = jax.linear_transpose(push, split.u), split.losses()
+    _, bend = jax.linearize(jax.grad(lambda z: loss(unravel(z))), z)
+
+    def bent(output: Array) -> Array:
+        return bend(jnp.zeros_like(z).at[output].set(1))[moving]
+
+    curvature = jax.lax.map(bent, moving, batch_size=64)
+    bends, axes = jnp.linalg.eigh((curvature + curvature.T) / 2)
+    largest = jnp.maximum(jnp.max(jnp.abs(bends)), jnp.finfo(z.dtype).tiny)
+    lowest = bends[0] / largest + 10 * len(bends) * jnp.finfo(z.dtype).eps
+
+    def row(weights: Array) -> Array:
+        return pull(jnp.zeros_like(z).at[moving].set(weights))[0] * jax.lax.rsqrt(rest)
+
+    roots = jnp.sqrt(jnp.maximum(bends, 0))
+    rows = jax.lax.map(row, (axes * roots).T, batch_size=64)
+    values, vectors = jnp.linalg.eigh(rows @ rows.T)
+    values = jnp.maximum(values, 0)
+    shrunk = jnp.where(values > 0, jax.lax.rsqrt(jnp.where(values > 0, values, 1)), 0)
+    return (shrunk[:, None] * (vectors.T @ rows)) * jax.lax.rsqrt(rest), values, lowest

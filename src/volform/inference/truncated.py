@@ -1,0 +1,167 @@
+"""Stationary points of q^G by products with the Hessian, where its matrix would cost too much."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from volform.inference.diagnosis import Stationary, Unfinished, Verdict, explain_no_start
+from volform.inference.local import locate, objective
+from volform.inference.mode import Place, default_tolerance
+from volform.inference.progress import waiting
+from volform.inference.search import prior_draws
+from volform.inference.trust import Attempt, first_attempt
+from volform.models import Posterior
+from volform.operators.curvature import frame
+
+LARGE = 200  # parameters, up to which a Hessian costs little
+STARTS, STEPS = 3, 500
+PRODUCTS = 500  # with the Hessian, in a step
+
+
+class Position(eqx.Module):
+    """State of the method, the best point so far.
+
+    Attributes:
+        u: the point.
+        value: l = -log q^G there.
+        gradient: its slope in coordinates orthonormal at u, which is that of the step too.
+        attempt: the step to try next.
+    """
+
+    u: Float[Array, " d"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " d"]
+    attempt: Attempt
+
+
+def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool) -> Place:
+    """A point where the gradient of log q^G vanishes, the highest that was found.
+
+    Starts are the origin of u and draws from the prior. Memory O(d): no Hessian is formed, so that
+    the point is not known for a mode.
+
+    Args:
+        posterior: from `condition`.
+        key: key of the random starts.
+        progress: whether to show a spinner when it takes long.
+
+    Raises:
+        ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
+    """
+    with waiting("laplace", progress) as phase:
+        draws = prior_draws(posterior, key, STARTS - 1)
+        points = jnp.concatenate([jnp.zeros_like(draws[:1]), draws])
+        tolerance = default_tolerance(points.dtype)
+        ends = []
+        for number, point in enumerate(points, 1):
+            phase(f"start {number} of {STARTS} in {posterior.dim:,} dimensions")
+            ends.append(settle(posterior, point, tolerance, STEPS))
+        finite = [end for end in ends if bool(jnp.isfinite(end.value))]
+        if not finite:
+            explain_no_start(posterior, points)
+        end = min(finite, key=lambda end: float(end.value))
+        at = locate(posterior, end.u)
+    return Place(posterior, at, _judged(end, float(at.gradient_norm), tolerance))
+
+
+def _judged(end: Position, gradient_norm: float, tolerance: float) -> Verdict:
+    if min(gradient_norm, float(end.attempt.decrement)) < tolerance:
+        return Stationary()
+    size = f"its gradient norm is {gradient_norm:.2g}"
+    if int(end.attempt.steps) >= STEPS:
+        return Unfinished(f"{STEPS} steps of Newton's method taken, and {size}")
+    return Unfinished(f"no step improves log q^G, though {size}; it may have a kink there")
+
+
+@eqx.filter_jit
+def settle(
+    posterior: Posterior, start: Float[Array, " d"], tolerance: float, max_steps: int
+) -> Position:
+    """Newton's method by conjugate gradients in a trust region (Steihaug 1983).
+
+    Distances are measured by the metric, which is the preconditioner: with a metric that is known
+    at u as a diagonal or in blocks the path is the same in all coordinates.
+    """
+    loss = jax.value_and_grad(lambda u: objective(u, posterior))
+
+    rounding = 100 * float(jnp.finfo(start.dtype).eps)
+
+    def unfinished(state: Position) -> Bool[Array, ""]:
+        size = jnp.linalg.norm(state.gradient)
+        return state.attempt.goes_on(state.value, size, tolerance, max_steps)
+
+    def step(state: Position) -> Position:
+        attempt = state.attempt
+        trial = state.u + frame(posterior.metric(state.u))[1](attempt.move)
+        value, slope = loss(trial)
+        slope = frame(posterior.metric(trial))[0](slope)
+        slopes = jnp.linalg.norm(state.gradient), jnp.linalg.norm(slope)
+        length = jnp.linalg.norm(attempt.move)
+        accept, radius, stalled = attempt.outcome((state.value, value), slopes, length, rounding)
+        radius = jnp.where(attempt.steps == 0, jnp.sqrt(1.0 * start.size), radius)
+        u, value, slope = jax.tree.map(
+            lambda new, old: jnp.where(accept, new, old),
+            (trial, value, slope),
+            (state.u, state.value, state.gradient),
+        )
+        found = _step(_product(posterior, u), slope, radius, tolerance)
+        return Position(u, value, slope, Attempt(*found, radius, attempt.steps + 1, stalled))
+
+    zero, nowhere = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
+    initial = Position(start, nowhere, zero, first_attempt(start))
+    return jax.lax.while_loop(unfinished, step, initial)
+
+
+def _product(posterior: Posterior, u: Float[Array, " d"]) -> Callable[[Array], Array]:
+    """Products with the Hessian of l at u, in coordinates orthonormal there."""
+    down, up = frame(posterior.metric(u))
+    _, push = jax.linearize(jax.grad(lambda u: objective(u, posterior)), u)
+    return lambda v: down(push(up(v)))
+
+
+def _step(
+    product: Callable[[Array], Array],
+    gradient: Float[Array, " d"],
+    radius: Float[Array, ""],
+    tolerance: float,
+) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""]]:
+    """The step, the decrease that it promises, and the decrement where it is Newton's."""
+    size = jnp.linalg.norm(gradient)
+    close = jnp.maximum(jnp.minimum(0.5, jnp.sqrt(size)) * size, 1e-3 * tolerance)
+
+    def unfinished(state: Any) -> Bool[Array, ""]:
+        _, _, residual, _, is_outside, count = state
+        is_close = jnp.linalg.norm(residual) <= close
+        return (count == 0) | ~(is_close | is_outside | (count >= PRODUCTS))
+
+    def step(state: Any) -> Any:
+        move, image, residual, direction, _, count = state
+        along = product(direction)
+        curvature, square = direction @ along, residual @ residual
+        rate = square / jnp.where(curvature > 0, curvature, 1)
+        is_outside = (curvature <= 0) | (jnp.linalg.norm(move + rate * direction) >= radius)
+        rate = jnp.where(is_outside, _to_boundary(move, direction, radius), rate)
+        move, image = move + rate * direction, image + rate * along
+        residual = residual + rate * along
+        direction = (residual @ residual) / square * direction - residual
+        return move, image, residual, direction, is_outside, count + 1
+
+    zero = jnp.zeros_like(gradient)
+    initial = zero, zero, gradient, -gradient, jnp.array(False), jnp.array(0)
+    move, image, _, _, is_outside, _ = jax.lax.while_loop(unfinished, step, initial)
+    decrement = jnp.sqrt(jnp.maximum(-(gradient @ move), 0.0))
+    promise = -(gradient @ move + 0.5 * move @ image)
+    return move, promise, jnp.where(is_outside, jnp.inf, decrement)
+
+
+def _to_boundary(
+    move: Float[Array, " d"], direction: Float[Array, " d"], radius: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The t > 0 with `|move + t direction| = radius`."""
+    a, b = direction @ direction, move @ direction
+    c = jnp.maximum(radius**2 - move @ move, 0)
+    return c / (b + jnp.sqrt(b**2 + a * c))
