@@ -18,9 +18,10 @@ from volform.geometry.structure import Dense, logdet
 from volform.inference import GGN, Linearized, LowRank
 from volform.inference.dual import by_rows
 from volform.inference.evidence import Level
+from volform.inference.mode import stationary_point
 from volform.inference.splitting import gauss_newton
 from volform.inference.structures import rest_diagonal
-from volform.inference.truncated import settle, stationary_point
+from volform.inference.truncated import settle
 from volform.operators.curvature import frame
 
 RNG = np.random.default_rng(5)

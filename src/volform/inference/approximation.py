@@ -22,11 +22,18 @@ from volform.inference.diagnosis import Flat, Minimum, Saddle, Stationary
 from volform.inference.evidence import Evidence
 from volform.inference.linearized import Linearized, linearized
 from volform.inference.local import Expansion, Point
-from volform.inference.mode import MAP, Place, find_map, map_at, place_at
+from volform.inference.mode import (
+    LARGE,
+    MAP,
+    Place,
+    find_map,
+    map_at,
+    place_at,
+    stationary_point,
+)
 from volform.inference.sampling import Samples, Tangent, draw
 from volform.inference.splitting import Split
 from volform.inference.structures import Full, Structure
-from volform.inference.truncated import LARGE, stationary_point
 from volform.models import Posterior
 from volform.models.facts import facts_of
 from volform.operators.base import check_dense

@@ -15,9 +15,13 @@ from volform.inference import diagnosis
 from volform.inference.evidence import Cost
 from volform.inference.local import Expansion, Point, expand, locate, objective
 from volform.inference.progress import waiting
-from volform.inference.search import End, descend, refine, starting_points
+from volform.inference.search import End, descend, prior_draws, refine, starting_points
+from volform.inference.truncated import Position, settle
 from volform.models import Posterior
 from volform.operators.base import DENSE_GIB
+
+LARGE = 200  # parameters, up to which a Hessian costs little
+STARTS, STEPS = 3, 500  # of a search without Hessians
 
 
 class Mode(eqx.Module):
@@ -155,9 +159,10 @@ def find_map(
 ) -> MAP:
     """Find the mode of q^G = p / sqrt(det G), the invariant maximum a posteriori.
 
-    BFGS (optimistix) from several starts at once, then Newton's method with the exact Hessian of
-    -log q^G in a trust region. The mode is one and the same point of the parameter manifold
-    however the model is parametrized. Compiled once for each model and shape of data.
+    BFGS (optimistix) from several starts at once, above 1,000 parameters Newton's method by
+    conjugate gradients; then Newton's method with the exact Hessian of -log q^G in a trust region.
+    The mode is one and the same point of the parameter manifold however the model is parametrized.
+    Compiled once for each model and shape of data.
 
     Args:
         posterior: from `condition`.
@@ -204,7 +209,7 @@ def find_map(
                 [posterior.layout.unconstrain(initial, "initial")[None], points]
             )
         tolerance = default_tolerance(points.dtype) if tolerance is None else tolerance
-        phase(f"BFGS from {len(points)} starts in {posterior.dim} dimensions")
+        phase(f"descent from {len(points)} starts in {posterior.dim} dimensions")
         ends, counts = descend(posterior, points, max_steps)
         values = np.asarray(_objectives(posterior, ends))
         if not np.any(np.isfinite(values)):
@@ -222,6 +227,47 @@ def find_map(
     warn_of_precision(best.at)
     steps = int(counts.sum()), int(found.steps.sum())
     return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
+
+
+def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool) -> Place:
+    """A point where the gradient of log q^G vanishes, the highest that was found.
+
+    Starts are the origin of u and draws from the prior. Memory O(d): no Hessian is formed, so that
+    the point is not known for a mode.
+
+    Args:
+        posterior: from `condition`.
+        key: key of the random starts.
+        progress: whether to show a spinner when it takes long.
+
+    Raises:
+        ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
+    """
+    with waiting("laplace", progress) as phase:
+        draws = prior_draws(posterior, key, STARTS - 1)
+        points = jnp.concatenate([jnp.zeros_like(draws[:1]), draws])
+        tolerance = default_tolerance(points.dtype)
+        ends = []
+        for number, point in enumerate(points, 1):
+            phase(f"start {number} of {STARTS} in {posterior.dim:,} dimensions")
+            ends.append(settle(posterior, point, tolerance, STEPS))
+        finite = [end for end in ends if bool(jnp.isfinite(end.value))]
+        if not finite:
+            diagnosis.explain_no_start(posterior, points)
+        end = min(finite, key=lambda end: float(end.value))
+        at = locate(posterior, end.u)
+    return Place(posterior, at, _judged(end, float(at.gradient_norm), tolerance))
+
+
+def _judged(end: Position, gradient_norm: float, tolerance: float) -> diagnosis.Verdict:
+    if min(gradient_norm, float(end.attempt.decrement)) < tolerance:
+        return diagnosis.Stationary()
+    size = f"its gradient norm is {gradient_norm:.2g}"
+    if int(end.attempt.steps) >= STEPS:
+        return diagnosis.Unfinished(f"{STEPS} steps of Newton's method taken, and {size}")
+    return diagnosis.Unfinished(
+        f"no step improves log q^G, though {size}; it may have a kink there"
+    )
 
 
 def require_room(posterior: Posterior) -> None:

@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.infer import init_to_sample
 
 from volform.inference.local import Expansion, expand, objective
+from volform.inference.truncated import settle
 from volform.inference.trust import Attempt, first_attempt
 from volform.models import Posterior
 
@@ -68,9 +69,11 @@ def _prior_draw(posterior: Posterior, key: PRNGKeyArray) -> Float[Array, " d"]:
 def descend(
     posterior: Posterior, starts: Float[Array, "n d"], max_steps: int
 ) -> tuple[Float[Array, "n d"], Int[Array, " n"]]:
-    """Optimistix's BFGS on -log q^G from every start at once (L-BFGS above 1000 parameters)."""
-    method = optx.BFGS if posterior.dim <= 1000 else optx.LBFGS
-    solver = method(rtol=1e-4, atol=1e-4)
+    """Optimistix's BFGS on -log q^G from every start at once; above 1,000 parameters `settle`."""
+    if posterior.dim > 1000:
+        ends = jax.lax.map(lambda start: settle(posterior, start, 1e-4, max_steps), starts)
+        return ends.u, ends.attempt.steps
+    solver = optx.BFGS(rtol=1e-4, atol=1e-4)
 
     def run(start: Float[Array, " d"]) -> tuple[Float[Array, " d"], Int[Array, ""]]:
         found = optx.minimise(

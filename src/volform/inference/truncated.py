@@ -1,4 +1,4 @@
-"""Stationary points of q^G by products with the Hessian, where its matrix would cost too much."""
+"""Minimizing -log q^G by products with its Hessian, where the matrix would cost too much."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,19 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
-from volform.inference.diagnosis import Stationary, Unfinished, Verdict, explain_no_start
-from volform.inference.local import locate, objective
-from volform.inference.mode import Place, default_tolerance
-from volform.inference.progress import waiting
-from volform.inference.search import prior_draws
+from volform.inference.local import objective
 from volform.inference.trust import Attempt, first_attempt
 from volform.models import Posterior
 from volform.operators.curvature import frame
 
-LARGE = 200  # parameters, up to which a Hessian costs little
-STARTS, STEPS = 3, 500
 PRODUCTS = 500  # with the Hessian, in a step
 
 
@@ -36,45 +30,6 @@ class Position(eqx.Module):
     value: Float[Array, ""]
     gradient: Float[Array, " d"]
     attempt: Attempt
-
-
-def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool) -> Place:
-    """A point where the gradient of log q^G vanishes, the highest that was found.
-
-    Starts are the origin of u and draws from the prior. Memory O(d): no Hessian is formed, so that
-    the point is not known for a mode.
-
-    Args:
-        posterior: from `condition`.
-        key: key of the random starts.
-        progress: whether to show a spinner when it takes long.
-
-    Raises:
-        ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
-    """
-    with waiting("laplace", progress) as phase:
-        draws = prior_draws(posterior, key, STARTS - 1)
-        points = jnp.concatenate([jnp.zeros_like(draws[:1]), draws])
-        tolerance = default_tolerance(points.dtype)
-        ends = []
-        for number, point in enumerate(points, 1):
-            phase(f"start {number} of {STARTS} in {posterior.dim:,} dimensions")
-            ends.append(settle(posterior, point, tolerance, STEPS))
-        finite = [end for end in ends if bool(jnp.isfinite(end.value))]
-        if not finite:
-            explain_no_start(posterior, points)
-        end = min(finite, key=lambda end: float(end.value))
-        at = locate(posterior, end.u)
-    return Place(posterior, at, _judged(end, float(at.gradient_norm), tolerance))
-
-
-def _judged(end: Position, gradient_norm: float, tolerance: float) -> Verdict:
-    if min(gradient_norm, float(end.attempt.decrement)) < tolerance:
-        return Stationary()
-    size = f"its gradient norm is {gradient_norm:.2g}"
-    if int(end.attempt.steps) >= STEPS:
-        return Unfinished(f"{STEPS} steps of Newton's method taken, and {size}")
-    return Unfinished(f"no step improves log q^G, though {size}; it may have a kink there")
 
 
 @eqx.filter_jit
