@@ -21,7 +21,9 @@ from volform import kernels as k
 jax.config.update("jax_enable_x64", True)
 
 
-def survey(patients: int, learned: bool = True, out: Path | None = None) -> k.Survey:
+def survey(
+    patients: int, learned: bool = True, by_laplace: bool = True, out: Path | None = None
+) -> k.Survey:
     """Architectures on the first patients, standardized; a picture in `out`."""
     x, y = load_diabetes(return_X_y=True)
     x, y = x[:patients], y[:patients]
@@ -33,6 +35,7 @@ def survey(patients: int, learned: bool = True, out: Path | None = None) -> k.Su
         widths=(32, math.inf),
         noise=0.7,
         learned=learned,
+        by_laplace=by_laplace,
         draws=200,
         progress=False,
     )

@@ -44,7 +44,7 @@ def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.
         keep_compiled,
         (str(out / ".compiled"),),
     ) as pool:
-        of_networks = pool.submit(networks.survey, 20 if quick else 60, False, out)
+        of_networks = pool.submit(networks.survey, 20 if quick else 60, False, not quick, out)
         of_schools = [
             pool.submit(schools.fit, prior, spelling, not quick, shown.get(prior))
             for prior in priors

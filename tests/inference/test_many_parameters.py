@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import volform as vf
-from volform import networks as nn
+from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, SingularMetricError, SizeError
 from volform.geometry.structure import Dense, logdet
 from volform.inference import GGN, Linearized, LowRank
@@ -128,6 +128,19 @@ def test_evidence_is_that_of_every_parametrization() -> None:
         assert not isinstance(found.precision, Dense)
         values.append(float(found.evidence.log_z))
     assert_allclose(values[1:], values[0], rtol=1e-8)
+
+
+def test_evidence_is_that_of_the_network_linearized() -> None:
+    """At a stationary point: of a Gaussian process whose kernel is the empirical tangent kernel."""
+    net = nn.MLP(widths=(300,), activation=jnp.tanh, parametrization=nn.NTP(), b_std=1.0)
+    x, y = jnp.asarray(X), jnp.asarray(X[:, :1] - X[:, 1:2])
+    found = vf.laplace(vf.condition(nn.regression(net, 0.3), x, y), curvature=GGN())
+    values = found.values
+    output, moved = jax.jvp(lambda params: net.apply(params, x), (values,), (values,))
+    assert jnp.max(jnp.abs(moved)) > 0.5  # not the network that is zero
+    kernel = k.empirical_ntk(net.apply, values, x) + 0.09 * jnp.eye(20)
+    exact = dist.MultivariateNormal(jnp.zeros(20), kernel).log_prob((y - output + moved)[:, 0])
+    assert_allclose(found.evidence.log_z, exact, rtol=1e-10)
 
 
 # --- The search

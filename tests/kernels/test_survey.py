@@ -17,6 +17,7 @@ import volform as vf
 from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, KernelError, NetworkError
 from volform.kernels.finite import _log_density
+from volform.kernels.survey import rank
 from volform.models.facts import facts_of
 
 Y = np.cos(2.0 * np.arange(6))
@@ -204,6 +205,7 @@ def survey() -> k.Survey:
         depths=(1,),
         widths=(4, math.inf),
         learned=False,
+        by_laplace=False,
         draws=200,
         folds=3,
     )
@@ -221,20 +223,41 @@ def test_survey(survey):
     assert by["MuP", math.inf].ntk is not None is by["MuP", math.inf].nngp
     assert (sp.cells["NTK growth"], ntp.cells["NTK growth"]) == ("0 1", "0 0")
     assert sp.laplace is None  # not asked for
-    values = [float(e.evidence.log_z) for e in survey.entries if e.evidence is not None]
-    assert values == sorted(values, reverse=True)
+    assert [rank(e) for e in survey.entries] == sorted(rank(e) for e in survey.entries)
     assert len(survey.comparison.rows) == 3
     assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.5" in repr(survey)
 
 
-@pytest.mark.slow
-def test_laplace_in_a_survey():
-    given = {"depths": (1,), "widths": (2, 60), "learned": False, "draws": 100, "folds": 2}
-    found = k.architectures(X, Y, activations={"erf": k.Erf()}, by_laplace=True, **given)
-    by = {(type(e.parametrization).__name__, e.width): e.laplace for e in found.entries}
-    assert by["SP", 2] is by["NTP", 2]
-    assert by["SP", 2].method == "Laplace with GGN()"
-    assert by["SP", 60] is None  # too many parameters
+def test_laplace_in_a_survey(monkeypatch):
+    given = {"depths": (1,), "learned": False, "draws": 100, "folds": 2}
+    given |= {"activations": {"erf": k.Erf()}, "parametrizations": (nn.SP(), nn.NTP())}
+    found = k.architectures(X, Y, widths=(40, math.inf), **given)
+    by = {(type(e.parametrization).__name__, e.width): e for e in found.entries}
+    sp = by["SP", 40].laplace
+    assert sp is by["NTP", 40].laplace
+    assert by["NTP", math.inf].laplace is None
+    network = k.Architecture(1, k.Erf(), 1.4, 0.3).network(40)
+    posterior = vf.condition(nn.regression(network, 0.5), X, Y[:, None])
+    own = vf.laplace(posterior, curvature=vf.GGN()).evidence
+    np.testing.assert_allclose(sp.log_z, own.log_z, rtol=1e-8)
+    assert by["SP", 40].cells["Laplace"] == f"{float(own.log_z):.2f} ({own.trust.level.value})"
+    monkeypatch.setattr("volform.kernels.survey.DENSE_GIB", 1e-6)
+    found = k.architectures(X, Y, widths=(40,), **given)
+    assert found.entries[0].laplace is None
+    assert found.notes == (
+        "erf, depth 1, SP, width 40: no Laplace evidence, it would take too much memory",
+    )
+
+
+def test_poor_rows_come_behind(survey):
+    trust = k.finite_evidence(ONE.network(2), X, 9 * Y, noise=0.1, draws=100).trust
+    assert trust.level.value == "poor"
+    best = survey.entries[0]
+    poor = dataclasses.replace(best.evidence, trust=trust)
+    assert rank(best) < rank(survey.entries[1])
+    assert rank(dataclasses.replace(best, evidence=poor)) > max(
+        rank(e) for e in survey.entries if e.evidence is not None
+    )
 
 
 def test_pictures_of_a_survey(survey):
@@ -243,6 +266,13 @@ def test_pictures_of_a_survey(survey):
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["erf, depth 1, SP = NTP"]  # MuP has no limit
     assert len(vf.plot.tangent_growth(ONE, X, widths=(4, 16))) == 3
+
+
+def test_picture_of_the_limit():
+    ax = vf.plot.kernel_convergence(ONE, X, widths=(16, 256), draws=50)
+    for line in ax.get_lines()[:2]:
+        first, last = line.get_ydata()
+        assert abs(np.log(last / first) / np.log(16) + 0.5) < 0.1
 
 
 @pytest.mark.parametrize(

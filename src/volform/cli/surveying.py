@@ -20,7 +20,7 @@ from volform.cli.loading import load_data
 from volform.errors import DataError, KernelError
 from volform.geometry import NTP, SP, MuP, Parametrization
 from volform.kernels import Activation, Survey, architectures
-from volform.kernels.survey import Entry
+from volform.kernels.survey import Entry, rank
 from volform.plotting import evidence_by_width, tangent_growth
 from volform.plotting.canvas import figure_of
 
@@ -48,6 +48,8 @@ example:
 
   log Z       exact at infinite width; at finite widths with the last layer exact, by draws of the
               others
+  Laplace     at finite widths, by Laplace's method with the Gauss-Newton matrix at a mode of the
+              network, and whether to trust it
   NNGP        held-out error and log predictive density of the Bayesian posterior
   NTK         held-out error after training by gradient flow for ever
   NTK growth  exponents by which each layer's part of the tangent kernel grows with the width
@@ -80,7 +82,7 @@ def add_architectures(commands: Any) -> None:
         help="take --w-std, --b-std and --noise as they are; by default each architecture's are "
         "learned from there, by its exact evidence",
     )
-    add("--laplace", action="store_true", help="Laplace's method too, up to 200 parameters; slow")
+    add("--no-laplace", action="store_true", help="without Laplace's method, which takes long")
     add("--rows", type=int, metavar="N", help="use N rows only, drawn at random")
     add("--draws", type=int, default=500, help="draws of hidden layers (default: 500)")
     add("--folds", type=int, default=5, help="folds of held-out rows (default: 5)")
@@ -106,6 +108,7 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         f"`{options.target}` in its own units is lower by {len(y) * math.log(unit):.2f}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     survey = architectures(
         x,
@@ -115,7 +118,7 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         b_std=options.b_std,
         noise=options.noise,
         learned=not options.fixed,
-        by_laplace=options.laplace,
+        by_laplace=not options.no_laplace,
         draws=options.draws,
         folds=options.folds,
         key=jax.random.key(options.seed),
@@ -136,14 +139,23 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
 def print_survey(console: Console, survey: Survey) -> None:
     """The table, and what it says in sentences."""
     columns = [name for name in survey.entries[0].cells if _is_used(survey, name)]
-    table = Table(title="Architectures, the best first", title_justify="left")
+    title = "Architectures, the best first; those with poor trust in a part of their own"
+    table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, no_wrap=True)
-    for entry in survey.entries:
-        table.add_row(*(entry.cells[name] for name in columns))
-    console.print(table)
+    for entry, following in zip(survey.entries, [*survey.entries[1:], None], strict=True):
+        is_last = following is not None and rank(entry)[0] != rank(following)[0]
+        table.add_row(*(entry.cells[name] for name in columns), end_section=is_last)
+    _at_full_width(console, table)
     for line in survey.summary():
         console.print(line, markup=False, highlight=False)
+
+
+def _at_full_width(console: Console, table: Table) -> None:
+    """A number that is cut off is worse than a line that is too long."""
+    room = console.options.update(max_width=1000)
+    width = max(console.width, console.measure(table, options=room).maximum)
+    Console(file=console.file, width=width, force_terminal=console.is_terminal).print(table)
 
 
 def write_survey(

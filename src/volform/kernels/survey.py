@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rich.console import Console
 from rich.progress import Progress
 
-from volform.errors import ConvergenceError, KernelError
+from volform.errors import KernelError
 from volform.geometry import NTP, SP, MuP, Parametrization
-from volform.inference import GGN, Comparison, Evidence, compare, find_map, laplace
+from volform.inference import GGN, Comparison, Evidence, compare, laplace
+from volform.inference.evidence import Level
 from volform.kernels.activation import Activation
 from volform.kernels.architecture import Architecture
 from volform.kernels.finite import finite_evidence
@@ -28,9 +29,8 @@ from volform.kernels.smooth import Erf
 from volform.kernels.training import predict_trained
 from volform.models import condition
 from volform.models.networks import regression
+from volform.operators.base import DENSE_GIB
 
-LAPLACE_LIMIT = 200  # parameters: the search for a mode holds a dense Hessian
-STARTS = 2
 WIDE = 1000  # a width at which priors are told apart for all widths
 
 
@@ -64,8 +64,8 @@ class Entry:
         width: number of units of each hidden layer; `math.inf` for the limit.
         evidence: exact at infinite width, else with the last layer exact; None where the prior has
             no limit.
-        laplace: by Laplace's method with `GGN()` at a mode of the network; None where it was not
-            asked for, or there is none.
+        laplace: by Laplace's method with `GGN()` at the best stationary point of the network that
+            was found; None at infinite width, where it was not asked for, or would not fit.
         nngp: held-out error of the Bayesian posterior, at infinite width.
         ntk: held-out error after training, by the tangent kernel at this width; at infinite width
             only if there is a limit, at finite ones only if there is none.
@@ -118,7 +118,7 @@ class Entry:
             "width": "inf" if math.isinf(self.width) else str(self.width),
             "log Z": f"{log_z} ± {error:.2f}" if error else log_z,
             "trust": record["trust"] or "–",
-            "Laplace": _number(record["laplace"], 2),
+            "Laplace": _judged(record["laplace"], record["laplace_trust"]),
             "NNGP RMSE": _number(record["nngp_rmse"], 4),
             "NNGP lpd": _number(record["nngp_log_density"], 4),
             "NTK RMSE": _number(record["ntk_rmse"], 4),
@@ -131,7 +131,8 @@ class Survey:
     """Architectures by the evidence of one set of data; built by `architectures`.
 
     Attributes:
-        entries: the greatest evidence first, those without one last.
+        entries: the greatest evidence first, then those whose evidence cannot be trusted, then
+            those without one.
         notes: what a reader must know of single entries.
     """
 
@@ -194,7 +195,7 @@ def architectures(
     b_std: float | None = 0.3,
     noise: float = 0.5,
     learned: bool = True,
-    by_laplace: bool = False,
+    by_laplace: bool = True,
     draws: int = 500,
     folds: int = 5,
     key: PRNGKeyArray | None = None,
@@ -219,7 +220,8 @@ def architectures(
         noise: standard deviation of the observations.
         learned: whether these three are where the search for the greatest evidence of each
             infinitely wide network begins, `learn`, and not its values.
-        by_laplace: whether Laplace's method is tried on networks of up to 200 parameters; minutes.
+        by_laplace: whether Laplace's method is put beside, at each finite width: seconds for a
+            network of some thousand parameters, a minute for 10^5.
         draws: number of draws of hidden layers.
         folds: number of folds of held-out rows.
         key: key of draws, folds and searches; `jax.random.key(0)` by default.
@@ -274,7 +276,7 @@ def architectures(
             for entry in study.entries(Candidate(name, values), widths, parametrizations):
                 found.append(entry)
                 bar.advance(task)
-    found.sort(key=lambda e: math.inf if e.evidence is None else -float(e.evidence.log_z))
+    found.sort(key=rank)
     return Survey(tuple(found), tuple(study.notes))
 
 
@@ -347,15 +349,15 @@ class _Study:
         found = finite_evidence(
             network, self.x, self.y, noise=noise, key=self.key, draws=self.draws
         )
-        if not self.by_laplace or found.dim > LAPLACE_LIMIT:
+        if not self.by_laplace:
+            return found, None
+        name = f"{candidate}, {type(scaling).__name__}, width {width}"
+        if found.dim * min(found.dim, self.y.size) * self.x.dtype.itemsize > DENSE_GIB * 2**30:
+            self.notes.append(f"{name}: no Laplace evidence, it would take too much memory")
             return found, None
         posterior = condition(regression(network, noise), self.x, self.y[:, None])
-        fit = find_map(posterior, key=self.key, starts=STARTS, progress=False)
-        try:
-            return found, laplace(fit, curvature=GGN()).evidence
-        except ConvergenceError:
-            self.notes.append(f"{candidate}, width {width}: no Laplace evidence; {fit.verdict}")
-            return found, None
+        approx = laplace(posterior, key=self.key, curvature=GGN(), refuse=False, progress=False)
+        return found, approx.evidence
 
 
 def _require_width(width: Any) -> None:
@@ -364,6 +366,18 @@ def _require_width(width: Any) -> None:
             f"`widths` holds {width!r}; each should be a positive integer, or `math.inf` for the "
             "limit."
         )
+
+
+def rank(entry: Entry) -> tuple[int, float]:
+    """Where an entry stands: 0, 1 or 2 for trusted, poor and no evidence, then by the evidence."""
+    found = entry.evidence
+    if found is None:
+        return 2, 0.0
+    return int(found.trust.level is Level.POOR), -float(found.log_z)
+
+
+def _judged(value: float | None, trust: str | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.2f} ({trust})"
 
 
 def _number(value: float | None, digits: int) -> str:

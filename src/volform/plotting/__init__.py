@@ -14,5 +14,6 @@ from volform.plotting.ranking import evidence as evidence
 from volform.plotting.spectrum import spectrum as spectrum
 from volform.plotting.widths import (
     evidence_by_width as evidence_by_width,
+    kernel_convergence as kernel_convergence,
     tangent_growth as tangent_growth,
 )

@@ -1,16 +1,19 @@
-"""What changes with the width of a network: its evidence, and its neural tangent kernel."""
+"""What changes with the width of a network: its evidence, and its kernels."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.geometry import NTP, SP, MuP, Parametrization
 from volform.inference.evidence import Level
-from volform.kernels import Architecture, Survey, ntk_by_layer
+from volform.kernels import Architecture, Survey, empirical_ntk, ntk_by_layer
+from volform.kernels.composition import Serial
 from volform.kernels.survey import Entry
 from volform.plotting import canvas
 
@@ -167,3 +170,87 @@ def tangent_growth(
     axes[0].set_ylabel("tangent kernel, mean of the diagonal", color=canvas.INK)
     axes[-1].legend(frameon=False, fontsize=8.5)
     return axes
+
+
+def kernel_convergence(
+    architecture: Architecture,
+    x: Float[Array, "n features"],
+    *,
+    widths: Sequence[int] = (16, 64, 256, 1024),
+    draws: int = 20,
+    key: PRNGKeyArray | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw how far the kernels of networks of finite width are from their limits.
+
+    The root of the mean of `|K_width - K|^2 / |K|^2` over draws from the prior in `NTP`: of the
+    covariance of the outputs given the hidden layers (NNGP), and of the empirical tangent kernel
+    (NTK). Both fall like `width^(-1/2)`, which is drawn beside them.
+
+    Args:
+        architecture: depth, activation and prior.
+        x: examples, shape (n, features).
+        widths: numbers of units of each hidden layer.
+        draws: number of networks of each width.
+        key: a random key; `jax.random.key(0)` if left out.
+        ax: matplotlib axes to draw on; by default a new figure.
+
+    Returns:
+        The axes.
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> from volform import kernels as k
+    >>> one = k.Architecture(1, k.Erf())
+    >>> ax = vf.plot.kernel_convergence(one, jnp.eye(2), widths=(4, 16), draws=2)
+    >>> ax.get_ylabel()
+    'relative distance from the limit'
+    """
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
+    ax = canvas.new_axes(1, 4.6, 3.6)[0] if ax is None else ax
+    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    squares = jnp.stack([_squares(architecture.layers(width), x, keys) for width in widths])
+    distances = np.sqrt(squares.mean(1))
+    for column, name in enumerate(("NNGP", "NTK")):
+        ax.loglog(
+            widths,
+            distances[:, column],
+            color=COLORS[column],
+            marker=MARKS[column],
+            linestyle=STYLES[column],
+            label=name,
+        )
+    rate = distances[0].max() * np.sqrt(widths[0] / np.array(widths))
+    ax.loglog(widths, rate, color=canvas.INK, linewidth=0.8, label="$width^{-1/2}$", zorder=0)
+    ax.set_xticks(widths, [str(width) for width in widths])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.set_xlabel("units of each hidden layer", color=canvas.INK)
+    ax.set_ylabel("relative distance from the limit", color=canvas.INK)
+    ax.legend(frameon=False, fontsize=8.5)
+    canvas.plain(ax)
+    return ax
+
+
+@eqx.filter_jit
+def _squares(
+    net: Serial, x: Float[Array, "n features"], keys: PRNGKeyArray
+) -> Float[Array, "draws 2"]:
+    """`|K_width - K|^2 / |K|^2` of both kernels, for each key."""
+    limits = net.kernel(x)
+
+    def one(key: PRNGKeyArray) -> Float[Array, "2"]:
+        params = net.init(key, x.shape)
+
+        def outer(last: Any, x: Array) -> Array:
+            return net.apply((*params[:-1], last), x)
+
+        # In NTP the last layer's parameters have unit variance.
+        found = empirical_ntk(outer, params[-1], x), empirical_ntk(net.apply, params, x)
+        pairs = zip(found, limits, strict=True)
+        return jnp.stack(
+            [jnp.sum((part - limit) ** 2) / jnp.sum(limit**2) for part, limit in pairs]
+        )
+
+    return jax.lax.map(one, keys)
