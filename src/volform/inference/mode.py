@@ -276,9 +276,9 @@ def require_room(posterior: Posterior) -> None:
     if gib > DENSE_GIB:
         raise SizeError(
             f"`posterior` has {posterior.dim:,} parameters, whose Hessian would take {gib:.0f} GiB "
-            f"where {DENSE_GIB:.0f} are allowed. Train it with an optimizer such as optax's, and "
-            "give the end to `vf.laplace(posterior, at=values, curvature=GGN(), "
-            "structure=Kronecker())`, which forms no matrix of all parameters."
+            f"where {DENSE_GIB:.0f} are allowed. `vf.laplace(posterior, curvature=GGN(), "
+            "structure=Kronecker())` forms no matrix of all parameters: it searches a mode by "
+            "itself, or takes the end of a training, `at=values`."
         )
 
 
