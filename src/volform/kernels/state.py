@@ -97,7 +97,7 @@ def of_examples(x1: Examples, x2: Examples, pairs: Pairs, *, is_same: Any) -> St
     """The state of given examples, with `x1 . x2 / channels` as covariance of two pixels."""
     shape, within = x1.shape[1:], ()
     if _is_of_vectors(x1, pairs):
-        moments = of_inputs(x1, x2)
+        moments = of_inputs(x1, x2, is_same)
     else:
         x1, x2 = (x.reshape(len(x), -1, x.shape[-1]) for x in (x1, x2))
         moments = _of_equal_pixels(x1, x2) if pairs is Pairs.EQUAL else _of_all_pixels(x1, x2)
