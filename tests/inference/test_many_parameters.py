@@ -32,7 +32,7 @@ X, Y = RNG.normal(size=(20, 3)), RNG.normal(size=20)
 
 
 def network(likelihood: Callable, y: Any, outputs: int = 1) -> tuple[vf.models.Posterior, Any]:
-    net = nn.MLP(widths=(30,), outputs=outputs, activation=jnp.tanh)
+    net = nn.MLP(widths=(60,), outputs=outputs, activation=jnp.tanh)
     posterior = vf.condition(nn.supervised(net, likelihood), jnp.asarray(X), jnp.asarray(y))
     return posterior, posterior.unconstrain(net.init(jax.random.key(1), 3))
 

@@ -12,7 +12,7 @@ from volform.inference.splitting import Split
 from volform.operators.base import DENSE_GIB
 from volform.operators.structured import LowRank
 
-FEWEST = 1000  # parameters, up to which a matrix costs nothing
+FEWEST = 1000  # parameters, up to which a matrix costs little
 
 
 def by_rows(split: Split, rest: Float[Array, " d"]) -> LowRank | None:
@@ -22,13 +22,13 @@ def by_rows(split: Split, rest: Float[Array, " d"]) -> LowRank | None:
     `V = R^(-1/2) C^T U diag(lambda)^(-1/2)`, and `log det P = log det R + sum log(1 + lambda)`:
     exact, at a cost of O(m^2 d) and not O(d^3).
 
-    None where rows are no fewer than half of the parameters, too many for the memory, or R or L
-    are not positive.
+    None where rows are more than a quarter of the parameters, or too many for the memory, or where
+    R or L are not positive.
     """
     moving = np.asarray(_moving(split))
     rows, d = int(moving.sum()), split.u.size
     gib = rows * d * split.u.dtype.itemsize / 2**30
-    if 2 * rows > d or gib > DENSE_GIB or not bool(jnp.all(rest > 0)):
+    if 4 * rows > d or gib > DENSE_GIB or not bool(jnp.all(rest > 0)):
         return None
     directions, values, lowest = _directions(split, rest, jnp.asarray(np.flatnonzero(moving)))
     if not bool(lowest >= 0):

@@ -46,8 +46,8 @@ class Structure(eqx.Module):
 class Full(Structure):
     """All of it: invariant under every reparametrization.
 
-    A dense matrix, but above 1,000 parameters by the rows of J where there are fewer than half as
-    many and the rest is diagonal, as with independent priors: exact too, in O(rows^2 parameters).
+    A dense matrix, but above 1,000 parameters by the rows of J where those are at most a quarter
+    and the rest is diagonal, as with independent priors: exact too, in O(rows^2 parameters).
     """
 
     def precision(self, split: Split) -> lx.AbstractLinearOperator:

@@ -38,11 +38,10 @@ def settle(
 ) -> Position:
     """Newton's method by conjugate gradients in a trust region (Steihaug 1983).
 
-    Distances are measured by the metric, which is the preconditioner: with a metric that is known
-    at u as a diagonal or in blocks the path is the same in all coordinates.
+    Distances are measured by the metric at u, which is the preconditioner too, so that the units
+    of the coordinates do not matter.
     """
     loss = jax.value_and_grad(lambda u: objective(u, posterior))
-
     rounding = 100 * float(jnp.finfo(start.dtype).eps)
 
     def unfinished(state: Position) -> Bool[Array, ""]:

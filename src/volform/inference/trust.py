@@ -52,7 +52,7 @@ class Attempt(eqx.Module):
         actual = values[0] - values[1]
         blind = self.promise < rounding * (1.0 + jnp.abs(values[0]))
         accept = jnp.where(blind, slopes[1] < slopes[0], actual > 1e-4 * self.promise)
-        accept = accept & jnp.isfinite(values[1])
+        accept = accept & jnp.isfinite(values[1]) & jnp.isfinite(slopes[1])
         wider = jnp.where(actual > 0.75 * self.promise, 2.0 * length, 0.0)
         radius = jnp.where(accept, jnp.maximum(self.radius, wider), 0.25 * length)
         is_first = self.steps == 0

@@ -352,7 +352,8 @@ class _Study:
         if not self.by_laplace:
             return found, None
         name = f"{candidate}, {type(scaling).__name__}, width {width}"
-        if found.dim * min(found.dim, self.y.size) * self.x.dtype.itemsize > DENSE_GIB * 2**30:
+        rows = self.y.size if 4 * self.y.size <= found.dim else found.dim
+        if found.dim * rows * self.x.dtype.itemsize > DENSE_GIB * 2**30:
             self.notes.append(f"{name}: no Laplace evidence, it would take too much memory")
             return found, None
         posterior = condition(regression(network, noise), self.x, self.y[:, None])
