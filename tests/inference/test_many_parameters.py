@@ -162,6 +162,7 @@ def test_search_ends_at_the_mode(metric: Any) -> None:
     assert fit.converged
     assert found.converged is False  # no Hessian, no verdict
     assert found.gradient_norm < 1e-8
+    assert 10 < found.cost.gradients < 1000
     assert_allclose(found.at.u, fit.at.u, atol=1e-8)
 
 

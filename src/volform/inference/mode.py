@@ -53,11 +53,13 @@ class Place(eqx.Module):
         posterior: the posterior.
         at: -log q^G there to first order.
         verdict: what kind of point it is, with the reason.
+        cost: evaluations of the search.
     """
 
     posterior: Posterior
     at: Point
     verdict: diagnosis.Verdict
+    cost: Cost
 
     @property
     def values(self) -> dict[str, Any]:
@@ -79,11 +81,6 @@ class Place(eqx.Module):
         """Whether this is a strict local maximum of q^G, to tolerance."""
         return isinstance(self.verdict, diagnosis.Minimum)
 
-    @property
-    def cost(self) -> Cost:
-        """Evaluations of the search."""
-        return Cost(0, 1)
-
     def __repr__(self) -> str:
         return "\n".join([*self._rows("Point"), f"  {self.verdict}"])
 
@@ -104,9 +101,11 @@ class MAP(Place):
         posterior: the posterior that was maximized.
         at: expansion of -log q^G at the mode: gradient, Hessian, metric, spectrum of E = G^-1 H.
         verdict: what kind of point it is, with the reason.
+        cost: evaluations of the search.
         modes: the distinct strict modes that the starts ended in, the best first.
         starts: how many searches there were that ended at a finite density.
-        steps: steps of BFGS (all starts together) and of Newton.
+        steps: steps of BFGS, or gradients and Hessian products above 1,000 parameters (all starts
+            together), and steps of Newton.
         tolerance: bound on the gradient norm, or on the Newton decrement, that was asked for.
     """
 
@@ -120,12 +119,6 @@ class MAP(Place):
     def eigenvalues(self) -> Float[Array, " d"]:
         """Eigenvalues of E = G^-1 H in ascending order; invariant."""
         return self.at.eigenvalues
-
-    @property
-    def cost(self) -> Cost:
-        """Evaluations of the search."""
-        descent, newton = self.steps
-        return Cost(0, descent + newton * (self.posterior.dim + 1))
 
     def __repr__(self) -> str:
         rows = self._rows("MAP")
@@ -226,7 +219,8 @@ def find_map(
     verdict = diagnosis.judge(posterior, best, tolerance, max_steps)
     warn_of_precision(best.at)
     steps = int(counts.sum()), int(found.steps.sum())
-    return MAP(posterior, best.at, verdict, tuple(modes), len(ends), steps, tolerance)
+    cost = Cost(0, steps[0] + steps[1] * (posterior.dim + 1))
+    return MAP(posterior, best.at, verdict, cost, tuple(modes), len(ends), steps, tolerance)
 
 
 def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool) -> Place:
@@ -256,7 +250,8 @@ def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool)
             diagnosis.explain_no_start(posterior, points)
         end = min(finite, key=lambda end: float(end.value))
         at = locate(posterior, end.u)
-    return Place(posterior, at, _judged(end, float(at.gradient_norm), tolerance))
+    cost = Cost(0, sum(int(end.gradients) for end in ends))
+    return Place(posterior, at, _judged(end, float(at.gradient_norm), tolerance), cost)
 
 
 def _judged(end: Position, gradient_norm: float, tolerance: float) -> diagnosis.Verdict:
@@ -298,7 +293,8 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     if isinstance(verdict, diagnosis.Unfinished):
         verdict = _not_level(at)
     warn_of_precision(at)
-    return MAP(posterior, at, verdict, (), 1, (0, 0), tolerance)
+    cost = Cost(0, posterior.dim + 1)
+    return MAP(posterior, at, verdict, cost, (), 1, (0, 0), tolerance)
 
 
 def place_at(posterior: Posterior, values: Mapping[str, Any]) -> Place:
@@ -311,8 +307,8 @@ def place_at(posterior: Posterior, values: Mapping[str, Any]) -> Place:
     at = locate(posterior, posterior.layout.unconstrain(values, "at"))
     _require_density(posterior, at)
     if float(at.gradient_norm) < default_tolerance(at.u.dtype):
-        return Place(posterior, at, diagnosis.Stationary())
-    return Place(posterior, at, _not_level(at))
+        return Place(posterior, at, diagnosis.Stationary(), Cost(0, 1))
+    return Place(posterior, at, _not_level(at), Cost(0, 1))
 
 
 def _not_level(at: Point) -> diagnosis.Unfinished:

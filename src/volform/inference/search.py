@@ -72,7 +72,7 @@ def descend(
     """Optimistix's BFGS on -log q^G from every start at once; above 1,000 parameters `settle`."""
     if posterior.dim > 1000:
         ends = jax.lax.map(lambda start: settle(posterior, start, 1e-4, max_steps), starts)
-        return ends.u, ends.attempt.steps
+        return ends.u, ends.gradients
     solver = optx.BFGS(rtol=1e-4, atol=1e-4)
 
     def run(start: Float[Array, " d"]) -> tuple[Float[Array, " d"], Int[Array, ""]]:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from volform.inference.local import objective
 from volform.inference.trust import Attempt, first_attempt
@@ -24,12 +24,14 @@ class Position(eqx.Module):
         value: l = -log q^G there.
         gradient: its slope in coordinates orthonormal at u, which is that of the step too.
         attempt: the step to try next.
+        gradients: gradients and products with the Hessian so far.
     """
 
     u: Float[Array, " d"]
     value: Float[Array, ""]
     gradient: Float[Array, " d"]
     attempt: Attempt
+    gradients: Int[Array, ""]
 
 
 @eqx.filter_jit
@@ -62,11 +64,13 @@ def settle(
             (trial, value, slope),
             (state.u, state.value, state.gradient),
         )
-        found = _step(_product(posterior, u), slope, radius, tolerance)
-        return Position(u, value, slope, Attempt(*found, radius, attempt.steps + 1, stalled))
+        product = _product(posterior, u)
+        move, promise, decrement, products = _step(product, slope, radius, tolerance)
+        following = Attempt(move, promise, decrement, radius, attempt.steps + 1, stalled)
+        return Position(u, value, slope, following, state.gradients + 1 + products)
 
     zero, nowhere = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
-    initial = Position(start, nowhere, zero, first_attempt(start))
+    initial = Position(start, nowhere, zero, first_attempt(start), jnp.array(0))
     return jax.lax.while_loop(unfinished, step, initial)
 
 
@@ -82,8 +86,8 @@ def _step(
     gradient: Float[Array, " d"],
     radius: Float[Array, ""],
     tolerance: float,
-) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""]]:
-    """The step, the decrease that it promises, and the decrement where it is Newton's."""
+) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
+    """The step, its promise, the decrement where it is Newton's, and the number of products."""
     size = jnp.linalg.norm(gradient)
     close = jnp.maximum(jnp.minimum(0.5, jnp.sqrt(size)) * size, 1e-3 * tolerance)
 
@@ -106,10 +110,10 @@ def _step(
 
     zero = jnp.zeros_like(gradient)
     initial = zero, zero, gradient, -gradient, jnp.array(False), jnp.array(0)
-    move, image, _, _, is_outside, _ = jax.lax.while_loop(unfinished, step, initial)
+    move, image, _, _, is_outside, count = jax.lax.while_loop(unfinished, step, initial)
     decrement = jnp.sqrt(jnp.maximum(-(gradient @ move), 0.0))
     promise = -(gradient @ move + 0.5 * move @ image)
-    return move, promise, jnp.where(is_outside, jnp.inf, decrement)
+    return move, promise, jnp.where(is_outside, jnp.inf, decrement), count
 
 
 def _to_boundary(
