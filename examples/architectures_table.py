@@ -22,7 +22,7 @@ jax.config.update("jax_enable_x64", True)
 
 
 def survey(
-    patients: int, learned: bool = True, by_laplace: bool = True, out: Path | None = None
+    patients: int, learned: bool = True, out: Path | None = None, quick: bool = False
 ) -> k.Survey:
     """Architectures on the first patients, standardized; a picture in `out`."""
     x, y = load_diabetes(return_X_y=True)
@@ -31,11 +31,12 @@ def survey(
     found = k.architectures(
         jnp.asarray(x),
         jnp.asarray(y),
+        activations={"erf": k.Erf()} if quick else None,
         depths=(1,),
         widths=(32, math.inf),
         noise=0.7,
         learned=learned,
-        by_laplace=by_laplace,
+        by_laplace=not quick,
         draws=200,
         progress=False,
     )

@@ -44,7 +44,7 @@ def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.
         keep_compiled,
         (str(out / ".compiled"),),
     ) as pool:
-        of_networks = pool.submit(networks.survey, 20 if quick else 60, False, not quick, out)
+        of_networks = pool.submit(networks.survey, 20 if quick else 60, False, out, quick)
         of_schools = [
             pool.submit(schools.fit, prior, spelling, not quick, shown.get(prior))
             for prior in priors
@@ -113,7 +113,7 @@ def draw_evidence(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of pictures")
-    parser.add_argument("--quick", action="store_true", help="fewer spellings, first order only")
+    parser.add_argument("--quick", action="store_true", help="fewer of a kind, first order only")
     options = parser.parse_args()
     begin, console = time.monotonic(), Console(width=110)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def main() -> None:
     console.print(regression.table(of_noise))
     regression.check(of_noise, 40)
     console.print("Neural networks on the diabetes data, the best first")
-    console.print(repr(of_networks), markup=False, highlight=False)
+    console.print(repr(of_networks), markup=False, highlight=False, soft_wrap=True)
     draw_evidence(options.out / "evidence.png", of_schools, of_noise)
     console.print(f"{time.monotonic() - begin:.0f} seconds. Pictures in {options.out.resolve()}:")
     for path in sorted(options.out.glob("*.png")):

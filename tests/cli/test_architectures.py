@@ -31,7 +31,7 @@ def run(*arguments: str) -> int:
 
 def test_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     choices = ("--depth", "1", "--activation", "erf", "--width", "8,inf", "--folds", "2")
-    assert run(*choices, *FIXED, "--draws", "100", "--out", "out") == 0
+    assert run(*choices, *FIXED, "--no-laplace", "--draws", "100", "--out", "out") == 0
     printed = capsys.readouterr().out
     assert "data.csv: 20 rows, 2 features, standardized; log Z of `y` in its own" in printed
     assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.4" in printed
