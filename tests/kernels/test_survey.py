@@ -249,6 +249,17 @@ def test_laplace_in_a_survey(monkeypatch):
     )
 
 
+def test_architectures_whose_evidence_has_no_maximum():
+    """Without noise in the data that of erf rises on and on; that of relu does not."""
+    x = np.linspace(-2.0, 2.0, 20)[:, None]
+    given = {"depths": (1,), "widths": (math.inf,), "parametrizations": (nn.NTP(),)}
+    found = k.architectures(x, np.sin(2.0 * x[:, 0]), **given)
+    assert [entry.candidate.activation for entry in found.entries] == ["relu"]
+    assert found.notes[0].startswith("erf, depth 1: left out. `architecture` Architecture(")
+    with pytest.raises(ConvergenceError, match="reached no maximum of the evidence"):
+        k.architectures(x, np.sin(2.0 * x[:, 0]), activations={"erf": k.Erf()}, **given)
+
+
 def test_poor_rows_come_behind(survey):
     trust = k.finite_evidence(ONE.network(2), X, 9 * Y, noise=0.1, draws=100).trust
     assert trust.level.value == "poor"

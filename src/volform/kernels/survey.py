@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rich.console import Console
 from rich.progress import Progress
 
-from volform.errors import KernelError
+from volform.errors import ConvergenceError, KernelError
 from volform.geometry import NTP, SP, MuP, Parametrization
 from volform.inference import GGN, Comparison, Evidence, compare, laplace
 from volform.inference.evidence import Level
@@ -235,7 +235,8 @@ def architectures(
         KernelError: when there is no activation, depth, width or parametrization, a width is no
             positive integer, or as for `evidence` and `finite_evidence`.
         NetworkError: when a depth, activation or standard deviation is none.
-        ConvergenceError: when no maximum of the evidence was reached.
+        ConvergenceError: when no architecture's evidence reached a maximum; those whose evidence
+            did not are left out, and named in `notes`.
 
     >>> import math
     >>> import jax.numpy as jnp
@@ -263,6 +264,7 @@ def architectures(
     key = jax.random.key(0) if key is None else key
     study = _Study(jnp.asarray(x), jnp.asarray(y), key, draws, folds, by_laplace, [])
     found: list[Entry] = []
+    failed: ConvergenceError | None = None
     console = Console(stderr=True)
     with Progress(
         console=console, transient=True, disable=not (progress and console.is_terminal)
@@ -272,10 +274,17 @@ def architectures(
         for name, depth in cases:
             bar.update(task, description=f"{name}, depth {depth}")
             start = Architecture(depth, activations[name], w_std, b_std)
-            values = learn(start, x, y, noise=noise) if learned else Learned(start, noise)
+            try:
+                values = learn(start, x, y, noise=noise) if learned else Learned(start, noise)
+            except ConvergenceError as error:
+                failed = error
+                study.notes.append(f"{name}, depth {depth}: left out. {error}")
+                continue
             for entry in study.entries(Candidate(name, values), widths, parametrizations):
                 found.append(entry)
                 bar.advance(task)
+    if failed is not None and not found:
+        raise failed
     found.sort(key=rank)
     return Survey(tuple(found), tuple(study.notes))
 
