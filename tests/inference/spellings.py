@@ -15,6 +15,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.transforms import Transform
 
 import volform as vf
 from volform.geometry import DiagonalField, MatrixField
@@ -207,3 +208,29 @@ def in_psi_for_positive_theta(problem: Problem) -> None:
     log_theta, log_det = problem.chart(psi)
     numpyro.deterministic("theta", jnp.exp(log_theta))
     numpyro.factor("density", problem.log_density(log_theta) + log_det)
+
+
+# --- A chart as NumPyro has them
+
+
+class Spelled(Transform):
+    """`w = w0 + A (f(z) - f(z0))` on vectors, with `f(z) = z + c sinh(z)` and z0 = 1/2."""
+
+    domain = codomain = constraints.independent(constraints.real, 1)
+
+    def __init__(self, w0: Any, matrix: Any, c: Any):
+        self.w0, self.matrix, self.c = w0, matrix, c
+
+    def __call__(self, z: Any) -> Any:
+        bent = z - 0.5 + self.c * (jnp.sinh(z) - jnp.sinh(0.5))
+        return self.w0 + self.matrix @ bent
+
+    def _inverse(self, w: Any) -> Any:
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, z: Any, w: Any, intermediates: Any = None) -> Any:
+        slopes = jnp.log1p(self.c * jnp.cosh(z))
+        return jnp.linalg.slogdet(self.matrix)[1] + jnp.sum(slopes)
+
+    def tree_flatten(self) -> Any:
+        return (self.w0, self.matrix, self.c), (("w0", "matrix", "c"), {})

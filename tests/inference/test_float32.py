@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal
 
 import volform as vf
+from volform import networks as nn
 from volform.errors import PrecisionWarning
 
 pytestmark = pytest.mark.float32
@@ -88,3 +89,14 @@ def test_badly_conditioned_regression_warns_once() -> None:
         ).evidence
     assert np.isfinite(evidence.log_z)
     assert len(caught) == 1
+
+
+def test_search_without_hessians() -> None:
+    """1,501 parameters, of a network whose evidence in float64 is -40.845."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(20, 3)), jnp.float32)
+    net = nn.MLP(widths=(300,), activation=jnp.tanh, b_std=1.0)
+    posterior = vf.condition(nn.regression(net, 0.3), x, x[:, :1] - x[:, 1:2])
+    found = vf.laplace(posterior, curvature=vf.GGN())
+    assert found.precision.in_structure().dtype == jnp.float32
+    assert_allclose(found.evidence.log_z, -40.845, atol=0.01)

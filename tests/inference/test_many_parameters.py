@@ -9,7 +9,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose
+from tests.inference.spellings import Spelled
 
 import volform as vf
 from volform import kernels as k, networks as nn
@@ -143,6 +145,36 @@ def test_evidence_is_that_of_the_network_linearized() -> None:
     assert_allclose(found.evidence.log_z, exact, rtol=1e-10)
 
 
+def in_a_chart(x: Any, y: Any, chart: Spelled) -> None:
+    prior = dist.Normal(0.0, 1.0).expand(chart.w0.shape).to_event(1)
+    z = numpyro.sample("z", dist.TransformedDistribution(prior, chart.inv))
+    w = numpyro.deterministic("w", chart(z))
+    numpyro.sample("y", dist.Normal(jnp.tanh(x @ w), 0.5), obs=y)
+
+
+@settings(max_examples=5)
+@given(bend=st.floats(0.0, 0.8), seed=st.integers(0, 2**16))
+def test_rows_and_search_in_any_coordinates(bend: float, seed: int) -> None:
+    """`w = w0 + A (f(z) - f(z0))`, A diagonal: at any point, and where the search ends."""
+    rng = np.random.default_rng(seed)
+    x, w0 = jnp.asarray(rng.normal(size=(6, 40)) / 6), jnp.asarray(rng.normal(size=40))
+    plain = Spelled(w0, jnp.eye(40), 0.0)
+    bent = Spelled(w0, jnp.diag(jnp.asarray(rng.uniform(0.3, 3.0, 40))), bend)
+    model, found = vf.attach(in_a_chart, {"w": vf.Euclidean()}), []
+    for chart in (plain, bent):
+        posterior = vf.condition(model, x, jnp.tanh(x @ w0), chart)
+        split = GGN().split(posterior, jnp.full(40, 0.5))
+        rest = rest_diagonal(split)
+        assert rest is not None
+        rows = by_rows(split, rest)
+        assert rows is not None
+        end = settle(posterior, split.u, 1e-8, 200)
+        volume = logdet(posterior.metric(split.u))
+        found.append([logdet(rows) - volume, end.value])
+        assert jnp.linalg.norm(end.gradient) < 1e-8
+    assert_allclose(found[1], found[0], rtol=1e-8)
+
+
 # --- The search
 
 
@@ -205,6 +237,6 @@ def test_a_singular_metric_is_named_at_given_values() -> None:
         numpyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
 
     flat = vf.condition(vf.attach(model, vf.LikelihoodFisher()), jnp.array([1.0]))
-    for given in ({}, {"curvature": GGN()}):
+    for chosen in ({}, {"curvature": GGN()}):
         with pytest.raises(SingularMetricError, match="rank 1 of 2"):
-            vf.laplace(flat, at={"a": jnp.zeros(2)}, **given)
+            vf.laplace(flat, at={"a": jnp.zeros(2)}, **chosen)

@@ -11,8 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
-from numpyro.distributions import constraints
-from numpyro.distributions.transforms import Transform
+from tests.inference.spellings import Spelled
 
 import volform as vf
 from volform import networks as nn
@@ -183,29 +182,6 @@ def test_kronecker_factors_by_loops(case: Case) -> None:
 
 
 # --- Which reparametrizations leave them alone
-
-
-class Spelled(Transform):
-    """`w = w0 + A (f(z) - f(z0))` on vectors, with `f(z) = z + c sinh(z)` and z0 = 1/2."""
-
-    domain = codomain = constraints.independent(constraints.real, 1)
-
-    def __init__(self, w0: Any, matrix: Any, c: Any):
-        self.w0, self.matrix, self.c = w0, matrix, c
-
-    def __call__(self, z: Any) -> Any:
-        bent = z - 0.5 + self.c * (jnp.sinh(z) - jnp.sinh(0.5))
-        return self.w0 + self.matrix @ bent
-
-    def _inverse(self, w: Any) -> Any:
-        raise NotImplementedError
-
-    def log_abs_det_jacobian(self, z: Any, w: Any, intermediates: Any = None) -> Any:
-        slopes = jnp.log1p(self.c * jnp.cosh(z))
-        return jnp.linalg.slogdet(self.matrix)[1] + jnp.sum(slopes)
-
-    def tree_flatten(self) -> Any:
-        return (self.w0, self.matrix, self.c), (("w0", "matrix", "c"), {})
 
 
 SMALL = nn.MLP(widths=(2,), b_std=1.0)

@@ -15,7 +15,13 @@ from tests.kernels.nets import X2, X, around
 
 import volform as vf
 from volform import kernels as k, networks as nn
-from volform.errors import ConvergenceError, KernelError, NetworkError
+from volform.errors import (
+    ConvergenceError,
+    DataError,
+    KernelError,
+    NetworkError,
+    OperatorError,
+)
 from volform.kernels.finite import _log_density
 from volform.kernels.survey import rank
 from volform.models.facts import facts_of
@@ -241,7 +247,7 @@ def test_laplace_in_a_survey(monkeypatch):
     own = vf.laplace(posterior, curvature=vf.GGN()).evidence
     np.testing.assert_allclose(sp.log_z, own.log_z, rtol=1e-8)
     assert by["SP", 40].cells["Laplace"] == f"{float(own.log_z):.2f} ({own.trust.level.value})"
-    monkeypatch.setattr("volform.kernels.survey.DENSE_GIB", 1e-6)
+    monkeypatch.setattr("volform.operators.base.DENSE_GIB", 1e-6)
     found = k.architectures(X, Y, widths=(40,), **given)
     assert found.entries[0].laplace is None
     assert found.notes == (
@@ -284,6 +290,12 @@ def test_picture_of_the_limit():
     for line in ax.get_lines()[:2]:
         first, last = line.get_ydata()
         assert abs(np.log(last / first) / np.log(16) + 0.5) < 0.1
+    with pytest.raises(DataError, match="`x` holds 24 entries that are NaN"):
+        vf.plot.kernel_convergence(ONE, np.nan * X)
+    with pytest.raises(KernelError, match=r"`widths` is \(\); it should hold at least one"):
+        vf.plot.kernel_convergence(ONE, X, widths=())
+    with pytest.raises(OperatorError, match="`draws` of kernel_convergence is 0"):
+        vf.plot.kernel_convergence(ONE, X, draws=0)
 
 
 @pytest.mark.parametrize(

@@ -299,11 +299,16 @@ def _accepted(target: Place, curvature: Curvature | None, given: bool, refuse: b
     is_indefinite = isinstance(verdict, Saddle | Flat)
     accepted = curvature is not None if is_indefinite else given
     if refuse and not accepted:
+        other = (
+            "or `curvature=GGN()`, which is positive definite at saddles of networks too"
+            if curvature is None
+            else "or train the model yourself and give the end in `at=`"
+        )
         raise (SaddleError if is_indefinite else ConvergenceError)(
             f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
             f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
-            "`find_map`, another metric, or `curvature=GGN()`, which is positive definite at "
-            "saddles of networks too; `refuse=False` goes on and says so in the result."
+            f"`find_map`, another metric, {other}; `refuse=False` goes on and says so in the "
+            "result."
         )
     return str(verdict)
 

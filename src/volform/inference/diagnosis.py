@@ -10,7 +10,7 @@ from numpyro.distributions.transforms import IdentityTransform
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.models import Posterior
-from volform.operators.base import DENSE_GIB
+from volform.operators.base import fits
 
 _Matrix = Any
 
@@ -195,7 +195,7 @@ def require_metric(posterior: Posterior, u: Any, gram: _Matrix) -> None:
 
 def require_metric_at(posterior: Posterior, u: Any) -> None:
     """`require_metric`, unless its matrix would be too large to form."""
-    if posterior.dim**2 * u.dtype.itemsize <= DENSE_GIB * 2**30:
+    if fits(posterior.dim, posterior.dim, u.dtype):
         require_metric(posterior, u, np.asarray(_gram(posterior, u)))
 
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from volform.inference.splitting import Split
-from volform.operators.base import DENSE_GIB
+from volform.operators.base import fits
 from volform.operators.structured import LowRank
 
 FEWEST = 1000  # parameters, up to which a matrix costs little
@@ -27,13 +27,17 @@ def by_rows(split: Split, rest: Float[Array, " d"]) -> LowRank | None:
     """
     moving = np.asarray(_moving(split))
     rows, d = int(moving.sum()), split.u.size
-    gib = rows * d * split.u.dtype.itemsize / 2**30
-    if 4 * rows > d or gib > DENSE_GIB or not bool(jnp.all(rest > 0)):
+    if not (is_few(rows, d) and fits(rows, d, split.u.dtype) and bool(jnp.all(rest > 0))):
         return None
     directions, values, lowest = _directions(split, rest, jnp.asarray(np.flatnonzero(moving)))
     if not bool(lowest >= 0):
         return None
     return LowRank(lx.DiagonalLinearOperator(rest), directions, values)
+
+
+def is_few(rows: int, parameters: int) -> bool:
+    """Whether a matrix of the rows of J is worth its detour."""
+    return 4 * rows <= parameters
 
 
 @eqx.filter_jit

@@ -18,7 +18,7 @@ from volform.inference.progress import waiting
 from volform.inference.search import End, descend, prior_draws, refine, starting_points
 from volform.inference.truncated import Position, settle
 from volform.models import Posterior
-from volform.operators.base import DENSE_GIB
+from volform.operators.base import DENSE_GIB, fits, gib_of
 
 LARGE = 200  # parameters, up to which a Hessian costs little
 STARTS, STEPS = 3, 500  # of a search without Hessians
@@ -258,6 +258,8 @@ def _judged(end: Position, gradient_norm: float, tolerance: float) -> diagnosis.
     if min(gradient_norm, float(end.attempt.decrement)) < tolerance:
         return diagnosis.Stationary()
     size = f"its gradient norm is {gradient_norm:.2g}"
+    if end.u.dtype != jnp.float64:
+        size += f" in `{end.u.dtype}`, which may hold too few digits"
     if int(end.attempt.steps) >= STEPS:
         return diagnosis.Unfinished(f"{STEPS} steps of Newton's method taken, and {size}")
     return diagnosis.Unfinished(
@@ -267,8 +269,8 @@ def _judged(end: Position, gradient_norm: float, tolerance: float) -> diagnosis.
 
 def require_room(posterior: Posterior) -> None:
     """Raises SizeError where the Hessian of all parameters would take too much memory."""
-    gib = posterior.dim**2 * jnp.dtype(float).itemsize / 2**30
-    if gib > DENSE_GIB:
+    if not fits(posterior.dim, posterior.dim, float):
+        gib = gib_of(posterior.dim, posterior.dim, float)
         raise SizeError(
             f"`posterior` has {posterior.dim:,} parameters, whose Hessian would take {gib:.0f} GiB "
             f"where {DENSE_GIB:.0f} are allowed. `vf.laplace(posterior, curvature=GGN(), "

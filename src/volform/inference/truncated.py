@@ -89,7 +89,8 @@ def _step(
 ) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""], Int[Array, ""]]:
     """The step, its promise, the decrement where it is Newton's, and the number of products."""
     size = jnp.linalg.norm(gradient)
-    close = jnp.maximum(jnp.minimum(0.5, jnp.sqrt(size)) * size, 1e-3 * tolerance)
+    # Closer than a tenth of the gradient, by which a step that is not stalled decreases it.
+    close = jnp.maximum(jnp.minimum(0.05, jnp.sqrt(size)) * size, 1e-3 * tolerance)
 
     def unfinished(state: Any) -> Bool[Array, ""]:
         _, _, residual, _, is_outside, count = state

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from volform.errors import ConvergenceError, KernelError
 from volform.geometry import NTP, SP, MuP, Parametrization
 from volform.inference import GGN, Comparison, Evidence, compare, laplace
+from volform.inference.dual import is_few
 from volform.inference.evidence import Level
 from volform.kernels.activation import Activation
 from volform.kernels.architecture import Architecture
@@ -29,7 +30,7 @@ from volform.kernels.smooth import Erf
 from volform.kernels.training import predict_trained
 from volform.models import condition
 from volform.models.networks import regression
-from volform.operators.base import DENSE_GIB
+from volform.operators.base import fits
 
 WIDE = 1000  # a width at which priors are told apart for all widths
 
@@ -279,6 +280,7 @@ def architectures(
             except ConvergenceError as error:
                 failed = error
                 study.notes.append(f"{name}, depth {depth}: left out. {error}")
+                bar.advance(task, len(widths) * len(parametrizations))
                 continue
             for entry in study.entries(Candidate(name, values), widths, parametrizations):
                 found.append(entry)
@@ -361,8 +363,8 @@ class _Study:
         if not self.by_laplace:
             return found, None
         name = f"{candidate}, {type(scaling).__name__}, width {width}"
-        rows = self.y.size if 4 * self.y.size <= found.dim else found.dim
-        if found.dim * rows * self.x.dtype.itemsize > DENSE_GIB * 2**30:
+        rows = self.y.size if is_few(self.y.size, found.dim) else found.dim
+        if not fits(rows, found.dim, self.x.dtype):
             self.notes.append(f"{name}: no Laplace evidence, it would take too much memory")
             return found, None
         posterior = condition(regression(network, noise), self.x, self.y[:, None])

@@ -210,13 +210,23 @@ def check_positive(number: Any, argument: str, function: str) -> None:
 
 def check_dense(rows: int, columns: int, dtype: DTypeLike) -> None:
     """Refuse to form a (rows, columns) matrix of more than 8 GiB."""
-    needed = rows * columns * jnp.dtype(dtype).itemsize / 2**30
-    if needed > DENSE_GIB:
+    if not fits(rows, columns, dtype):
+        needed = _short(gib_of(rows, columns, dtype))
         raise SizeError(
             f"A matrix of the `operator`, of shape ({rows}, {columns}), would take "
-            f"{_short(needed)} GiB, more than the {_short(DENSE_GIB)} GiB allowed; use "
+            f"{needed} GiB, more than the {_short(DENSE_GIB)} GiB allowed; use "
             "`by=Krylov(key)`, which needs products with vectors only."
         )
+
+
+def fits(rows: int, columns: int, dtype: DTypeLike) -> bool:
+    """Whether a (rows, columns) matrix takes no more than 8 GiB."""
+    return gib_of(rows, columns, dtype) <= DENSE_GIB
+
+
+def gib_of(rows: int, columns: int, dtype: DTypeLike) -> float:
+    """Memory of a (rows, columns) matrix, in GiB."""
+    return rows * columns * jnp.dtype(dtype).itemsize / 2**30
 
 
 def _short(number: float) -> str:

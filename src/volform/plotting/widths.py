@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.errors import KernelError
 from volform.geometry import NTP, SP, MuP, Parametrization
 from volform.inference.evidence import Level
 from volform.kernels import Architecture, Survey, empirical_ntk, ntk_by_layer
+from volform.kernels.checking import require_inputs
 from volform.kernels.composition import Serial
 from volform.kernels.survey import Entry
+from volform.operators.base import check_positive
 from volform.plotting import canvas
 
 if TYPE_CHECKING:
@@ -198,6 +201,15 @@ def kernel_convergence(
     Returns:
         The axes.
 
+    Raises:
+        DataError: when `x` is empty, not finite, of integers or of the wrong shape.
+        KernelError: when there is no width.
+        NetworkError: when a width is no positive integer.
+        OperatorError: when `draws` is below one.
+
+    References:
+        Hanin & Nica (2020), Finite depth and width corrections to the neural tangent kernel.
+
     >>> import jax.numpy as jnp, volform as vf
     >>> from volform import kernels as k
     >>> one = k.Architecture(1, k.Erf())
@@ -207,6 +219,10 @@ def kernel_convergence(
     """
     from matplotlib.ticker import LogLocator  # noqa: PLC0415
 
+    x = require_inputs(x, "x")
+    check_positive(draws, "draws", "kernel_convergence")
+    if not widths:
+        raise KernelError(f"`widths` is {widths!r}; it should hold at least one number of units.")
     ax = canvas.new_axes(1, 4.6, 3.6)[0] if ax is None else ax
     keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
     squares = jnp.stack([_squares(architecture.layers(width), x, keys) for width in widths])
