@@ -1,12 +1,15 @@
 # Every target sets up what it needs; the first run installs, later ones start at once.
 #
 #   make demo           the demonstration: tables, and pictures in demo-out/
-#   make test           the test suite: float64, then the float32 leg
+#   make test           the test suite: float64, the float32 leg, then the leak leg
 #   make test-float32   the float32 leg alone
+#   make test-leaks     the leak leg alone: no traced value outlives its trace
+#   make test-slow      the tests that take minutes
 #   make test-newest    the suite on the newest Python of this machine, with the newest packages
 #   make lint           formatting, lint, types
 #   make bench          benchmarks
 #   make docs           the documentation, in site/
+#   make picture        docs/rooms.svg, the rooms and the imports between them
 #   make clean          remove environments, caches and results
 #
 # PYTHON names the interpreter for .venv, WORKERS the number of test processes.
@@ -20,7 +23,7 @@ BIN := $(VENV)/bin
 PIP := python -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-float32 test-newest lint bench docs clean
+.PHONY: help picture demo test test-float32 test-leaks test-slow test-newest lint bench docs clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -46,12 +49,20 @@ demo: $(VENV)/.has-demo
 	$(BIN)/python examples/demo.py --out demo-out
 
 # A file's tests share what they compile, so they stay in one process.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(VENV)/.has-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-	@$(MAKE) --no-print-directory test-float32
+	$(PYTEST) --durations=30
+	@$(MAKE) --no-print-directory test-float32 test-leaks
 
 test-float32: $(VENV)/.has-test
-	VOLFORM_TEST_X64=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m float32
+	VOLFORM_TEST_X64=0 $(PYTEST) -m float32
+
+test-leaks: $(VENV)/.has-test
+	VOLFORM_TEST_LEAKS=1 $(PYTEST) -m leaks
+
+test-slow: $(VENV)/.has-test
+	$(PYTEST) -m slow --durations=30
 
 test-newest:
 	@if ! python=$$(.ci/find-python 12 python3.13 python3.12 2>/dev/null); then \
@@ -71,6 +82,9 @@ bench: $(VENV)/.has-test
 
 docs: $(VENV)/.has-docs
 	$(BIN)/mkdocs build --strict
+
+picture: $(VENV)/.has-test
+	$(BIN)/python docs/rooms.py
 
 clean:
 	rm -rf $(VENV) $(NEWEST) demo-out site build dist

@@ -17,12 +17,18 @@ os.environ["XLA_FLAGS"] = (
     "--xla_cpu_parallel_codegen_split_count=1 "
     f"{'--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''}"
 )
+# Compiled code is kept between runs, about a third of the time of a Hessian or a NUTS chain; and
+# between the processes that a test starts, which compile the same again.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parent / ".pytest_cache/jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent
 X64 = os.environ.get("VOLFORM_TEST_X64", "1") != "0"
+STRICT_RANKS = {"linalg", "geometry", "kernels", "layers", "propagation"}
+LEAKS = os.environ.get("VOLFORM_TEST_LEAKS", "0") != "0"
 
 # The same examples every time, so that a failure in CI is a failure at the desk. Look for new
 # ones with HYPOTHESIS_PROFILE=search.
@@ -41,9 +47,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(100_000, 50, 100)  # traces make millions of small objects, few of them garbage
     jax.config.update("jax_enable_x64", X64)
-    # Compiled code is kept between runs: about a third of the time of a Hessian or a NUTS chain.
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_check_tracer_leaks", LEAKS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,6 +71,22 @@ def strict_promotion(request: pytest.FixtureRequest):
         yield
     else:
         with jax.numpy_dtype_promotion("strict"):
+            yield
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks(request: pytest.FixtureRequest):
+    """Broadcasting arrays of different ranks is an error, in the rooms that are arithmetic.
+
+    A shape that is wrong by an axis then fails instead of giving an outer product. Scalars go with
+    any array. Models are written with plates and families of vectors, where NumPyro broadcasts
+    over ranks: the rooms that run them are not held to it, nor is a test marked rank_promotion.
+    """
+    room = Path(request.node.path).relative_to(ROOT).parent.name
+    if room not in STRICT_RANKS or request.node.get_closest_marker("rank_promotion"):
+        yield
+    else:
+        with jax.numpy_rank_promotion("raise"):
             yield
 
 

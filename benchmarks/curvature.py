@@ -17,7 +17,8 @@ import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from matfree import decomp, funm, stochtrace
 
-from volform.operators import Krylov, fisher, ggn, hessian, logdet, trace
+from volform.linalg import Krylov, logdet, trace
+from volform.operators import fisher, ggn, hessian
 
 ROUNDS = 5  # at least
 Pair = tuple[Callable[[], Any], Callable[[], Any]]

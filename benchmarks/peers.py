@@ -41,7 +41,8 @@ from curvature import lenet
 from jax.flatten_util import ravel_pytree
 from matfree import decomp, funm, stochtrace
 
-from volform.operators import Krylov, ggn, hessian, logdet, trace
+from volform.linalg import Krylov, logdet, trace
+from volform.operators import ggn, hessian
 
 ROUNDS, LONG = 5, 20.0  # one round only where a run takes longer than LONG seconds
 Run = Callable[[], Any]

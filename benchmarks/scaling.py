@@ -29,7 +29,8 @@ def measure(parameters: int, examples: int) -> None:
     import jax.numpy as jnp
     import numpyro.distributions as dist
 
-    from volform.operators import Krylov, ggn, logdet, trace
+    from volform.linalg import Krylov, logdet, trace
+    from volform.operators import ggn
 
     units = parameters // (INPUTS + 2)
     keys = jax.random.split(jax.random.key(0), 4)

@@ -23,12 +23,12 @@ jax.config.update("jax_enable_x64", True)
 
 def survey(
     patients: int, learned: bool = True, out: Path | None = None, quick: bool = False
-) -> k.Survey:
+) -> vf.architectures.Survey:
     """Architectures on the first patients, standardized; a picture in `out`."""
     x, y = load_diabetes(return_X_y=True)
     x, y = x[:patients], y[:patients]
     x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-    found = k.architectures(
+    found = vf.architectures.survey(
         jnp.asarray(x),
         jnp.asarray(y),
         activations={"erf": k.Erf()} if quick else None,

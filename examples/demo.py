@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import track
 
-from volform.kernels import Survey
+from volform.architectures import Survey
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
 

@@ -89,7 +89,7 @@ class Study:
         return found[0] if found else None
 
 
-def metric_of(case: models.Case, name: str) -> vf.Metric:
+def optimizer_metric(case: models.Case, name: str) -> vf.Metric:
     """A metric by name; the Fisher metrics with a key where the model has to be simulated."""
     make = getattr(vf, name)
     if case.key is None or not name.endswith("Fisher"):
@@ -138,7 +138,10 @@ def _of_metric(
     start = time.perf_counter()
     try:
         fit = vf.find_map(
-            case.posterior(metric_of(case, name)), key=jax.random.key(0), starts=8, progress=False
+            case.posterior(optimizer_metric(case, name)),
+            key=jax.random.key(0),
+            starts=8,
+            progress=False,
         )
         found = vf.evidence(fit, by=vf.Laplace())
     except VolformError as error:
@@ -155,7 +158,7 @@ def _of_metric(
     return [searching, dataclasses.replace(first, order=2, gap=gap, why=why)]
 
 
-def _of_correction(found: vf.inference.Evidence) -> int:
+def _of_correction(found: vf.results.Evidence) -> int:
     """Evaluations that the second order takes, over and above the first."""
     modes = max(1, sum(name.startswith("weight of mode") for name in found.diagnostics))
     return 0 if found.correction is None else modes * found.dim**2
@@ -171,7 +174,7 @@ def _estimated(name: str, target: Any, by: Any, exact: models.Exact) -> Entry:
 
 
 def _entry(
-    name: str, order: int, found: vf.inference.Evidence, exact: models.Exact, seconds: float
+    name: str, order: int, found: vf.results.Evidence, exact: models.Exact, seconds: float
 ) -> Entry:
     return Entry(
         name,

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import volform as vf
-from volform import operators
-from volform.plotting import canvas
+from volform import linalg, operators
+from volform.plot import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,15 +53,15 @@ class InChart(NamedTuple):
     def gram(self) -> np.ndarray:
         return np.asarray(self.metric(self.at).as_matrix())
 
-    def invariant(self) -> operators.UnderMetric:
+    def invariant(self) -> linalg.UnderMetric:
         """The operator E."""
         H = operators.hessian(self.loss, self.at)
-        return operators.under_metric(H, self.metric, self.at)
+        return linalg.under_metric(H, self.metric, self.at)
 
     def determinants(self) -> tuple[float, float]:
         """Of H and of E."""
         H = operators.hessian(self.loss, self.at)
-        found = [operators.logdet(of).value for of in (H, self.invariant())]
+        found = [linalg.logdet(of).value for of in (H, self.invariant())]
         return tuple(float(jnp.exp(value)) for value in found)
 
     def elsewhere(self, phi: Callable, back: Callable) -> "InChart":
@@ -113,7 +113,7 @@ def on_graph() -> tuple[float, float]:
 def spectra(chart: InChart) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of H and of E, ascending."""
     H = operators.hessian(chart.loss, chart.at)
-    found = (operators.eigenvalues(of, 2).values for of in (H, chart.invariant()))
+    found = (linalg.eigenvalues(of, 2).values for of in (H, chart.invariant()))
     h, e = (np.sort(np.asarray(values)) for values in found)
     return h, e
 
@@ -145,7 +145,7 @@ def draw(charts: tuple[InChart, InChart], path: Path) -> None:
 def _forms(ax: "Axes", chart: InChart) -> None:
     ax.plot(*ellipse(chart.hessian()), color=canvas.VERMILION, label="$v^T H v = 1$")
     ax.plot(*ellipse(chart.gram()), color=canvas.BLUE, linestyle="--", label="$v^T G v = 1$")
-    pairs = operators.eigenvalues(chart.invariant(), 2)
+    pairs = linalg.eigenvalues(chart.invariant(), 2)
     for i, vector in enumerate(np.asarray(pairs.vectors)):
         ends = np.stack([-vector, vector], axis=1)
         ax.plot(*ends, color=canvas.FAINT, linewidth=1, label=None if i else "eigenvectors of $E$")

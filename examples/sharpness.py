@@ -39,7 +39,7 @@ from sharpness_picture import draw
 from sklearn.datasets import load_digits
 
 import volform as vf
-from volform import operators
+from volform import linalg, operators
 
 BATCH = 128  # images in a step
 CURVATURE = 1500  # images that H is computed on
@@ -49,7 +49,7 @@ OPTIMIZERS = {"SGD": lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True), 
 # Of a lambda_max, where that of plain descent is 2: (2 + 2 b) / (1 + 2 b) with Nesterov's momentum
 # b = 0.9, and (2 + 2 b) / (1 - b) with Adam's average of gradients (Cohen et al. 2021, 2022).
 THRESHOLDS = {"SGD": 3.8 / 2.8, "Adam": 3.8 / 0.1}
-Estimate = operators.Estimate
+Estimate = linalg.Estimate
 
 
 class Data(NamedTuple):
@@ -144,7 +144,9 @@ def train(name: str, net: Any, data: Data, seed: int, epochs: int) -> End:
             params, state = step(params, state, data.x[rows], data.y[rows])
 
     loss = float(cross_entropy(net, params, data.x, data.y).mean())
-    return End(params, operators.metric_of(state), loss, *rates_of_success(net, params, data))
+    return End(
+        params, operators.optimizer_metric(state), loss, *rates_of_success(net, params, data)
+    )
 
 
 def of_example(net: Any, params: Any, example: tuple) -> jax.Array:
@@ -159,12 +161,12 @@ def mean_hessian(net: Any, params: Any, data: Data) -> Any:
     return operators.hessian(loss, params, (x, y), chunk=CHUNK) / len(x)
 
 
-def measure(net: Any, end: End, adam: Any, data: Data, by: operators.Krylov) -> Measured:
+def measure(net: Any, end: End, adam: Any, data: Data, by: linalg.Krylov) -> Measured:
     """With the same probes for all."""
     H = mean_hessian(net, end.params, data)
-    E, in_adams = (operators.under_metric(H, G, end.params) for G in (end.metric, adam))
-    top = operators.eigenvalues(E, 1, by=by)
-    plain, own, adams = (operators.trace(of, by=by) for of in (H, E, in_adams))
+    E, in_adams = (linalg.under_metric(H, G, end.params) for G in (end.metric, adam))
+    top = linalg.eigenvalues(E, 1, by=by)
+    plain, own, adams = (linalg.trace(of, by=by) for of in (H, E, in_adams))
     return Measured(plain, own, adams, Estimate(top.values[0], top.residuals[0]))
 
 
@@ -188,15 +190,15 @@ class InUnits(NamedTuple):
     gap: float
 
 
-def in_units(factor: float, net: Any, end: End, data: Data, by: operators.Krylov) -> InUnits:
+def in_units(factor: float, net: Any, end: End, data: Data, by: linalg.Krylov) -> InUnits:
     """The network in other units, its metric carried along."""
     psi = jax.tree.map(lambda a: factor * a, end.params)
 
     scaled = ScaledNetwork(net, jnp.asarray(factor))
     H = mean_hessian(scaled, psi, data)
-    E = operators.under_metric(H, factor**-2.0 * end.metric, psi)
+    E = linalg.under_metric(H, factor**-2.0 * end.metric, psi)
     accuracy, gap = rates_of_success(scaled, psi, data)
-    return InUnits(factor, operators.trace(H, by=by), operators.trace(E, by=by), accuracy, gap)
+    return InUnits(factor, linalg.trace(H, by=by), linalg.trace(E, by=by), accuracy, gap)
 
 
 def rates_of_success(net: Any, params: Any, data: Data) -> tuple[float, float]:
@@ -273,7 +275,7 @@ def main() -> None:
     data = digits() if args.data is None else from_file(args.data)
     net = network(data)
     seeds, epochs, probes = (1, 5, 5) if args.quick else (2, args.epochs, 100)
-    by = operators.Krylov(jax.random.key(0), probes=probes, batch=TOGETHER)
+    by = linalg.Krylov(jax.random.key(0), probes=probes, batch=TOGETHER)
 
     console = Console(width=132, highlight=False)
     ends, found = {}, {}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
-from volform.plotting import canvas
+from volform.plot import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,16 +21,7 @@ from sklearn.datasets import load_digits
 
 import volform as vf
 from volform import networks as nn
-from volform.inference import (
-    GGN,
-    BySite,
-    Diagonal,
-    Full,
-    Kronecker,
-    LastLayer,
-    Linearized,
-    LowRank,
-)
+from volform.inference import GGN, BySite, Diagonal, Full, Kronecker, LastLayer, Linearized, LowRank
 
 STRUCTURES = (Full(), BySite(), Kronecker(), Diagonal(), LowRank(100), LastLayer())
 NETWORK = nn.MLP(widths=(32,), outputs=10, parametrization=nn.NTP(), w_std=3.0, b_std=1.0)

@@ -260,7 +260,7 @@ def lattice(posterior: vf.models.Posterior, step: float, reach: float) -> Exact:
 
     @jax.jit
     def log_sum(z: jax.Array) -> jax.Array:
-        terms = jax.vmap(lambda z: posterior.log_density(at.u + at.whitener @ z, "lebesgue"))(z)
+        terms = jax.vmap(lambda z: posterior.log_density_lebesgue(at.u + at.whitener @ z))(z)
         return jax.nn.logsumexp(jnp.where(jnp.isnan(terms), -jnp.inf, terms))
 
     count = math.floor(reach / step)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.lines import Line2D
 
-from volform.plotting import canvas
+from volform.plot import canvas
 
 if TYPE_CHECKING:
     from evidence_study import Study

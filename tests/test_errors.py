@@ -435,11 +435,16 @@ def test_simplex_that_does_not_add_up():
         posterior.unconstrain({"p": jnp.array([0.2, 0.2, 0.2])})
 
 
-def test_names_and_base(posterior):
+@pytest.mark.parametrize("u", [jnp.zeros(3), jnp.zeros(()), jnp.zeros((1, 2)), jnp.zeros(2, int)])
+def test_point_of_another_shape(posterior, u):
+    for function in (posterior.log_density, posterior.log_density_lebesgue, posterior.values):
+        with pytest.raises(DataError, match=r"`u` has shape .* of shape \(2,\)"):
+            function(u)
+
+
+def test_names(posterior):
     with pytest.raises(UnknownSiteError, match=r"`names` holds \['nu'\].*\['mu', 'sigma', 'y'\]"):
         posterior.values(jnp.zeros(2), ("nu",))
-    with pytest.raises(ValueError, match=r"`base` should be one of .*got 'flat'"):
-        posterior.log_density(jnp.zeros(2), base="flat")
 
 
 # --- find_map and laplace

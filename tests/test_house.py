@@ -7,121 +7,43 @@ import ast
 import graphlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from tests.house import (
+    DEFINITIONS,
+    FLOORS,
+    FUNCTIONS,
+    ROOT,
+    SHARED,
+    SRC,
+    Module,
+    Modules,
+    import_depth,
+    imports,
+    past_the_door,
+    public_names,
+    read,
+)
 
-SRC = Path(__file__).parents[1] / "src" / "volform"
-
-# room: the rooms that it may import. Modules outside a room that are not named here, such as
-# `errors` and `_typing`, import nothing of the package except each other; all may import them.
-IMPORTS = {
-    "geometry": set(),
-    "operators": {"geometry"},
-    "models": {"geometry", "operators"},
-    "inference": {"geometry", "operators", "models"},
-    "kernels": {"geometry", "operators", "models", "inference"},
-    "equivalence": {"operators", "models"},
-    "plotting": {"geometry", "operators", "models", "inference", "kernels", "equivalence"},
+# Public names of several meanings, each with the reason why.
+HOMONYMS = {
+    "Conv": "as a NumPyro model in `networks`, as a kernel in `kernels`",
+    "Dense": "likewise",
+    "evidence": "log Z of a posterior in `inference`, of a Gaussian process in `kernels`",
 }
-IMPORTS["cli"] = IMPORTS["__main__"] = {*IMPORTS, "cli"}
-SHARED = {"errors", "_typing"}
+MAX_IMPORT_DEPTH = 20
 
 MAX_PUBLIC_NAMES = 30
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 MIN_MESSAGE_WORDS = 8
+QUESTIONS = {"How", "What", "When", "Where", "Whether", "Which", "Why"}
 WORDLESS = {"NotImplementedError", "StopIteration", "SystemExit"}
-
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
-
-
-@dataclass(frozen=True)
-class Module:
-    """A file of the package: its dotted name without the package's, and its syntax tree."""
-
-    path: Path
-    name: str
-    text: str
-    tree: ast.Module
-
-    @property
-    def room(self) -> str:
-        return self.name.partition(".")[0]
-
-    @property
-    def is_package(self) -> bool:
-        return self.path.name == "__init__.py"
-
-    def at(self, node: ast.AST, what: str) -> str:
-        return f"{self.path}:{getattr(node, 'lineno', 1)}: {what}"
-
-
-Modules = dict[str, Module]
-
-
-def read(src: Path) -> Modules:
-    modules = {}
-    for path in sorted(src.rglob("*.py")):
-        parts = path.relative_to(src).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
-        text = path.read_text(encoding="utf-8")
-        modules[name] = Module(path.relative_to(src.parents[1]), name, text, ast.parse(text))
-    return modules
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported name: the module it comes from, and the name (empty: the module itself)."""
-
-    node: ast.stmt
-    module: str
-    name: str
-    bound: str
-
-
-def imports(module: Module, modules: Modules, package: str, lazy: bool) -> Iterator[Import]:
-    """What `module` imports from the package, inside functions too if `lazy`."""
-    for node in _statements(module.tree, lazy):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == package:
-                    target = alias.name.partition(".")[2]
-                    yield Import(node, target, "", alias.asname or package)
-        elif isinstance(node, ast.ImportFrom):
-            base = _base(node, module, package)
-            for alias in node.names if base is not None else []:
-                inner = f"{base}.{alias.name}".lstrip(".")
-                target, name = (inner, "") if inner in modules else (base, alias.name)
-                yield Import(node, target, name, alias.asname or alias.name)
-
-
-def _base(node: ast.ImportFrom, module: Module, package: str) -> str | None:
-    """The module after `from`, None outside the package."""
-    if node.level:
-        up = node.level - module.is_package
-        parents = module.name.split(".")[: -up or None] if module.name else []
-        return ".".join([*parents, *filter(None, [node.module])])
-    first, _, rest = (node.module or "").partition(".")
-    return rest if first == package else None
-
-
-def _statements(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
-    """Nodes that run when the module is imported, or also those that run later if `lazy`."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        if isinstance(child, FUNCTIONS) and not lazy:
-            continue
-        yield child
-        yield from _statements(child, lazy)
-
 
 # --- The rules
 
@@ -130,16 +52,80 @@ def against_the_direction(modules: Modules, package: str) -> Iterator[str]:
     for module in modules.values():
         if not module.name:
             continue  # the package itself re-exports from every room
-        allowed = IMPORTS.get(module.room, set()) | SHARED | {module.room}
+        allowed = {*SHARED, module.room, *_below(module.room)}
         for found in imports(module, modules, package, lazy=True):
             room = found.module.partition(".")[0] or package
             if room not in allowed:
                 yield module.at(found.node, f"{module.room} may not import {room}")
 
 
+def _below(room: str) -> set[str]:
+    """The rooms on the floors below, and for the command line's entry its neighbor."""
+    for number, floor in enumerate(FLOORS):
+        if room in floor:
+            lower = {name for names in FLOORS[:number] for name in names}
+            return lower | {"cli"} if room == "__main__" else lower
+    return set()
+
+
 def unknown_rooms(modules: Modules) -> Iterator[str]:
-    for room in sorted({m.room for m in modules.values()} - {"", *IMPORTS, *SHARED}):
-        yield f"{room}: say in IMPORTS what it may import"
+    rooms = {name for floor in FLOORS for name in floor}
+    for room in sorted({m.room for m in modules.values()} ^ {"", *rooms, *SHARED}):
+        yield f"{room}: a room without a floor in FLOORS, or the other way round"
+
+
+def homonyms(modules: Modules) -> Iterator[str]:
+    """Public names that are defined in two modules; pictures are named after what they show."""
+    places: dict[str, list[str]] = {}
+    for module in modules.values():
+        if module.room not in {"plot", "cli"}:
+            for name in _defined(module):
+                places.setdefault(name, []).append(str(module.path))
+    for name, paths in sorted(places.items()):
+        if len(paths) > 1 and name not in HOMONYMS:
+            yield f"{name}: {', '.join(paths)}"
+
+
+def _defined(module: Module) -> list[str]:
+    """Names of public functions, classes and constants of a module."""
+    names = [node.name for node in module.tree.body if isinstance(node, DEFINITIONS)]
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                names += [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def misnamed_files(modules: Modules) -> Iterator[str]:
+    """Files named like a class that lives in another file."""
+    classes: dict[str, list[Module]] = {}
+    for module in modules.values():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name.lower(), []).append(module)
+    for module in modules.values():
+        homes = classes.get(module.path.stem.replace("_", ""), [])
+        if homes and module not in homes and module.room != "plot":
+            yield f"{module.path}: a class of this name lives in {homes[0].path}"
+
+
+def missing_from_reference(modules: Modules, page: str) -> Iterator[str]:
+    """Names of a room's door that the page of public names does not list."""
+    listed = _listed(page)
+    for name, module in modules.items():
+        if module.is_package and name and "." not in name and name != "cli":
+            missing = set(public_names(module)) - listed.get(f"volform.{name}", set())
+            yield from (f"{name}.{missed} is not in docs/api.md" for missed in sorted(missing))
+
+
+def _listed(page: str) -> dict[str, set[str]]:
+    """What each `::: module` of the page lists as members."""
+    listed: dict[str, set[str]] = {}
+    for block in page.split("::: ")[1:]:
+        members = re.search(r"members: \[([^\]]*)\]", block)
+        names = {name.strip() for name in members[1].split(",")} if members else set()
+        listed.setdefault(block.split()[0], set()).update(names)
+    return listed
 
 
 def cycles(modules: Modules, package: str) -> Iterator[str]:
@@ -179,6 +165,15 @@ def undocumented(modules: Modules) -> Iterator[str]:
         for node in _public(module.tree):
             if not ast.get_docstring(node):
                 yield module.at(node, node.name)
+
+
+def opened_by_a_question(modules: Modules) -> Iterator[str]:
+    """Docstrings that begin with a question word, and not with a verb or a noun."""
+    for module, node in _walk(modules):
+        if isinstance(node, (ast.Module, *DEFINITIONS)):
+            text = ast.get_docstring(node) or "."
+            if text.split()[0].strip(",:") in QUESTIONS:
+                yield module.at(node, text.splitlines()[0])
 
 
 def _public(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
@@ -284,21 +279,6 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
 
 
-def public_names(init: Module) -> list[str]:
-    """Names bound in the package's own file; submodules that Python binds there do not count."""
-    names = []
-    for node in init.tree.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            if getattr(node, "module", "") != "__future__":
-                names += [alias.asname or alias.name.partition(".")[0] for alias in node.names]
-        elif isinstance(node, DEFINITIONS):
-            names.append(node.name)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return sorted({name for name in names if not name.startswith("_")})
-
-
 # --- The tests
 
 
@@ -324,12 +304,43 @@ def test_no_import_cycle(house):
     none(cycles(house, "volform"))
 
 
+def test_names_pass_through_doors(house):
+    none(past_the_door(house, "volform"))
+
+
+def test_imports_are_shallow(house):
+    chain = import_depth(house, "volform")
+    assert len(chain) <= MAX_IMPORT_DEPTH, " imports ".join(chain)
+
+
+def test_a_public_name_has_one_meaning(house):
+    none(homonyms(house))
+
+
+def test_files_are_named_after_what_they_hold(house):
+    none(misnamed_files(house))
+
+
+def test_the_reference_is_complete(house):
+    none(missing_from_reference(house, (ROOT / "docs" / "api.md").read_text(encoding="utf-8")))
+
+
+def test_the_picture_of_the_rooms_is_fresh():
+    check = [sys.executable, str(ROOT / "docs" / "rooms.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_private_name_of_another_room(house):
     none(private_imports(house, "volform"))
 
 
 def test_everything_public_is_documented(house):
     none(undocumented(house))
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun(house):
+    none(opened_by_a_question(house))
 
 
 def test_files_are_short(house):

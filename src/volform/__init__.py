@@ -1,10 +1,15 @@
 """volform: Bayesian inference with invariant densities, on NumPyro models."""
 
 from volform import (
+    architectures as architectures,
     geometry as geometry,
+    inference as inference,
     kernels as kernels,
+    linalg as linalg,
+    models as models,
+    networks as networks,
     operators as operators,
-    plotting as _plotting,
+    plot as plot,
 )
 from volform.geometry import (
     Euclidean as Euclidean,
@@ -28,6 +33,10 @@ from volform.inference import (
     nuts as nuts,
     to_arviz as to_arviz,
 )
+from volform.linalg import (
+    Exact as Exact,
+    Krylov as Krylov,
+)
 from volform.models import (
     Jeffreys as Jeffreys,
     JointFisher as JointFisher,
@@ -36,13 +45,11 @@ from volform.models import (
     VolumeDensity as VolumeDensity,
     attach as attach,
     condition as condition,
-    networks as networks,
 )
+from volform.moved import moved_from as _moved_from
 from volform.operators import (
-    Exact as Exact,
-    Krylov as Krylov,
-    metric_of as metric_of,
+    optimizer_metric as optimizer_metric,
     sharpness as sharpness,
 )
 
-plot = _plotting
+__getattr__ = _moved_from(__name__)

@@ -2,7 +2,7 @@
 
 import sys
 
-from volform.cli import main
+from volform.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

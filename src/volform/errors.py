@@ -63,3 +63,11 @@ class PrecisionWarning(UserWarning):
 
 class TrustWarning(UserWarning):
     """A result exists, but one of its gauges says that it cannot be relied on."""
+
+
+class MovedError(VolformError, ImportError):
+    """A public name stands elsewhere now; the message says where.
+
+    An `ImportError` and no `AttributeError`, since Python replaces the message of that one where it
+    comes from `from volform.room import name`.
+    """

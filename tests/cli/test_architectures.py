@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import volform as vf
 from volform import kernels as k
 from volform.cli import main
 
@@ -39,7 +40,7 @@ def test_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(written["entries"]) == 6
     exact = [e for e in written["entries"] if e["width"] == "inf" and e["log_z"] is not None]
     x, y = (X - X.mean(0)) / X.std(0), (Y - Y.mean()) / Y.std()
-    kernel = np.asarray(k.Architecture(1, k.Erf(), 1.4, 0.3).layers().kernel(x).nngp)
+    kernel = np.asarray(vf.architectures.Architecture(1, k.Erf(), 1.4, 0.3).layers().kernel(x).nngp)
     law = scipy.stats.multivariate_normal(np.zeros(20), kernel + 0.16 * np.eye(20))
     for entry in exact:
         assert entry["log_z"] == pytest.approx(law.logpdf(y), rel=1e-10)

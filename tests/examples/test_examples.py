@@ -15,11 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(script: str, *arguments: str) -> str:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-W", "error::DeprecationWarning:volform",
                str(ROOT / "examples" / script), *arguments]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

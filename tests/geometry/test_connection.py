@@ -7,17 +7,24 @@ import scipy.linalg
 from numpy.testing import assert_allclose
 
 import volform as vf
-from volform.geometry import connection, log_volume
-from volform.geometry.tensors import gradient, push_bilinear, push_operator, pushforward
+from volform.geometry import (
+    connection,
+    gradient,
+    log_volume,
+    push_bilinear,
+    push_operator,
+    pushforward,
+    riemann,
+)
 
 from .laws import CURVED, HESSIAN, PHI, POINT, close, law
 
 # Compiled: run operation by operation, third derivatives take seconds.
 christoffel = eqx.filter_jit(connection.christoffel)
 covariant_hessian = eqx.filter_jit(connection.covariant_hessian)
-eigenvalues = eqx.filter_jit(connection.eigenvalues)
-relative = eqx.filter_jit(connection.relative)
-scalar_curvature = eqx.filter_jit(connection.scalar_curvature)
+eigenvalues = eqx.filter_jit(connection.generalized_eigenvalues)
+relative = eqx.filter_jit(connection.raise_index)
+scalar_curvature = eqx.filter_jit(riemann.scalar_curvature)
 
 # --- Christoffel symbols
 

@@ -5,7 +5,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import lax
 
-from volform.geometry.dependence import dependence, moves
+from volform.geometry import dependence, moves
 
 X = jnp.array([0.3, 1.7])
 DATA = jnp.arange(3.0)

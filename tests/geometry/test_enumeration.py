@@ -12,8 +12,8 @@ from scipy.stats import betabinom
 
 import volform as vf
 from volform.errors import MetricError
-from volform.geometry.dependence import dependence
-from volform.geometry.information import Enumeration, choose_route
+from volform.geometry import choose_route, dependence
+from volform.geometry.fisher_routes import Enumeration
 
 pytestmark = pytest.mark.standard_promotion  # BetaBinomial mixes its counts with floats
 

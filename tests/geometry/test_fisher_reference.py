@@ -12,8 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import volform as vf
-from volform.geometry import log_volume
-from volform.geometry.connection import christoffel, scalar_curvature
+from volform.geometry import christoffel, log_volume, scalar_curvature
 
 REFERENCE = json.loads(Path(__file__).with_name("fisher_reference.json").read_text("utf-8"))
 

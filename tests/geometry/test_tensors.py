@@ -7,8 +7,7 @@ from numpy.testing import assert_allclose
 
 import volform as vf
 from volform.errors import VolformError
-from volform.geometry.structure import BlockDiagonal, Dense, Segments
-from volform.geometry.tensors import (
+from volform.geometry import (
     flat,
     gradient,
     inner,
@@ -20,6 +19,7 @@ from volform.geometry.tensors import (
     pushforward,
     sharp,
 )
+from volform.linalg import BlockDiagonal, DenseOperator, FlatBlocks
 
 from .laws import COVECTOR, CURVED, HESSIAN, PHI, POINT, VECTOR, close, law
 
@@ -219,12 +219,12 @@ def test_groups_of_sites_are_spread():
 
 
 OPERATORS = {
-    "dense": Dense(jnp.diag(jnp.array([2.0, 3.0, 4.0])) + 0.5, TREE),
+    "dense": DenseOperator(jnp.diag(jnp.array([2.0, 3.0, 4.0])) + 0.5, TREE),
     "identity": lx.IdentityLinearOperator(jax.eval_shape(lambda: TREE)),
     "diagonal": lx.DiagonalLinearOperator({"a": jnp.array(2.0), "b": jnp.array([3.0, 4.0])}),
     "blocks": BlockDiagonal(
         {
-            "b": Dense(jnp.array([[2.0, 0.5], [0.5, 1.0]]), TREE["b"]),
+            "b": DenseOperator(jnp.array([[2.0, 0.5], [0.5, 1.0]]), TREE["b"]),
             "a": lx.DiagonalLinearOperator(jnp.array(4.0)),
         }
     ),
@@ -247,8 +247,11 @@ def test_sharp_is_the_dense_solution(operator):
 
 
 def test_sharp_on_segments():
-    blocks = (Dense(jnp.array([[2.0, 0.5], [0.5, 1.0]]), jnp.zeros(2)), OPERATORS["diagonal"])
-    operator = Segments((blocks[0], lx.DiagonalLinearOperator(jnp.array(4.0))))
+    blocks = (
+        DenseOperator(jnp.array([[2.0, 0.5], [0.5, 1.0]]), jnp.zeros(2)),
+        OPERATORS["diagonal"],
+    )
+    operator = FlatBlocks((blocks[0], lx.DiagonalLinearOperator(jnp.array(4.0))))
     w = jnp.array([1.0, 2.0, 3.0])
     close(sharp(Constant(operator), w, w), np.linalg.solve(operator.as_matrix(), w))
 

@@ -9,8 +9,7 @@ from numpy.testing import assert_allclose
 from numpyro.distributions import transforms
 
 import volform as vf
-from volform.geometry import DiagonalField, log_volume
-from volform.geometry.tensors import pushforward
+from volform.geometry import DiagonalField, log_volume, pushforward
 
 from .laws import CURVED, PHI, POINT, law
 

@@ -1,10 +1,12 @@
 """Ranking models by evidence: probabilities, their errors, words, and cautions."""
 
+import dataclasses
 import math
 import warnings
 from functools import cache
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,10 @@ from scipy.stats import multivariate_normal, norm
 
 import volform as vf
 from volform.errors import ModelError, SaddleError, TrustWarning
-from volform.inference import Comparison
-from volform.inference.evidence import Cost, Level, Trust
+from volform.geometry import DiagonalField
+from volform.inference import Comparison, SiteMetrics
+from volform.inference.attached_metrics import metric_of_model
+from volform.results import Cost, Level, Trust
 
 KEY = jax.random.key(0)
 Y = jnp.array([0.5, 1.5, 0.2, 0.9, -0.4, 1.1])
@@ -33,10 +37,10 @@ def exact(scale: float, y: Any = Y) -> float:
     return multivariate_normal(np.zeros(n), np.eye(n) + scale**2 * np.ones((n, n))).logpdf(y)
 
 
-def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.inference.Evidence:
+def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.results.Evidence:
     """An evidence out of thin air."""
     fields = {
-        "metric": "Euclidean()",
+        "metric": vf.Euclidean(),
         "dim": 1,
         "method": "hearsay",
         "trust": Trust(Level.GOOD, "we were told"),
@@ -44,7 +48,7 @@ def found(log_z: float, error: float = 0.0, **changes: Any) -> vf.inference.Evid
         "cost": Cost(),
     }
     values = jnp.asarray(float(log_z)), jnp.asarray(float(error))
-    return vf.inference.Evidence(*values, None, **(fields | changes))
+    return vf.results.Evidence(*values, None, **(fields | changes))
 
 
 SCALES = {"wide": 30.0, "narrow": 1.0, "medium": 5.0}
@@ -157,6 +161,73 @@ def test_the_same_data_under_another_name() -> None:
         warnings.simplefilter("error", TrustWarning)
         table = vf.compare(models, by=vf.Laplace(), loo=False)
     assert not any("data" in text for text in table.cautions)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "caution"),
+    [
+        (vf.Euclidean(jnp.ones(2)), vf.Euclidean(jnp.ones(2)), ""),
+        (vf.Euclidean(2.0), vf.Euclidean(jnp.array(2.0)), ""),
+        (vf.Fisher(lambda s: dist.Normal(0, s)), vf.Fisher(lambda s: dist.Normal(0, s)), ""),
+        (vf.Euclidean(1.0 + 1e-12), None, ""),
+        (vf.Euclidean(jnp.ones(2)), vf.Euclidean(jnp.ones(3)), "the metrics differ (a: "),
+        (
+            vf.Euclidean(jnp.ones(2)),
+            vf.Euclidean(jnp.ones(2) + 1e-12),
+            "the metrics differ in their numbers (a: Euclidean(scale=[1. 1.]), b: ",
+        ),
+        (vf.JointFisher(), vf.Euclidean(), "the metrics differ (a: JointFisher(), b: Euclidean())"),
+    ],
+)
+def test_metrics_are_equal_when_they_read_and_count_the_same(
+    one: Any, other: Any, caution: str
+) -> None:
+    table = vf.compare({"a": found(0.0, metric=one), "b": found(-5.0, metric=other)})
+    about = [text for text in table.cautions if "metrics" in text]
+    assert len(about) == bool(caution)
+    assert not caution or about[0].startswith(caution)
+
+
+def pair() -> None:
+    numpyro.sample("a", dist.Normal(0.0, 1.0).expand([2]).to_event(1), infer={"metric": THREE})
+    numpyro.sample("b", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=jnp.array(0.5))
+
+
+THREE = 3.0 * vf.Euclidean() + vf.Euclidean(0.5)
+WIDE = vf.Euclidean(jnp.array(2.0))
+
+
+@pytest.mark.parametrize(
+    ("attached", "name"),
+    [
+        (WIDE, "Euclidean(scale=2.0)"),
+        ({"b": WIDE}, "a: 3.0 * Euclidean() + Euclidean(scale=0.5), b: Euclidean(scale=2.0)"),
+        ({"a": vf.Euclidean()}, "Euclidean()"),
+        ({("a", "b"): DiagonalField(lambda a, b: (a**2 + 1.0, b))}, "('a', 'b'): DiagonalField"),
+    ],
+)
+def test_the_metric_itself(attached: Any, name: str) -> None:
+    """What was attached; attached again, it gives the same posterior."""
+    posterior = vf.condition(vf.attach(pair, attached))
+    metric = metric_of_model(posterior)
+    assert repr(metric) == posterior.metric_name
+    if isinstance(attached, vf.Metric):
+        assert metric is attached
+    elif isinstance(metric, SiteMetrics):
+        assert all(metric[sites] is own for sites, own in attached.items())
+    again = vf.condition(vf.attach(pair, metric))
+    u = jnp.array([0.3, -0.2, 0.7])
+    assert_allclose(again.metric(u).as_matrix(), posterior.metric(u).as_matrix(), rtol=1e-12)
+    at = {"a": jnp.zeros(2), "b": 1.0}
+    evidence = vf.laplace(posterior, at=at, second_order=False, refuse=False).evidence
+    assert evidence.metric_name.startswith(name)
+    assert f", metric {evidence.metric_name.replace('()', '')}, 3 parameters" in repr(evidence)
+    # An evidence equals itself, whatever arrays its metric holds, also after JAX has had it.
+    known = dataclasses.replace(evidence, error=jnp.zeros(()))  # NaN, which equals nothing
+    passed = eqx.filter_jit(lambda found: found)(known)
+    assert bool(eqx.tree_equal(known, passed))
+    assert list(passed.terms) == list(evidence.terms)
 
 
 def test_other_metrics() -> None:

@@ -39,7 +39,7 @@ def draws(chains: int = 4, each: int = 100) -> dict[str, Any]:
     return {"mu": mu, "sigma": 0.6 + 0.05 * jax.random.normal(other, (chains, each))}
 
 
-def bridged(fit: vf.inference.MAP, samples: Any) -> vf.inference.Evidence:
+def bridged(fit: vf.inference.MAP, samples: Any) -> vf.results.Evidence:
     return vf.evidence(fit, by=vf.Bridge(samples=samples))
 
 

@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 import volform as vf
 from volform.errors import ConvergenceError, SaddleError, UnknownSiteError
-from volform.inference.diagnosis import Flat, Unfinished
+from volform.inference.modes.verdicts import Flat, NotConverged
 
 KEY = jax.random.key(0)
 
@@ -200,9 +200,20 @@ def test_an_unbounded_density_is_not_called_converged() -> None:
     posterior = vf.condition(vf.attach(schools, vf.Unconstrained()), sigma, y)
     fit = vf.find_map(posterior, key=KEY)
     assert not fit.converged
-    assert isinstance(fit.verdict, Unfinished)
+    assert isinstance(fit.verdict, NotConverged)
     assert "rises toward an edge" in str(fit.verdict)
     with pytest.raises(ConvergenceError, match="is no strict mode"):
         vf.laplace(fit)
     told = vf.laplace(fit, refuse=False)
     assert str(fit.verdict) in told.evidence.note
+
+
+def test_a_site_without_coordinates():
+    def model():
+        numpyro.sample("empty", dist.Normal(0.0, 1.0).expand([0]).to_event(1))
+        numpyro.sample("x", dist.Normal(1.0, 2.0))
+
+    fit = vf.find_map(vf.condition(model))
+    assert fit.converged
+    assert fit.values["empty"].shape == (0,)
+    np.testing.assert_allclose(vf.laplace(fit).evidence.log_z, 0.0, atol=1e-12)

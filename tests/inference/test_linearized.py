@@ -75,7 +75,7 @@ def test_what_has_no_closed_form() -> None:
         w = numpyro.sample("w", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Poisson(jnp.exp(w * x)), obs=y)
 
-    approx = vf.laplace(vf.condition(model, X[:, 0], CLASSES))
+    approx = vf.laplace(vf.condition(model, X[:, 0], CLASSES), at={"w": 0.1})
     with pytest.raises(ModelError, match="has no closed form for Poisson, the distribution of `y`"):
         approx.predictive(NEW[:, 0], by=Linearized())
     with pytest.raises(ModelError, match="`predictive` got ArrayImpl where draws need a key first"):

@@ -16,15 +16,14 @@ from tests.inference.spellings import Spelled
 import volform as vf
 from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, SingularMetricError, SizeError
-from volform.geometry.structure import Dense, logdet
 from volform.inference import GGN, Linearized, LowRank
-from volform.inference.dual import by_rows
-from volform.inference.evidence import Level
-from volform.inference.mode import stationary_point
-from volform.inference.splitting import gauss_newton
-from volform.inference.structures import rest_diagonal
-from volform.inference.truncated import settle
-from volform.operators.curvature import frame
+from volform.inference.laplace.gauss_newton import gauss_newton
+from volform.inference.laplace.structures import rest_diagonal
+from volform.inference.laplace.woodbury import woodbury_precision
+from volform.inference.modes.newton_cg import newton_cg
+from volform.inference.modes.search import stationary_point
+from volform.linalg import DenseOperator, exact_logdet, whitening_maps
+from volform.results import Level
 
 RNG = np.random.default_rng(5)
 KEY = jax.random.key(0)
@@ -57,12 +56,12 @@ def test_rows_give_the_whole_matrix(name: str) -> None:
     split = GGN().split(posterior, u)
     rest = rest_diagonal(split)
     assert rest is not None
-    found = by_rows(split, rest)
+    found = woodbury_precision(split, rest)
     assert found is not None
     exact = gauss_newton(split)
     assert_allclose(found.as_matrix(), exact, rtol=1e-9, atol=1e-9)
-    assert_allclose(logdet(found), np.linalg.slogdet(exact)[1], rtol=1e-11)
-    root = jax.vmap(frame(found)[1])(jnp.eye(posterior.dim))
+    assert_allclose(exact_logdet(found), np.linalg.slogdet(exact)[1], rtol=1e-11)
+    root = jax.vmap(whitening_maps(found)[1])(jnp.eye(posterior.dim))
     assert_allclose(root.T @ root, np.linalg.inv(exact), rtol=1e-8, atol=1e-8)
 
 
@@ -72,14 +71,14 @@ def test_where_rows_do_not_help() -> None:
     split = GGN().split(heavy, u)
     rest = rest_diagonal(split)
     assert rest is not None
-    assert by_rows(split, rest) is None
+    assert woodbury_precision(split, rest) is None
     posterior, u = network(*CASES["normal"])
     split = GGN().split(posterior, u)
-    assert by_rows(split, jnp.zeros(posterior.dim)) is None
+    assert woodbury_precision(split, jnp.zeros(posterior.dim)) is None
     small = nn.MLP(widths=(2,))
     posterior = vf.condition(nn.regression(small, 0.3), jnp.asarray(X), jnp.asarray(Y)[:, None])
     split = GGN().split(posterior, jnp.ones(posterior.dim))
-    assert by_rows(split, jnp.ones(posterior.dim)) is None
+    assert woodbury_precision(split, jnp.ones(posterior.dim)) is None
 
 
 def linear(x: Any, y: Any = None, *, is_tied: bool = False) -> None:
@@ -127,7 +126,7 @@ def test_evidence_is_that_of_every_parametrization() -> None:
         net = nn.MLP(widths=(300,), activation=jnp.tanh, parametrization=parametrization, b_std=1.0)
         posterior = vf.condition(nn.regression(net, 0.3), x, y)
         found = vf.laplace(posterior, curvature=GGN())
-        assert not isinstance(found.precision, Dense)
+        assert not isinstance(found.precision, DenseOperator)
         values.append(float(found.evidence.log_z))
     assert_allclose(values[1:], values[0], rtol=1e-8)
 
@@ -166,11 +165,11 @@ def test_rows_and_search_in_any_coordinates(bend: float, seed: int) -> None:
         split = GGN().split(posterior, jnp.full(40, 0.5))
         rest = rest_diagonal(split)
         assert rest is not None
-        rows = by_rows(split, rest)
+        rows = woodbury_precision(split, rest)
         assert rows is not None
-        end = settle(posterior, split.u, 1e-8, 200)
-        volume = logdet(posterior.metric(split.u))
-        found.append([logdet(rows) - volume, end.value])
+        end = newton_cg(posterior, split.u, 1e-8, 200)
+        volume = exact_logdet(posterior.metric(split.u))
+        found.append([exact_logdet(rows) - volume, end.value])
         assert jnp.linalg.norm(end.gradient) < 1e-8
     assert_allclose(found[1], found[0], rtol=1e-8)
 
@@ -204,7 +203,7 @@ def test_search_leaves_saddles() -> None:
         numpyro.sample("y", dist.Normal(a[0] ** 2 + 0.1 * a[1], 1.0), obs=y)
 
     posterior = vf.condition(two_wells, jnp.array([4.0]))
-    end = settle(posterior, jnp.array([1e-3, 0.0]), 1e-8, 200)
+    end = newton_cg(posterior, jnp.array([1e-3, 0.0]), 1e-8, 200)
     assert end.u[0] > 1.9
     assert jnp.linalg.norm(end.gradient) < 1e-8
 

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose
 
 import volform as vf
 from volform.inference import Automatic
-from volform.inference.evidence import Level
+from volform.results import Level
 
 pytestmark = [pytest.mark.reference, pytest.mark.standard_promotion]
 
@@ -43,7 +43,7 @@ def problems(reference: Path) -> dict[str, tuple[Any, dict]]:
     return {name: (spec, numbers[name]) for name, spec in module.SPECS.items()}
 
 
-def evidence(problem: tuple[Any, dict], metric: vf.Metric) -> vf.inference.Evidence:
+def evidence(problem: tuple[Any, dict], metric: vf.Metric) -> vf.results.Evidence:
     posterior = vf.condition(vf.attach(problem[0].model, metric), *problem[0].args)
     return vf.laplace(vf.find_map(posterior, key=KEY), allow_improper=True).evidence
 

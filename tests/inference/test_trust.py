@@ -13,7 +13,7 @@ import pytest
 import volform as vf
 from volform.errors import VolformError
 from volform.inference import Automatic
-from volform.inference.evidence import Level, Trust
+from volform.results import Level, Trust
 
 from .adversaries import ADVERSARIES
 
@@ -48,7 +48,7 @@ def target(name: str) -> vf.inference.MAP | vf.models.Posterior:
 
 
 @cache
-def estimate(name: str, by: str) -> vf.inference.Evidence | VolformError:
+def estimate(name: str, by: str) -> vf.results.Evidence | VolformError:
     try:
         return vf.evidence(target(name), by=ESTIMATORS[by], allow_improper=True, key=KEY)
     except VolformError as error:
@@ -92,7 +92,7 @@ def test_good_is_right(name: str, by: str) -> None:
 
 def test_what_the_search_could_not_see_is_said() -> None:
     found = estimate("wells, flat prior", "Importance")
-    assert isinstance(found, vf.inference.Evidence)
+    assert isinstance(found, vf.results.Evidence)
     assert found.trust.level is Level.FAIR
     assert "far modes may be missing: x has no proper prior" in found.trust.reason
 

@@ -42,7 +42,7 @@ def finite(net, x, scaling, keys):
 
         value, jacobian = output(params), jax.jacrev(output)(params)
         rows = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(jacobian)]
-        return value[:, None] * value, sum(jnp.matmul(row, row.T) for row in rows)
+        return value[:, None] * value[None], sum(jnp.matmul(row, row.T) for row in rows)
 
     return jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
 

@@ -9,7 +9,7 @@ from numpy.polynomial.legendre import leggauss
 from tests.kernels.nets import ACTIVATIONS, NAMES
 
 from volform import kernels as k
-from volform.kernels.moments import Moments, of_one
+from volform.kernels.propagation.moments import Moments, of_one
 
 COVARIANCES = [(0.8, 0.5, -0.6), (0.3, 1.1, 0.0), (0.7, 0.7, 0.6999)]
 

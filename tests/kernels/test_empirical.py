@@ -10,7 +10,8 @@ from tests.kernels.nets import SEQUENCES, X2, X, around, conv
 import volform as vf
 from volform import kernels as k
 from volform.errors import MetricError, NetworkError
-from volform.geometry import NTP, SP, MatrixField, Product
+from volform.geometry import MatrixField, Product
+from volform.networks import NTP, SP
 
 NET = k.serial(k.Dense(5, 1.4, 0.2), k.Erf(), k.Dense(3, 1.4, 0.2))
 

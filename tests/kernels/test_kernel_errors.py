@@ -127,5 +127,6 @@ def test_parametrization():
         NET.kernel(X, parametrization="standard")
 
 
+@pytest.mark.leaks
 def test_traced_values_pass():
     assert np.isnan(jax.jit(lambda s: k.Dense(2, s).kernel(X).nngp)(jnp.nan)).all()

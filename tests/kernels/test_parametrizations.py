@@ -8,7 +8,7 @@ from tests.kernels.nets import finite
 
 from volform import kernels as k
 from volform.errors import NetworkError
-from volform.geometry import NTP, SP, ImprovedSP, MuP
+from volform.networks import NTP, SP, ImprovedSP, MuP
 
 # The example of the reference figures: one hidden layer, w_std = 1.3, no biases.
 X1, X2 = np.array([[1.0, 0.5, -0.3]]), np.array([[0.2, 1.0, 0.4]])

@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.nets import ACTIVATIONS, EDGE, NAMES, X2, X, around, dense
 
 from volform import kernels as k
-from volform.kernels.moments import Moments
+from volform.kernels.propagation.moments import Moments
 
 FEW = [k.Relu(), k.RectifiedMonomial(2), k.Gelu(), k.Elementwise(jnp.tanh)]
 

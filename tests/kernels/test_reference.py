@@ -13,7 +13,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from tests.kernels.nets import EDGE, IMAGES, SEQUENCES, X2, X, around, conv, dense
 
 from volform import kernels as k
-from volform.geometry import SP
+from volform.networks import SP
 
 REFERENCE = json.loads((Path(__file__).parent / "kernel_reference.json").read_text())["kernels"]
 
@@ -150,12 +150,12 @@ def test_init_and_apply(key, b_std):
     net = k.serial(k.Flatten(), dense(8, b_std), block, k.Relu(), dense(2, b_std))
     x = X.reshape(6, 2, 2)
     params = net.init(key, x.shape)
-    z = X @ params[1]["w"].T * 1.4 / 2.0 + (0.0 if b_std is None else b_std * params[1]["b"])
+    z = X @ params[1]["w"].T * 1.4 / 2.0 + (0.0 if b_std is None else b_std * params[1]["b"][None])
     inner = params[2][1][1]
     z += np.maximum(z, 0) @ inner["w"].T * 1.4 / np.sqrt(8.0)
-    z += 0.0 if b_std is None else b_std * inner["b"]
+    z += 0.0 if b_std is None else b_std * inner["b"][None]
     out = np.maximum(z, 0) @ params[4]["w"].T * 1.4 / np.sqrt(8.0)
-    out += 0.0 if b_std is None else b_std * params[4]["b"]
+    out += 0.0 if b_std is None else b_std * params[4]["b"][None]
     np.testing.assert_allclose(net.apply(params, x), out, rtol=1e-12)
     assert len(jax.tree.leaves(params)) == (6 if b_std else 3)
     assert net.kernel(x).nngp.shape == (6, 6)

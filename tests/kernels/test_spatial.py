@@ -10,8 +10,8 @@ import pytest
 from tests.kernels.nets import IMAGES, SEQUENCES, conv, dense
 
 from volform import kernels as k
-from volform.geometry import NTP, SP, ImprovedSP, MuP
-from volform.kernels.state import Pairs, Place, of_examples
+from volform.kernels import LayerContext, Pairs, of_examples
+from volform.networks import NTP, SP, ImprovedSP, MuP
 
 SAME, VALID, CIRCULAR = k.Padding
 ROLLED = np.roll(SEQUENCES, 2, 1)
@@ -60,22 +60,22 @@ LAYERS = [
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_area_and_pairs(layer):
     """The area is that of the moments, and equal pixels are the diagonal of all of them."""
-    place = Place(NTP(), is_first=True, is_last=True, pairs=Pairs.ALL)
+    place = LayerContext(NTP(), is_first=True, is_last=True, pairs=Pairs.ALL)
 
     @jax.jit
     def states(x):
         full = of_examples(x, x[:2], Pairs.ALL, is_same=False)
-        end = layer.follow(full, place)
-        equal = full.seen(layer.looks_at(Pairs.EQUAL))
-        return end, layer.follow(equal, place._replace(pairs=Pairs.EQUAL))
+        end = layer.propagate_needed(full, place)
+        equal = full.restricted(layer.pairs_needed(Pairs.EQUAL))
+        return end, layer.propagate_needed(equal, place._replace(pairs=Pairs.EQUAL))
 
     end, equal = states(SEQUENCES)
-    for moments in (end.moments, *end.within):
+    for moments in (end.moments, *end.self_moments):
         square = moments.left * moments.right - moments.cross**2
         np.testing.assert_allclose(moments.area**2, square, rtol=1e-9, atol=1e-13)
-    for found, expected in zip(equal.moments, end.seen(Pairs.EQUAL).moments, strict=True):
+    for found, expected in zip(equal.moments, end.restricted(Pairs.EQUAL).moments, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
-    assert equal.within == ()
+    assert equal.self_moments == ()
     assert equal.moments.cross.ndim == 3
 
 

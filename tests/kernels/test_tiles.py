@@ -10,9 +10,10 @@ from tests.kernels.nets import SEQUENCES, X, conv, dense
 
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
-from volform.geometry import SP
-from volform.kernels import inputs, iterative, moments
-from volform.operators import Exact, Krylov, XTrace, trace
+from volform.kernels import iterative
+from volform.kernels.propagation import inputs, moments
+from volform.linalg import Exact, Krylov, XTrace, trace
+from volform.networks import SP
 
 DEVICES = Path(__file__).parent / "gram_devices.py"
 NET = k.serial(dense(), k.Relu(), k.Dropout(0.9), dense())

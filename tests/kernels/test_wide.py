@@ -8,7 +8,7 @@ import pytest
 from tests.kernels.nets import SEQUENCES, X2, X, conv, dense, finite
 
 from volform import kernels as k
-from volform.geometry import NTP, SP
+from volform.networks import NTP, SP
 
 ATTENTION = k.GlobalSelfAttention(
     48, 8, 64, 8, w_key_std=1.5, w_value_std=1.1, w_std=1.3, b_std=0.2
@@ -109,7 +109,7 @@ def test_dropout_of_vectors():
 def test_finite_networks_look_at_all_branches(key):
     net = k.serial(k.concatenated(dense(3), dense(5)), k.Dropout(0.5), k.multiplied(dense(2)))
     params = net.init(key, X.shape)
-    hidden = [1.4 / 2.0 * X @ own["w"].T + 0.2 * own["b"] for own in params[0]]
+    hidden = [1.4 / 2.0 * X @ own["w"].T + 0.2 * own["b"][None] for own in params[0]]
     (last,) = params[2]
-    outputs = 1.4 / np.sqrt(8.0) * np.concatenate(hidden, 1) @ last["w"].T + 0.2 * last["b"]
+    outputs = 1.4 / np.sqrt(8.0) * np.concatenate(hidden, 1) @ last["w"].T + 0.2 * last["b"][None]
     np.testing.assert_allclose(net.apply(params, X), outputs, rtol=1e-12)

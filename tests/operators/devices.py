@@ -16,7 +16,7 @@ def measured() -> dict[str, Any]:
     import numpyro.distributions as dist
 
     import volform as vf
-    from volform import networks as nn, operators as ops
+    from volform import linalg, networks as nn, operators as ops
     from volform.inference import GGN, Kronecker
 
     net = nn.MLP(widths=(4,), outputs=3, b_std=1.0)
@@ -37,8 +37,8 @@ def measured() -> dict[str, Any]:
     approx = vf.laplace(posterior, at=params, curvature=GGN(), structure=Kronecker())
     return {
         "shards": len(x.sharding.device_set),
-        "log det": float(ops.logdet(G + 1.0, by=ops.Exact()).value),
-        "trace": float(ops.trace(H, by=ops.Krylov(jax.random.key(0), probes=8)).value),
+        "log det": float(linalg.logdet(G + 1.0, by=linalg.Exact()).value),
+        "trace": float(linalg.trace(H, by=linalg.Krylov(jax.random.key(0), probes=8)).value),
         "log Z": float(approx.evidence.log_z),
         **of_kernels(),
     }
@@ -50,7 +50,7 @@ def of_kernels() -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from volform import kernels as k, operators as ops
+    from volform import kernels as k, linalg, operators as ops
 
     net = k.serial(k.Dense(8), k.Dropout(0.9), k.Dense(1))  # entries differ on the diagonal
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def of_kernels() -> dict[str, Any]:
     x, y = ops.sharded((x, y))
     kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((4, 34)), tile=3)
     matrix = k.ntk_operator(net, x, tile=4)
-    estimate = k.evidence(net, x, y, noise=0.3, by=ops.Krylov(jax.random.key(0), probes=4))
+    estimate = k.evidence(net, x, y, noise=0.3, by=linalg.Krylov(jax.random.key(0), probes=4))
     return {
         "shards of kernels": len(kernel.nngp.sharding.device_set),
         "symmetric": float(jnp.max(jnp.abs(kernel.nngp - kernel.nngp.T))),

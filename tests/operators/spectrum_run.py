@@ -14,7 +14,7 @@ def main(path: str, batches: str = "0") -> None:
     import jax.numpy as jnp
 
     import volform as vf
-    from volform.operators import checkpoint
+    from volform.linalg import checkpoint
 
     jax.config.update("jax_enable_x64", True)
     write, left = checkpoint._write, int(batches)
@@ -33,7 +33,7 @@ def main(path: str, batches: str = "0") -> None:
 
     H = vf.operators.hessian(loss, jnp.linspace(0.0, 2.0, 30))
     by = vf.Krylov(jax.random.key(0), probes=8, depth=12, batch=2, checkpoint=path)
-    print(repr(float(vf.operators.logdet(H, by=by).value)))
+    print(repr(float(vf.linalg.logdet(H, by=by).value)))
 
 
 if __name__ == "__main__":

@@ -77,13 +77,13 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "run.npz")
     by = vf.Krylov(jax.random.key(0), probes=4, checkpoint=path)
     plain = vf.Krylov(jax.random.key(0), probes=4)
-    first = vf.operators.logdet(A, by=by)
-    assert_allclose(first.value, vf.operators.logdet(A, by=plain).value, rtol=1e-12)
-    assert_allclose(vf.operators.logdet(A, by=by).value, first.value, rtol=0)
+    first = vf.linalg.logdet(A, by=by)
+    assert_allclose(first.value, vf.linalg.logdet(A, by=plain).value, rtol=1e-12)
+    assert_allclose(vf.linalg.logdet(A, by=by).value, first.value, rtol=0)
     with pytest.raises(OperatorError, match="is of another operator or other settings"):
-        vf.operators.logdet(A + 1.0, by=by)
+        vf.linalg.logdet(A + 1.0, by=by)
     with pytest.raises(OperatorError, match="nothing can be written under `jit`"):
-        jax.jit(lambda c: vf.operators.logdet(A * c, by=by).value)(1.0)
+        jax.jit(lambda c: vf.linalg.logdet(A * c, by=by).value)(1.0)
     (tmp_path / "run.npz").write_text("no file of numpy's")
     with pytest.raises(OperatorError, match="is no file of such a run"):
-        vf.operators.logdet(A, by=by)
+        vf.linalg.logdet(A, by=by)

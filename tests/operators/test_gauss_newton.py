@@ -8,11 +8,10 @@ import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
+from tests.operators.problems import COUNTS, FAMILIES, PARAMS, REAL, X, network, pair, scalar
 
 import volform as vf
 from volform.operators import Gram, OutputHessian, empirical_fisher, fisher, ggn, monte_carlo_fisher
-
-from .problems import COUNTS, FAMILIES, PARAMS, REAL, X, network, pair, scalar
 
 FLAT, UNRAVEL = ravel_pytree(PARAMS)
 pytestmark = pytest.mark.standard_promotion  # NumPyro's Bernoulli of logits mixes dtypes

@@ -9,14 +9,8 @@ import optax
 import pytest
 
 import volform as vf
-from volform.errors import (
-    DataError,
-    MetricError,
-    OperatorError,
-    SingularMetricError,
-    SizeError,
-)
-from volform.operators import (
+from volform.errors import DataError, MetricError, OperatorError, SingularMetricError, SizeError
+from volform.linalg import (
     Exact,
     Krylov,
     XTrace,
@@ -24,17 +18,19 @@ from volform.operators import (
     diagonal,
     effective_dimension,
     eigenvalues,
+    logdet,
+    spectral_density,
+    trace,
+    under_metric,
+)
+from volform.operators import (
     empirical_fisher,
     fisher,
     ggn,
     hessian,
-    logdet,
-    metric_of,
     monte_carlo_fisher,
+    optimizer_metric,
     sharpness,
-    spectral_density,
-    trace,
-    under_metric,
 )
 
 KEY = jax.random.key(0)
@@ -208,7 +204,7 @@ def test_metric_of_another_structure():
     with pytest.raises(MetricError, match=r"`metric` of under_metric acts on .* and `operator` on"):
         under_metric(H, vf.Euclidean(), {"w": W})
     with pytest.raises(MetricError, match=r"`opt_state` of metric_of was made for"):
-        under_metric(H, metric_of(adam(jnp.ones(3))), W)
+        under_metric(H, optimizer_metric(adam(jnp.ones(3))), W)
 
 
 def test_metric_that_is_none():
@@ -343,17 +339,17 @@ def adam(params, count=1):
 )
 def test_state_of_another_optimizer(state, name):
     with pytest.raises(OperatorError, match=f"`opt_state` of metric_of holds a {name}.*Adam, RMSP"):
-        metric_of(state)
+        optimizer_metric(state)
 
 
 def test_state_before_the_first_step():
     with pytest.raises(OperatorError, match=r"`opt_state` of metric_of .*after at least one step"):
-        metric_of(adam(0.0 * W, count=0))
+        optimizer_metric(adam(0.0 * W, count=0))
 
 
 def test_state_of_two_optimizers():
     with pytest.raises(OperatorError, match=r"`opt_state` of metric_of holds 2 running averages"):
-        metric_of((adam(W), adam(W)))
+        optimizer_metric((adam(W), adam(W)))
 
 
 def test_sharpness_passes_errors_on():

@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from volform.errors import IndefiniteError
-from volform.operators import eigenvalues, ggn, hessian, logdet
+from volform.linalg import eigenvalues, logdet
+from volform.operators import ggn, hessian
 
 pytestmark = pytest.mark.reference
 

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
+from tests.operators.problems import PARAMS, loss
 
 import volform as vf
-from volform.operators import Krylov, hessian, metric_of, sharpness, trace, under_metric
-
-from .problems import PARAMS, loss
+from volform.linalg import Krylov, trace, under_metric
+from volform.operators import hessian, optimizer_metric, sharpness
 
 KRYLOV = Krylov(jax.random.key(3), probes=8, depth=6)
 # optax mixes weak and integer types
@@ -55,17 +55,17 @@ ADAM = {
 @pytest.mark.parametrize("name", ADAM)
 def test_metric_of_adam(name):
     state, params, gradients = stepped(ADAM[name])
-    found = metric_of(state)(params).diagonal
+    found = optimizer_metric(state)(params).diagonal
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-8), found, adam_weights(gradients))
 
 
 def test_settings_of_adam():
     state, params, gradients = stepped(optax.adam(1e-2, b2=0.9, eps=1e-3))
     expected = adam_weights(gradients, 0.9, 1e-3)
-    found = metric_of(state, decay=0.9, eps=1e-3)(params).diagonal
+    found = optimizer_metric(state, decay=0.9, eps=1e-3)(params).diagonal
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-8), found, expected)
     state, params, gradients = stepped(optax.inject_hyperparams(optax.adam)(1e-2, b2=0.9, eps=1e-3))
-    found = metric_of(state)(params).diagonal
+    found = optimizer_metric(state)(params).diagonal
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), found, expected)
 
 
@@ -75,7 +75,7 @@ def test_metric_is_that_of_the_step():
     state, params, _ = stepped(adam, steps=2)
     gradient = jax.grad(loss)(params)
     updates, state = adam.update(gradient, state, params)
-    weights = metric_of(state)(params).diagonal
+    weights = optimizer_metric(state)(params).diagonal
     expected = jax.tree.map(lambda g, w: -0.1 * g / w, gradient, weights)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), updates, expected)
 
@@ -84,7 +84,7 @@ def test_metric_of_rmsprop():
     state, params, gradients = stepped(optax.rmsprop(1e-2))
     squares = averaged_squares(gradients, 0.9)
     expected = jax.tree.map(lambda v: jnp.sqrt(v + 1e-8), squares)
-    found = metric_of(state)(params).diagonal
+    found = optimizer_metric(state)(params).diagonal
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-8), found, expected)
 
 
@@ -95,7 +95,7 @@ def test_metric_of_rmsprop():
 )
 def test_metric_of_gradient_descent(optimizer):
     state, params, _ = stepped(optimizer)
-    assert isinstance(metric_of(state)(params), lx.IdentityLinearOperator)
+    assert isinstance(optimizer_metric(state)(params), lx.IdentityLinearOperator)
 
 
 def test_trace_of_the_hessian_depends_on_the_units_and_trace_of_e_does_not():
@@ -160,7 +160,7 @@ def test_adam_finds_sharper_minima_by_the_raw_trace():
     """The trace under Adam's metric is in its own units: its size alone says nothing."""
     state, params, _ = stepped(optax.adam(1e-2), steps=5)
     raw = trace(hessian(loss, params)).value
-    metric = metric_of(state)
+    metric = optimizer_metric(state)
     scaled = trace(under_metric(hessian(loss, params), metric, params)).value
     weights = jnp.concatenate([w.ravel() for w in jax.tree.leaves(metric(params).diagonal)])
     assert_allclose(scaled, jnp.sum(lx.diagonal(hessian(loss, params)) / weights), rtol=1e-9)

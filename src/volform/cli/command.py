@@ -12,30 +12,23 @@ import jax
 from rich.console import Console
 
 from volform.cli.comparing import print_comparison, write_comparison
-from volform.cli.loading import check_arguments, load_data, load_function
+from volform.cli.loading import load_data, load_function, require_arguments
 from volform.cli.report import print_tables, write_files
 from volform.cli.surveying import add_architectures
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
-from volform.geometry import Euclidean, Metric
-from volform.inference import (
-    Automatic,
-    Bridge,
-    Estimator,
-    Importance,
-    Quadrature,
-    compare,
-    evidence,
-    find_map,
-    laplace,
-)
-from volform.models import (
-    JointFisher,
-    LikelihoodFisher,
-    Posterior,
-    Unconstrained,
-    attach,
-    condition,
-)
+from volform.geometry.metric import Euclidean, Metric
+from volform.inference.evidence.automatic import Automatic
+from volform.inference.evidence.bridge import Bridge
+from volform.inference.evidence.comparison import compare
+from volform.inference.evidence.estimator import Estimator, evidence
+from volform.inference.evidence.importance import Importance
+from volform.inference.evidence.quadrature import Quadrature
+from volform.inference.laplace.approximation import laplace
+from volform.inference.modes.search import find_map
+from volform.models.attaching import attach
+from volform.models.binding import Unconstrained
+from volform.models.fisher_metrics import JointFisher, LikelihoodFisher
+from volform.models.posterior import Posterior, condition
 
 METRICS: dict[str, Callable[..., Metric]] = {
     "joint-fisher": JointFisher,
@@ -218,7 +211,7 @@ def _posterior(reference: str, options: argparse.Namespace) -> Posterior:
     metric = _metric(options)
     data = {} if options.data is None else load_data(options.data)
     source = "`--data` (not given)" if options.data is None else f"`{options.data}`"
-    check_arguments(model, data, source)
+    require_arguments(model, data, source)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     posterior = condition(model if metric is None else attach(model, metric), **data)
@@ -301,7 +294,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _place_in(error: BaseException, options: argparse.Namespace) -> str | None:
-    """Where the model's own file was running when the error came; None if it was not."""
+    """Line of the model's own file that was running when the error came; None if it was not."""
     models = [options.model] if isinstance(options.model, str) else options.model
     named = [r.rpartition(":")[0] for r in (*models, options.reference) if r]
     files = {str(Path(path).resolve()): path for path in named}

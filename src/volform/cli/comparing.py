@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from volform.cli.report import plain
-from volform.inference import Comparison
-from volform.plotting import evidence
-from volform.plotting.canvas import figure_of
+from volform.inference.evidence.comparison import Comparison
+from volform.plot.canvas import figure_of
+from volform.plot.ranking import evidence
 
 
 def print_comparison(console: Console, table: Comparison) -> None:

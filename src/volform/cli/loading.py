@@ -1,4 +1,4 @@
-"""What a command line names: a function in a file, and data in a file."""
+"""Objects that a command line names: a function in a file, and data in a file."""
 
 import csv
 import difflib
@@ -169,7 +169,7 @@ def _is_number(cell: str) -> bool:
 _READERS: dict[str, Callable[[Path, str], Data]] = {".json": _read_json, ".csv": _read_csv}
 
 
-def check_arguments(function: Callable, data: Data, source: str) -> None:
+def require_arguments(function: Callable, data: Data, source: str) -> None:
     """Check that `function` can be called with `data` as keyword arguments.
 
     Raises:

@@ -12,9 +12,11 @@ from jaxtyping import PRNGKeyArray
 from rich.console import Console
 from rich.table import Table
 
-from volform.inference import LaplaceApproximation, to_arviz
-from volform.plotting import density, spectrum
-from volform.plotting.canvas import figure_of
+from volform.inference.arviz_export import to_arviz
+from volform.inference.laplace.approximation import LaplaceApproximation
+from volform.plot.canvas import figure_of
+from volform.plot.density import density
+from volform.plot.spectrum import spectrum
 
 
 def print_tables(console: Console, approx: LaplaceApproximation) -> None:
@@ -47,7 +49,7 @@ def _evidence_table(approx: LaplaceApproximation) -> Table:
         "correction c": "not computed"
         if evidence.correction is None
         else f"{float(evidence.correction):+.6f}",
-        "metric": evidence.metric,
+        "metric": evidence.metric_name,
         "parameters d": str(evidence.dim),
         "trust": str(evidence.trust),
     }
@@ -86,12 +88,14 @@ def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
     """Every number of the result as plain Python values, None for what is NaN or not computed."""
     fit, evidence = approx.fit, approx.evidence
     return {
-        "metric": evidence.metric,
+        "metric": evidence.metric_name,
         "parameters": evidence.dim,
         "evidence": {
             "log_z": plain(evidence.log_z),
             "log_z_second_order": plain(evidence.log_z_second_order),
             "correction": plain(evidence.correction),
+            "terms": {name: plain(value) for name, value in evidence.terms.items()},
+            "regimes": [str(regime) for regime in evidence.regimes],
             "trust": str(evidence.trust),
             "note": evidence.note,
         },

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from volform import kernels
+from volform.architectures.survey import Entry, Survey, rank, survey
 from volform.cli.loading import load_data
 from volform.errors import DataError, KernelError
-from volform.geometry import NTP, SP, MuP, Parametrization
-from volform.kernels import Activation, Survey, architectures
-from volform.kernels.survey import Entry, rank
-from volform.plotting import evidence_by_width, tangent_growth
-from volform.plotting.canvas import figure_of
+from volform.kernels.layers.activation import Activation
+from volform.networks.parametrization import NTP, SP, MuP, Parametrization
+from volform.plot.canvas import figure_of
+from volform.plot.widths import evidence_by_width, tangent_growth
 
 ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "relu": kernels.Relu,
@@ -110,7 +110,7 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    survey = architectures(
+    found = survey(
         x,
         y,
         **choices,
@@ -123,7 +123,7 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         folds=options.folds,
         key=jax.random.key(options.seed),
     )
-    print_survey(console, survey)
+    print_survey(console, found)
     if options.out is not None:
         description = {
             "data": str(options.data),
@@ -132,7 +132,7 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
             "log_unit": len(y) * math.log(unit),
             "seed": options.seed,
         }
-        for path in write_survey(options.out, survey, x, description):
+        for path in write_survey(options.out, found, x, description):
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -227,7 +227,7 @@ def _standardized(
 
 
 def _rows(options: argparse.Namespace, count: int) -> Any:
-    """Which rows are used."""
+    """Rows that are used."""
     wanted = options.rows
     if wanted is None:
         if count > MOST_ROWS:

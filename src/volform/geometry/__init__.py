@@ -4,11 +4,24 @@ from volform.geometry.connection import (
     christoffel as christoffel,
     christoffel_along as christoffel_along,
     covariant_hessian as covariant_hessian,
-    eigenvalues as eigenvalues,
-    relative as relative,
-    scalar_curvature as scalar_curvature,
+    generalized_eigenvalues as generalized_eigenvalues,
+    raise_index as raise_index,
 )
-from volform.geometry.fisher import Fisher as Fisher
+from volform.geometry.dependence import (
+    dependence as dependence,
+    moves as moves,
+)
+from volform.geometry.fisher import (
+    Fisher as Fisher,
+)
+from volform.geometry.fisher_routes import (
+    MonteCarlo as MonteCarlo,
+    NoInformation as NoInformation,
+    Route as Route,
+    ScoreTangents as ScoreTangents,
+    choose_route as choose_route,
+    tangent_like as tangent_like,
+)
 from volform.geometry.metric import (
     DiagonalField as DiagonalField,
     Euclidean as Euclidean,
@@ -18,23 +31,21 @@ from volform.geometry.metric import (
     Pullback as Pullback,
     Scaled as Scaled,
     Sum as Sum,
+    call_at as call_at,
+    congruence as congruence,
+    log_volume as log_volume,
     pullback as pullback,
+    pulled_back as pulled_back,
 )
-from volform.geometry.parametrization import (
-    NTP as NTP,
-    SP as SP,
-    Fans as Fans,
-    ImprovedSP as ImprovedSP,
-    MuP as MuP,
-    Parametrization as Parametrization,
-    Scaling as Scaling,
-    WithPrior as WithPrior,
+from volform.geometry.questions import (
+    Coordinates as Coordinates,
+    is_elementwise as is_elementwise,
+    is_flat_in as is_flat_in,
+    is_symmetric as is_symmetric,
+    name_of as name_of,
 )
-from volform.geometry.structure import (
-    BlockDiagonal as BlockDiagonal,
-    Dense as Dense,
-    logdet as logdet,
-    whiten as whiten,
+from volform.geometry.riemann import (
+    scalar_curvature as scalar_curvature,
 )
 from volform.geometry.tensors import (
     flat as flat,
@@ -48,4 +59,6 @@ from volform.geometry.tensors import (
     pushforward as pushforward,
     sharp as sharp,
 )
-from volform.geometry.volume import log_volume as log_volume
+from volform.moved import moved_from as _moved_from
+
+__getattr__ = _moved_from(__name__)

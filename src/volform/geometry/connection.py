@@ -1,4 +1,4 @@
-"""The Levi-Civita connection of a metric, by automatic differentiation: Hessians and curvature.
+"""The Levi-Civita connection of a metric by automatic differentiation, and Hessians with it.
 
 All arrays are dense and in `ravel_pytree` order, with n the number of coordinates of the point.
 Functions of a point are called as those in `volform.geometry.tensors` are.
@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from volform.geometry.metric import Metric, spread
-from volform.geometry.structure import Point, whiten
+from volform.geometry.metric import Metric, call_at
 from volform.geometry.tensors import gradient, sharp
+from volform.linalg.generalized import whitened_form
+from volform.linalg.structured import Point, whiten
 
 
 def christoffel(metric: Metric, point: Point) -> Float[Array, "n n n"]:
@@ -43,9 +44,9 @@ def christoffel(metric: Metric, point: Point) -> Float[Array, "n n n"]:
     def matrix(x: Float[Array, " n"]) -> Float[Array, "n n"]:
         return metric(unravel(x)).as_matrix()
 
-    first_kind = _first_kind(jax.jacfwd(matrix)(x))
-    solved = cho_solve((jnp.linalg.cholesky(matrix(x)), True), first_kind.reshape(x.size, -1))
-    return solved.reshape(first_kind.shape)
+    lowered = first_kind(jax.jacfwd(matrix)(x))
+    solved = cho_solve((jnp.linalg.cholesky(matrix(x)), True), lowered.reshape(x.size, -1))
+    return solved.reshape(lowered.shape)
 
 
 def covariant_hessian(
@@ -72,7 +73,7 @@ def covariant_hessian(
     0.222...
     """
     x, unravel = ravel_pytree(point)
-    plain = jax.hessian(lambda x: spread(function, unravel(x)))(x)
+    plain = jax.hessian(lambda x: call_at(function, unravel(x)))(x)
     return plain - christoffel_along(metric, point, gradient(metric, function, point))
 
 
@@ -109,7 +110,7 @@ def christoffel_along(
     return 0.5 * (slope + slope.T - along)
 
 
-def relative(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def raise_index(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """The linear operator `E = G^-1 H` that a bilinear form is, relative to a metric.
 
     Its determinant, trace and eigenvalues do not depend on the coordinates.
@@ -126,7 +127,7 @@ def relative(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Flo
         Kristiadi et al. (2023), Eq. (2), with G^-1 for the printed G.
 
     >>> import jax.numpy as jnp, volform as vf
-    >>> relative(vf.Euclidean(0.5), jnp.zeros(2), 8.0 * jnp.eye(2)).tolist()
+    >>> raise_index(vf.Euclidean(0.5), jnp.zeros(2), 8.0 * jnp.eye(2)).tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
     _, unravel = ravel_pytree(point)
@@ -137,7 +138,9 @@ def relative(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Flo
     return jax.vmap(raised, out_axes=1)(bilinear)
 
 
-def eigenvalues(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> Float[Array, " n"]:
+def generalized_eigenvalues(
+    metric: Metric, point: Point, bilinear: Float[Array, "n n"]
+) -> Float[Array, " n"]:
     """Eigenvalues of `G^-1 H` in ascending order: those of the symmetric pencil (H, G).
 
     Taken as the eigenvalues of `L^-1 H L^-T` with `G = L L^T`, which is symmetric; independent of
@@ -157,58 +160,15 @@ def eigenvalues(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> 
 
     >>> import jax.numpy as jnp, volform as vf
     >>> h = jnp.diag(jnp.array([4.0, -1.0]))
-    >>> eigenvalues(vf.Euclidean(2.0), jnp.zeros(2), h).tolist()
+    >>> generalized_eigenvalues(vf.Euclidean(2.0), jnp.zeros(2), h).tolist()
     [-4.0, 16.0]
     """
     _, unravel = ravel_pytree(point)
     operator = metric(point)
-    whitened = jax.vmap(lambda row: whiten(operator, unravel(row)))  # A -> A L^-T
-    return jnp.linalg.eigvalsh(whitened(whitened(bilinear).T))
+    return jnp.linalg.eigvalsh(whitened_form(bilinear, lambda w: whiten(operator, unravel(w))))
 
 
-def scalar_curvature(metric: Metric, point: Point) -> Float[Array, ""]:
-    """Scalar curvature `R = G^ij R_ij`, twice the Gaussian curvature of a surface.
-
-    Taken in the frame in which G is the identity at `point`, where with `G_ij,k = d_k G_ij` and
-    `Gamma_kij = 1/2 (G_jk,i + G_ik,j - G_ij,k)`
-
-        R = G_ij,ij - G_ii,jj + Gamma_kij Gamma_kij - Gamma_kii Gamma_kjj,
-
-    so that the unit sphere S^n has R = n (n - 1).
-
-    Args:
-        metric: a metric.
-        point: where to evaluate it.
-
-    Returns:
-        A scalar, the same in all coordinates; not finite where G is not positive definite. Costs
-        O(n^5) time and O(n^4) memory.
-
-    References:
-        do Carmo (1992), Riemannian Geometry, chapter 4 (there divided by n (n - 1)).
-
-    >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
-    >>> normal = vf.Fisher(dist.Normal)  # hyperbolic plane
-    >>> round(float(scalar_curvature(normal, (jnp.array(0.0), jnp.array(2.0)))), 6)
-    -1.0
-    """
-    x, unravel = ravel_pytree(point)
-    chol = jnp.linalg.cholesky(metric(point).as_matrix())
-    frame = solve_triangular(chol, jnp.eye(x.size, dtype=x.dtype), lower=True).T
-
-    def matrix(s: Float[Array, " n"]) -> Float[Array, "n n"]:
-        return frame.T @ metric(unravel(x + frame @ s)).as_matrix() @ frame
-
-    origin = jnp.zeros_like(x)
-    second = jax.jacfwd(jax.jacfwd(matrix))(origin)  # [i, j, k, l] = G_ij,kl
-    gamma = _first_kind(jax.jacfwd(matrix)(origin))
-    linear = jnp.einsum("ijij", second) - jnp.einsum("iijj", second)
-    square = jnp.sum(gamma**2) - jnp.sum(jnp.trace(gamma, axis1=1, axis2=2) ** 2)
-    # The compiler takes 0 * inf for 0 where the derivatives of a singular metric vanish.
-    return jnp.where(jnp.isfinite(frame).all(), linear + square, jnp.nan)
-
-
-def _first_kind(slope: Float[Array, "n n n"]) -> Float[Array, "n n n"]:
-    """Gamma_kij from slope[i, j, k] = d_k G_ij."""
+def first_kind(slope: Float[Array, "n n n"]) -> Float[Array, "n n n"]:
+    """Christoffel symbols of the first kind, Gamma_kij, from slope[i, j, k] = d_k G_ij."""
     lowered = jnp.swapaxes(slope, 1, 2)  # [i, k, j] = d_k G_ij
     return 0.5 * (slope + lowered - jnp.moveaxis(slope, 2, 0))

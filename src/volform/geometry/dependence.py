@@ -1,4 +1,4 @@
-"""Which outputs of a function depend on its input: read off the jaxpr, nothing is evaluated."""
+"""Dependence of a function's outputs on its inputs, read off the jaxpr, nothing is evaluated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def dependence(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def moves(flags: Any) -> bool:
-    """Whether any leaf of a pytree of flags is set."""
+    """Tell whether any leaf of a pytree of flags is set."""
     return any(jax.tree.leaves(flags))
 
 

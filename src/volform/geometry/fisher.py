@@ -12,16 +12,17 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.geometry.dependence import dependence
-from volform.geometry.information import (
+from volform.geometry.fisher_routes import (
     MonteCarlo,
-    Move,
+    NoInformation,
     Route,
-    Silent,
+    ScoreTangents,
     choose_route,
     tangent_like,
 )
-from volform.geometry.metric import Metric, name_of, spread
-from volform.geometry.structure import Dense, Point, size_of
+from volform.geometry.metric import Metric, call_at
+from volform.geometry.questions import is_symmetric, name_of
+from volform.linalg.structured import DenseOperator, Point, size_of
 
 
 class Fisher(Metric):
@@ -60,8 +61,8 @@ class Fisher(Metric):
         route, move = self._along_axes(point)
         if move is None:
             n = size_of(point)
-            return Dense(jnp.zeros((n, n), ravel_pytree(point)[0].dtype), point)
-        return Dense(route.gram(move), point)
+            return DenseOperator(jnp.zeros((n, n), ravel_pytree(point)[0].dtype), point)
+        return DenseOperator(route.gram(move), point)
 
     def root(self, point: Point) -> Float[Array, "m n"]:
         """C with `C^T C = F(point)`, n the number of coordinates in `ravel_pytree` order.
@@ -77,24 +78,29 @@ class Fisher(Metric):
             return jnp.zeros((0, size_of(point)), ravel_pytree(point)[0].dtype)
         return route.root(move).T
 
-    def _along_axes(self, point: Point) -> tuple[Route, Move | None]:
+    def _along_axes(self, point: Point) -> tuple[Route, ScoreTangents | None]:
         """The route, and the move along each coordinate; None where nothing moves."""
         flat, unravel = ravel_pytree(point)
 
         def fn_at(x: Any) -> dist.Distribution:
-            return spread(self.family, unravel(x))
+            return call_at(self.family, unravel(x))
 
         fn = fn_at(flat)
         sampler = None if self.key is None else MonteCarlo(self.key, self.draws)
         route = choose_route(fn, latent=False, moving=dependence(fn_at, flat), sampler=sampler)
-        if isinstance(route, Silent):  # which may have no leaf to read a dimension off
+        if isinstance(route, NoInformation):  # which may have no leaf to read a dimension off
             return route, None
 
         def tangent(direction: Any) -> Any:
             return tangent_like(*jax.jvp(fn_at, (flat,), (direction,)))
 
         dfn = jax.vmap(tangent)(jnp.eye(flat.size, dtype=flat.dtype))
-        return route, Move(None, None, None, fn, dfn).reduced()
+        return route, ScoreTangents(None, None, None, fn, dfn).reduced()
 
     def __repr__(self) -> str:
         return f"Fisher({name_of(self.family)})"
+
+
+@is_symmetric.register
+def _(metric: Fisher) -> bool:
+    return True

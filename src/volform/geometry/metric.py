@@ -1,6 +1,7 @@
 """Riemannian metrics as values: functions from a point to a positive-definite operator."""
 
 import abc
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,20 +9,29 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.distributions.transforms import IndependentTransform
 
 from volform.errors import MetricError
-from volform.geometry.structure import (
+from volform.geometry.questions import (
+    Coordinates,
+    is_elementwise,
+    is_flat_in,
+    is_symmetric,
+    name_of,
+)
+from volform.linalg.structured import (
     BlockDiagonal,
-    Dense,
+    DenseOperator,
     Point,
     added,
+    exact_logdet,
     identity,
     scaled,
     size_of,
+    structure_of,
 )
 
 
@@ -45,6 +55,20 @@ class Metric(eqx.Module):
     def __call__(self, point: Point) -> lx.AbstractLinearOperator:
         """G(point) as an operator on tangent vectors at `point`."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses to override the matrix of a finished metric, whose other answers would stay."""
+        super().__init_subclass__(**options)
+        for method in {"__call__", "gram"} & set(vars(cls)):
+            for base in cls.__mro__[1:]:
+                if method in vars(base) and not inspect.isabstract(base) and base is not Metric:
+                    raise MetricError(
+                        f"`{cls.__name__}` overrides `{method}` of `{base.__name__}`, and would "
+                        "inherit answers (that it is flat, symmetric) which need not hold: derive "
+                        "from `Metric` or `ModelMetric`, and hold the other as a field."
+                    )
+
+    __array_ufunc__ = None  # an array times a metric is one metric, and not an array of them
+
     def __add__(self, other: "Metric") -> "Metric":
         if not isinstance(other, Metric):
             return NotImplemented
@@ -53,8 +77,10 @@ class Metric(eqx.Module):
     def __mul__(self, factor: Any) -> "Metric":
         if isinstance(factor, Metric):
             return NotImplemented
-        if not isinstance(factor, Tracer) and not factor > 0:
-            raise MetricError(f"A metric can be multiplied by `factor` > 0 only; got {factor}.")
+        if not isinstance(factor, Tracer) and not _is_positive(factor):
+            raise MetricError(
+                f"A metric can be multiplied by `factor` > 0 only, one finite number; got {factor}."
+            )
         return Scaled(self, factor)
 
     __rmul__ = __mul__
@@ -109,7 +135,7 @@ class DiagonalField(Metric):
 
     def __call__(self, point: Point) -> lx.AbstractLinearOperator:
         """`diag(field(point))`."""
-        weights = spread(self.field, point)
+        weights = call_at(self.field, point)
         if jax.tree.structure(weights) != jax.tree.structure(point):
             raise MetricError(
                 f"`field` of DiagonalField returned {jax.tree.structure(weights)}; it should "
@@ -145,14 +171,14 @@ class MatrixField(Metric):
 
     def __call__(self, point: Point) -> lx.AbstractLinearOperator:
         """`field(point)`."""
-        matrix = jnp.asarray(spread(self.field, point))
+        matrix = jnp.asarray(call_at(self.field, point))
         n = size_of(point)
         if matrix.shape != (n, n):
             raise MetricError(
                 f"`field` of MatrixField returned an array of shape {matrix.shape}; the point has "
                 f"{n} coordinates, so it should return shape ({n}, {n})."
             )
-        return Dense(matrix, point)
+        return DenseOperator(matrix, point)
 
     def __repr__(self) -> str:
         return f"MatrixField({name_of(self.field)})"
@@ -171,7 +197,7 @@ class Sum(Metric):
         return total
 
     def __repr__(self) -> str:
-        return " + ".join(repr(term) for term in self.terms)
+        return " + ".join(name_of(term) for term in self.terms)
 
 
 class Scaled(Metric):
@@ -185,7 +211,7 @@ class Scaled(Metric):
         return scaled(self.factor, self.metric(point))
 
     def __repr__(self) -> str:
-        inner = repr(self.metric)
+        inner = name_of(self.metric)
         return f"{self.factor} * ({inner})" if " + " in inner else f"{self.factor} * {inner}"
 
 
@@ -194,7 +220,7 @@ class Product(Metric):
 
     >>> import jax.numpy as jnp, volform as vf
     >>> g = vf.geometry.Product({"mu": vf.Euclidean(), "sigma": vf.Euclidean(2.0)})
-    >>> float(vf.geometry.logdet(g({"mu": jnp.zeros(3), "sigma": jnp.ones(())})))
+    >>> float(vf.linalg.exact_logdet(g({"mu": jnp.zeros(3), "sigma": jnp.ones(())})))
     -1.386...
     """
 
@@ -209,6 +235,10 @@ class Product(Metric):
             )
         return BlockDiagonal({name: metric(point[name]) for name, metric in self.metrics.items()})
 
+    def __repr__(self) -> str:
+        each = ", ".join(f"{name}: {name_of(metric)}" for name, metric in self.metrics.items())
+        return f"Product({each})"
+
 
 class Pullback(Metric):
     """The metric `(f^* G)(x) = J(x)^T G(f(x)) J(x)`; built by `pullback`."""
@@ -220,6 +250,9 @@ class Pullback(Metric):
     def __call__(self, point: Point) -> lx.AbstractLinearOperator:
         """`J^T G J` at `point`."""
         return pulled_back(self.metric, self.map, point, elementwise=self.elementwise)
+
+    def __repr__(self) -> str:
+        return f"pullback({name_of(self.metric)}, {name_of(self.map)})"
 
 
 def pullback(metric: Metric, f: Callable[[Any], Any], *, elementwise: bool = False) -> Metric:
@@ -251,32 +284,24 @@ def pullback(metric: Metric, f: Callable[[Any], Any], *, elementwise: bool = Fal
     return Pullback(metric, f, elementwise or is_elementwise(f))
 
 
-def is_elementwise(f: Any) -> bool:
-    """Whether `f` is a NumPyro transform that says of itself that it acts elementwise."""
-    while isinstance(f, IndependentTransform):  # of a site with `to_event`
-        f = f.base_transform
-    domain, codomain = getattr(f, "domain", None), getattr(f, "codomain", None)
-    if domain is None or codomain is None:
-        return False
-    return domain.event_dim == 0 and codomain.event_dim == 0
-
-
 def pulled_back(
     metric: Metric, f: Callable[[Any], Any], point: Point, *, elementwise: bool
 ) -> lx.AbstractLinearOperator:
     """`J^T G J` at `point` for the map `f`, diagonal where G is diagonal and f elementwise."""
     if elementwise:
         ones = jax.tree.map(jnp.ones_like, point)
-        value, slope = jax.jvp(lambda x: spread(f, x), (point,), (ones,))
+        value, slope = jax.jvp(lambda x: call_at(f, x), (point,), (ones,))
         operator = metric(value)
+        if structure_of(slope) != structure_of(ones):  # f broadcasts: R to R^3, say
+            operator = None
         if isinstance(operator, lx.IdentityLinearOperator):
             return lx.DiagonalLinearOperator(jax.tree.map(jnp.square, slope))
         if isinstance(operator, lx.DiagonalLinearOperator):
             return lx.DiagonalLinearOperator(
                 jax.tree.map(lambda g, j: g * j**2, operator.diagonal, slope)
             )
-    value, jacobian = jacobian_of(lambda x: spread(f, x), point)
-    return Dense(congruence(metric(value), jacobian), point)
+    value, jacobian = jacobian_of(lambda x: call_at(f, x), point)
+    return DenseOperator(congruence(metric(value), jacobian), point)
 
 
 def jacobian_of(f: Callable[[Any], Any], point: Point) -> tuple[Any, Float[Array, "m n"]]:
@@ -304,7 +329,7 @@ def congruence(
     return 0.5 * (product + product.T)
 
 
-def spread(f: Callable[..., Any], point: Point) -> Any:
+def call_at(f: Callable[..., Any], point: Point) -> Any:
     """`f(*point)` for a group of sites, `f(**point)` for named values, else `f(point)`."""
     if isinstance(point, tuple):
         return f(*point)
@@ -313,10 +338,62 @@ def spread(f: Callable[..., Any], point: Point) -> Any:
     return f(point)
 
 
+def _is_positive(factor: Any) -> bool:
+    number = np.asarray(factor)
+    return bool(number.dtype.kind in "fiu" and number.shape == () and 0 < number < np.inf)
+
+
 def _terms(metric: Metric) -> tuple[Metric, ...]:
     return metric.terms if isinstance(metric, Sum) else (metric,)
 
 
-def name_of(function: Any) -> str:
-    """The name of a function, for a `repr`."""
-    return getattr(function, "__name__", repr(function))
+def log_volume(metric: Metric, point: Point) -> Float[Array, ""]:
+    """`1/2 log det G(point)`: log of the volume element dV_G against Lebesgue measure.
+
+    If log p is a log density with respect to Lebesgue measure in the coordinates of `point`, then
+    `log p - log_volume` is the log density q^G with respect to dV_G, which transforms as a
+    function (Kristiadi et al. 2023, Eqs. 3-4).
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> float(vf.geometry.log_volume(vf.Euclidean(0.5), jnp.zeros(2)))
+    1.386...
+    """
+    return 0.5 * exact_logdet(metric(point))
+
+
+# --- What these metrics answer
+
+
+@is_symmetric.register
+def _(metric: Euclidean | DiagonalField) -> bool:
+    return True
+
+
+@is_symmetric.register
+def _(metric: Scaled | Pullback) -> bool:
+    return is_symmetric(metric.metric)
+
+
+@is_symmetric.register
+def _(metric: Sum) -> bool:
+    return all(is_symmetric(term) for term in metric.terms)
+
+
+@is_symmetric.register
+def _(metric: Product) -> bool:
+    return all(is_symmetric(factor) for factor in metric.metrics.values())
+
+
+@is_flat_in.register
+def _(metric: Euclidean, coordinates: Coordinates) -> bool:
+    return coordinates is Coordinates.VALUE
+
+
+@is_flat_in.register
+def _(metric: Scaled, coordinates: Coordinates) -> bool:
+    return is_flat_in(metric.metric, coordinates)
+
+
+@is_flat_in.register
+def _(metric: Sum, coordinates: Coordinates) -> bool:
+    return all(is_flat_in(term, coordinates) for term in metric.terms)

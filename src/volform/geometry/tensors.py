@@ -1,4 +1,4 @@
-"""How objects change coordinates under a diffeomorphism, and how a metric turns one into another.
+"""Transformation rules of tensors under a diffeomorphism, and of one into another by a metric.
 
 A point, a tangent vector and a covector are pytrees laid out alike; which of them a pytree is
 stands in the name of the function. Dense matrices are in `ravel_pytree` order. A map or function
@@ -28,8 +28,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import VolformError
-from volform.geometry.metric import Metric, jacobian_of, spread
-from volform.geometry.structure import Point, whiten
+from volform.geometry.metric import Metric, call_at, jacobian_of
+from volform.linalg.structured import Point, whiten
 
 Matrix = Float[Array, "n n"]
 Scalar = Float[Array, ""]
@@ -50,7 +50,7 @@ def pushforward(f: Callable[..., Any], point: Point, vector: PyTree) -> PyTree:
     >>> float(pushforward(jnp.square, jnp.array(3.0), jnp.array(1.0)))
     6.0
     """
-    return jax.jvp(partial(spread, f), (point,), (vector,))[1]
+    return jax.jvp(partial(call_at, f), (point,), (vector,))[1]
 
 
 def pull_covector(f: Callable[..., Any], point: Point, covector: PyTree) -> PyTree:
@@ -70,7 +70,7 @@ def pull_covector(f: Callable[..., Any], point: Point, covector: PyTree) -> PyTr
     >>> float(pull_covector(jnp.square, jnp.array(3.0), jnp.array(0.5)))
     3.0
     """
-    return jax.vjp(partial(spread, f), point)[1](covector)[0]
+    return jax.vjp(partial(call_at, f), point)[1](covector)[0]
 
 
 def push_covector(f: Callable[..., Any], point: Point, covector: PyTree) -> PyTree:
@@ -240,11 +240,11 @@ def gradient(metric: Metric, function: Callable[..., Scalar], point: Point) -> P
     >>> float(gradient(vf.Euclidean(0.5), jnp.square, jnp.array(2.0)))
     1.0
     """
-    return sharp(metric, point, jax.grad(partial(spread, function))(point))
+    return sharp(metric, point, jax.grad(partial(call_at, function))(point))
 
 
 def _square_jacobian(f: Callable[..., Any], point: Point) -> tuple[Any, Matrix]:
-    value, jacobian = jacobian_of(partial(spread, f), point)
+    value, jacobian = jacobian_of(partial(call_at, f), point)
     outputs, inputs = jacobian.shape
     if outputs != inputs:
         raise VolformError(

@@ -1,37 +1,57 @@
 """Inference on a `Posterior`: invariant MAP, Laplace approximation, evidence."""
 
-from volform.inference.approximation import (
-    LaplaceApproximation as LaplaceApproximation,
-    laplace as laplace,
+from volform.inference.arviz_compat import (
+    smoothed as smoothed,
 )
-from volform.inference.bridging import Bridge as Bridge
-from volform.inference.comparison import Comparison as Comparison, compare as compare
-from volform.inference.curvature import GGN as GGN, Curvature as Curvature
-from volform.inference.empirical import (
+from volform.inference.arviz_export import (
+    to_arviz as to_arviz,
+)
+from volform.inference.attached_metrics import (
+    SiteMetrics as SiteMetrics,
+)
+from volform.inference.evidence import (
+    FEWEST_DRAWS as FEWEST_DRAWS,
+    Automatic as Automatic,
+    Bridge as Bridge,
+    Comparison as Comparison,
     EmpiricalBayes as EmpiricalBayes,
-    maximize_evidence as maximize_evidence,
-)
-from volform.inference.escalation import Automatic as Automatic
-from volform.inference.estimating import (
     Estimator as Estimator,
+    Importance as Importance,
     Laplace as Laplace,
+    Quadrature as Quadrature,
+    SmoothedWeights as SmoothedWeights,
+    compare as compare,
     evidence as evidence,
+    log_mean as log_mean,
+    maximize_evidence as maximize_evidence,
+    train_by_evidence as train_by_evidence,
+    trust_of as trust_of,
 )
-from volform.inference.evidence import Evidence as Evidence
-from volform.inference.exporting import to_arviz as to_arviz
-from volform.inference.importance import Importance as Importance
-from volform.inference.linearized import Linearized as Linearized
-from volform.inference.mode import MAP as MAP, find_map as find_map
-from volform.inference.quadrature import Quadrature as Quadrature
-from volform.inference.structures import (
+from volform.inference.laplace import (
+    GGN as GGN,
     BySite as BySite,
+    Curvature as Curvature,
     Diagonal as Diagonal,
+    Explanation as Explanation,
     Full as Full,
     Kronecker as Kronecker,
+    LaplaceApproximation as LaplaceApproximation,
     LastLayer as LastLayer,
+    Linearized as Linearized,
     LowRank as LowRank,
+    SiteShare as SiteShare,
     Structure as Structure,
     Subset as Subset,
+    is_few as is_few,
+    laplace as laplace,
 )
-from volform.inference.training import train_by_evidence as train_by_evidence
-from volform.inference.warmstart import nuts as nuts
+from volform.inference.modes import (
+    MAP as MAP,
+    find_map as find_map,
+)
+from volform.inference.samplers import (
+    nuts as nuts,
+)
+from volform.moved import moved_from as _moved_from
+
+__getattr__ = _moved_from(__name__)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import MetricError, NetworkError
-from volform.geometry import Euclidean, Metric, Parametrization, whiten
-from volform.kernels.checking import require_inputs, require_pair
-from volform.kernels.layer import Layer
-from volform.operators import Estimate
+from volform.geometry.metric import Euclidean, Metric
+from volform.kernels.checks import require_inputs, require_pair
+from volform.kernels.layers.layer import Layer
+from volform.linalg.methods import Estimate
+from volform.linalg.structured import whiten
+from volform.networks.parametrization import Parametrization
 
 CHUNK_ENTRIES = 2**24  # of a block of the Jacobian held at once
 

@@ -11,13 +11,14 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.checks import require_positive
 from volform.errors import ConvergenceError, KernelError
-from volform.kernels.checking import require_positive
-from volform.kernels.gram import GramMatrix, nngp_operator
-from volform.kernels.layer import Layer
-from volform.kernels.tiles import gathered, spread_of
-from volform.operators import Krylov, logdet
-from volform.operators.base import Operator, is_known, register
+from volform.kernels.gram_matrix import GramMatrix, nngp_operator
+from volform.kernels.layers.layer import Layer
+from volform.kernels.propagation.tiles import gathered, spread_of
+from volform.linalg.functionals import logdet
+from volform.linalg.methods import Krylov
+from volform.linalg.operator import Operator, is_known, register_operator
 
 _RANK = 128  # columns of the kernel that the preconditioner is made of
 _KEPT_GIB = 2.0  # largest Gram matrix that is kept rather than computed for each product
@@ -59,7 +60,7 @@ class Whitened(Operator):
         along = self.whiten(vector)
         return self.whiten(self.gram.mv(along) + self.variance * along)
 
-    def cheaper(self) -> "Whitened":
+    def linearize(self) -> "Whitened":
         """Itself: what can be kept is kept."""
         return self
 
@@ -72,7 +73,7 @@ class Whitened(Operator):
         return jax.ShapeDtypeStruct((len(self.basis),), self.basis.dtype)
 
 
-register(Whitened, symmetric=True, semidefinite=True)
+register_operator(Whitened, symmetric=True, semidefinite=True)
 
 
 def whitened(net: Layer, x: Float[Array, "n ..."], noise: Any, jitter: Any) -> Whitened:
@@ -92,7 +93,7 @@ def whitened(net: Layer, x: Float[Array, "n ..."], noise: Any, jitter: Any) -> W
     gram = nngp_operator(net, x, is_kept=is_kept)
     variance = jnp.asarray(jitter + (0.0 if noise is None else noise**2), x.dtype)
     basis, spectrum = _low_rank(gram)
-    return Whitened(gram.cheaper(), variance, basis, spectrum)
+    return Whitened(gram.linearize(), variance, basis, spectrum)
 
 
 @eqx.filter_jit
@@ -111,7 +112,7 @@ def _low_rank(gram: GramMatrix) -> tuple[Float[Array, "n r"], Float[Array, " r"]
     values, vectors = jnp.linalg.eigh(factor.T @ factor)
     is_seen = values > len(values) * jnp.finfo(x.dtype).eps * values[-1]
     scale = jnp.where(is_seen, 1 / jnp.sqrt(jnp.where(is_seen, values, 1)), 0)
-    return (factor @ vectors) * scale, jnp.where(is_seen, values, 0)
+    return (factor @ vectors) * scale[None], jnp.where(is_seen, values, 0)
 
 
 def partial_cholesky(
@@ -180,7 +181,7 @@ def _solved(matrix: Whitened, right: Array) -> tuple[Array, Array, float]:
     return solution, jnp.max(residual), tolerance
 
 
-def log_evidence(
+def iterative_log_evidence(
     net: Layer,
     x: Float[Array, "n ..."],
     y: Float[Array, "n ..."],
@@ -198,7 +199,7 @@ def log_evidence(
     return -(power + count * size) / 2, count / 2 * rest.error
 
 
-def posterior(
+def iterative_posterior(
     net: Layer,
     x: Float[Array, "n ..."],
     y: Float[Array, "n ..."],

@@ -1,12 +1,50 @@
 """NumPyro models with metrics: attaching, conditioning, model-wide Fisher metrics, priors."""
 
-from volform.models import networks as networks
-from volform.models.attaching import Attached as Attached, attach as attach
-from volform.models.binding import Unconstrained as Unconstrained
-from volform.models.charts import StereographicTransform as StereographicTransform
-from volform.models.information import (
+from volform.models.attaching import (
+    Attached as Attached,
+    attach as attach,
+)
+from volform.models.binding import (
+    Unconstrained as Unconstrained,
+)
+from volform.models.bound_model import (
+    BoundModel as BoundModel,
+)
+from volform.models.charts import (
+    StereographicTransform as StereographicTransform,
+)
+from volform.models.curvature_metrics import (
+    ObservedInformation as ObservedInformation,
+    SoftAbs as SoftAbs,
+)
+from volform.models.data_checks import (
+    core_of as core_of,
+    require_in_support as require_in_support,
+)
+from volform.models.fingerprint import fingerprint as fingerprint, provenance_of as provenance_of
+from volform.models.fisher_metrics import (
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,
 )
-from volform.models.posterior import Posterior as Posterior, condition as condition
-from volform.models.priors import Jeffreys as Jeffreys, VolumeDensity as VolumeDensity
+from volform.models.layout import (
+    Site as Site,
+)
+from volform.models.model_metric import (
+    ModelMetric as ModelMetric,
+)
+from volform.models.model_with_data import (
+    ModelWithData as ModelWithData,
+    make_program as make_program,
+)
+from volform.models.posterior import (
+    Posterior as Posterior,
+    condition as condition,
+    with_sites_fixed as with_sites_fixed,
+)
+from volform.models.priors import (
+    Jeffreys as Jeffreys,
+    VolumeDensity as VolumeDensity,
+)
+from volform.moved import moved_from as _moved_from
+
+__getattr__ = _moved_from(__name__)

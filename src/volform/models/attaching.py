@@ -8,7 +8,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from volform.errors import MetricError, ModelError
-from volform.geometry import Metric
+from volform.geometry.metric import Metric
 
 Sites = str | tuple[str, ...]
 
@@ -34,7 +34,7 @@ class Attached(Messenger):
         return f"attach({getattr(self.fn, '__name__', self.fn)}, {self.metrics})"
 
 
-class HeldAt(Messenger):
+class FixedSites(Messenger):
     """A NumPyro model in which some sample sites are constants, without a density.
 
     Args:

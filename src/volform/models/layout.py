@@ -1,24 +1,18 @@
 """The latent sites of a model and the map from flat unconstrained points to named values."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
-from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
-from volform.errors import DataError, MetricError, ModelError, UnknownSiteError
-from volform.geometry.dependence import dependence, moves
-from volform.models.attaching import Observer
-from volform.models.observations import check_observed, check_support, is_point_mass
-from volform.models.program import Program, with_constant_data
+from volform.errors import DataError, UnknownSiteError
+from volform.models.model_with_data import ModelWithData
 
 
 class Site(eqx.Module):
@@ -102,19 +96,33 @@ class Layout(eqx.Module):
         return self.sites[self.names.index(name)]
 
     def constrain(self, u: Float[Array, " d"]) -> dict[str, Array]:
-        """Values of the latent sites at the flat unconstrained point u."""
+        """Values of the latent sites at the flat unconstrained point u.
+
+        Raises:
+            DataError: when u is no vector of d floating-point numbers.
+        """
+        self._require_point(u)
         return {site.name: jnp.asarray(site.chart(site.part(u))) for site in self.sites}
 
     def constrain_with_log_det(
         self, u: Float[Array, " d"]
     ) -> tuple[dict[str, Array], Float[Array, ""]]:
         """Values, and the sum of `log |det dv/du|` over the charts."""
+        self._require_point(u)
         values, total = {}, jnp.zeros((), u.dtype)
         for site in self.sites:
             part = site.part(u)
             values[site.name] = site.chart(part)
             total += jnp.sum(site.chart.log_abs_det_jacobian(part, values[site.name]))
         return values, total
+
+    def _require_point(self, u: Any) -> None:
+        shape, dtype = jnp.shape(u), jnp.result_type(u)
+        if shape != (self.dim,) or not jnp.issubdtype(dtype, jnp.floating):
+            raise DataError(
+                f"`u` has shape {shape} and dtype {dtype}; an unconstrained point of this model is "
+                f"a floating-point vector of shape ({self.dim},), as `posterior.unconstrain` gives."
+            )
 
     def unconstrain(
         self, values: Mapping[str, Any], argument: str = "values"
@@ -143,184 +151,8 @@ class Layout(eqx.Module):
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What one trace of a model tells.
-
-    Attributes:
-        layout: the latent sites and their charts.
-        program: the model with its data, as it will be traced from now on.
-        observed: names of observed sites.
-        deterministic: names of deterministic sites, those made by `handlers.reparam` included.
-        rewritten: those of them that the model wrote as sample sites.
-        metrics: the metrics that the model itself holds, `infer={"metric": ...}`.
-    """
-
-    layout: Layout
-    program: Program
-    observed: tuple[str, ...]
-    deterministic: tuple[str, ...]
-    rewritten: tuple[str, ...]
-    metrics: dict[str, Any]
-
-
-def inspect_model(program: Program) -> Inspection:
-    """Trace the model and check that it has a density on R^d.
-
-    Raises:
-        ModelError: no model; discrete or subsampled latent sites, none at all, or a moving
-            support; Python control flow on latent values.
-        DataError: observed values that are NaN, infinite, empty, outside the support or of the
-            wrong length.
-    """
-    observer, trace = _first_trace(program)
-    _refuse_subsampling(trace)
-    samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
-    latent = {name: site for name, site in samples.items() if not site["is_observed"]}
-    if not latent:
-        raise ModelError(
-            f"`{program.name}` has no latent site: its sample sites are {sorted(samples)}, all "
-            "observed. Condition on the data only, and leave the parameters as `numpyro.sample` "
-            "sites."
-        )
-    observed = {name: (s["fn"], s["value"]) for name, s in samples.items() if s["is_observed"]}
-    for name, (fn, value) in observed.items():
-        check_observed(name, fn, value)
-    layout = _layout(latent)
-    program = _traceable(program, layout)
-    _refuse_moving(program, layout, list(samples))
-    for name, (fn, value) in observed.items():
-        check_support(name, fn, value)
-    deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
-    return Inspection(
-        layout, program, tuple(observed), deterministic, observer.rewritten, observer.metrics
-    )
-
-
-def _first_trace(program: Program) -> tuple[Observer, dict[str, Any]]:
-    """A concrete trace at the origin of u, or at a generic point where the model breaks there."""
-    observer = Observer(program.model)
-    try:
-        return observer, program.first_trace(observer, _started_at(np.zeros))
-    except DataError as error:
-        generic = np.random.default_rng(0)
-        observer = Observer(program.model)
-        try:
-            start = _started_at(lambda shape: generic.uniform(-1.0, 1.0, shape))
-            return observer, program.first_trace(observer, start)
-        except DataError:
-            raise error from error.__cause__
-
-
-def _started_at(coordinates: Callable[[tuple[int, ...]], Any]) -> Callable[[dict[str, Any]], Any]:
-    """Sets latent sites to the values with given unconstrained coordinates: nothing is drawn."""
-
-    def start(site: dict[str, Any]) -> Any:
-        if site["type"] != "sample" or site["is_observed"] or site["value"] is not None:
-            return None
-        fn = site["fn"]
-        chart = _chart_of(site["name"], fn)
-        at = coordinates(tuple(chart.inverse_shape(fn.shape(site["kwargs"]["sample_shape"]))))
-        return chart(jnp.asarray(at, jnp.result_type(float)))
-
-    return start
-
-
-def _chart_of(name: str, fn: Any) -> Transform:
-    if fn.support.is_discrete:
-        raise ModelError(
-            f"The latent site `{name}` is discrete ({type(fn).__name__}); a Riemannian metric "
-            "needs continuous sites. Sum it out, for example with `dist.MixtureSameFamily`, or "
-            "observe it."
-        )
-    if is_point_mass(fn):
-        raise ModelError(
-            f"The latent site `{name}` is a point mass (Delta), which has no density on R^d. "
-            "Write it as `numpyro.deterministic`."
-        )
-    try:
-        return biject_to(fn.support)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"NumPyro has no unconstrained coordinates for the support of the latent site "
-            f"`{name}` ({type(fn).__name__} on {fn.support}). Write it as a map of a site that "
-            "has them, by `handlers.reparam` or `numpyro.deterministic`."
-        ) from error
-
-
-def _layout(latent: dict[str, Any]) -> Layout:
-    sites, start = [], 0
-    for name, site in latent.items():
-        chart = _chart_of(name, site["fn"])
-        shape = tuple(jnp.shape(site["value"]))
-        sites.append(Site(name, chart, shape, tuple(chart.inverse_shape(shape)), start))
-        start += sites[-1].size
-    return Layout(tuple(sites))
-
-
-def _refuse_subsampling(trace: dict[str, Any]) -> None:
-    for name, site in trace.items():
-        size, drawn = site["args"] if site["type"] == "plate" else (None, None)
-        if drawn is not None and drawn != size:
-            raise ModelError(
-                f"The plate `{name}` draws {drawn} of {size} elements; a "
-                "subsampled density has no fixed mode or evidence. Remove `subsample_size`."
-            )
-
-
-def _traceable(program: Program, layout: Layout) -> Program:
-    """The program with its data as leaves if the model can be traced so, else as constants."""
-
-    def density(program: Program, u: Float[Array, " d"]) -> Array:
-        return program.run_with_density(layout.constrain(u))[0]
-
-    try:
-        eqx.filter_eval_shape(density, program, jnp.zeros(layout.dim))
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ValueError):
-        return with_constant_data(program)
-    return program
-
-
-def _refuse_moving(program: Program, layout: Layout, names: list[str]) -> None:
-    """Refuses supports and metrics that depend on the parameters."""
-
-    def fixed(u: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
-        observer = Observer(program.model)
-        trace = Program(observer, program.data).run(layout.constrain(u))
-        metrics = {name: jax.tree.leaves(metric) for name, metric in observer.metrics.items()}
-        arrays = {name: [x for x in leaves if eqx.is_array(x)] for name, leaves in metrics.items()}
-        return {name: trace[name]["fn"].support for name in names}, arrays
-
-    try:
-        supports, metrics = dependence(fixed, jnp.zeros(layout.dim))
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise ModelError(
-            f"`{program.name}` uses the value of a latent site in Python, by `if`, `float()` or "
-            "NumPy, so that JAX cannot trace it. Use `jnp.where`, `jax.lax.cond` and `jax.numpy`; "
-            f"NumPyro's own inference needs the same. JAX says: {_first_line(error)}"
-        ) from error
-    moving = [name for name in names if moves(supports[name])]
-    if moving:
-        raise ModelError(
-            f"The support of `{'`, `'.join(moving)}` depends on parameters, so that its chart "
-            "moves with them. Write the site on a fixed support and map it with "
-            "`numpyro.deterministic`, for example low + (high - low) * Uniform(0, 1)."
-        )
-    moving = [name for name in metrics if moves(metrics[name])]
-    if moving:
-        raise MetricError(
-            f"The metric in `infer` of `{'`, `'.join(moving)}` depends on parameters. Attach a "
-            "metric to the group of the site and what it depends on, for example "
-            '`vf.attach(model, {("a", "b"): metric})`.'
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def named_values(
-    layout: Layout, program: Program, u: Float[Array, " d"], names: tuple[str, ...]
+    layout: Layout, program: ModelWithData, u: Float[Array, " d"], names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Values of `names` at u; the model is traced only when one of them is deterministic."""
     latent = layout.constrain(u)

@@ -1,7 +1,7 @@
 """A NumPyro model with data and metric: densities and geometry on R^d."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,19 +10,23 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from volform.errors import ModelError
-from volform.geometry import Euclidean, Metric, logdet
+from volform.geometry.metric import Euclidean, Metric
+from volform.geometry.questions import name_of
+from volform.linalg.structured import exact_logdet
 from volform.models.attaching import (
     Attached,
-    HeldAt,
+    FixedSites,
     Sites,
     attach,
     attached_metrics,
     require_model,
 )
-from volform.models.binding import Binder, Part, assemble, bind
-from volform.models.carriers import find_carriers
-from volform.models.layout import Layout, inspect_model, named_values
-from volform.models.program import Program, make_program
+from volform.models.binding import MetricTerm, TermBinder, assemble, bind
+from volform.models.bound_model import BoundModel
+from volform.models.inspection import inspect_model
+from volform.models.layout import Layout
+from volform.models.metric_sites import find_metric_sites
+from volform.models.model_with_data import ModelWithData, make_program
 
 
 class Attachment(eqx.Module):
@@ -50,8 +54,8 @@ class Posterior(eqx.Module):
     """
 
     layout: Layout
-    program: Program
-    parts: tuple[Part, ...]
+    program: ModelWithData
+    parts: tuple[MetricTerm, ...]
     observed: tuple[str, ...] = eqx.field(static=True)
     known: tuple[str, ...] = eqx.field(static=True)
     metric_name: str = eqx.field(static=True)
@@ -72,6 +76,11 @@ class Posterior(eqx.Module):
         """The NumPyro model."""
         return self.program.model
 
+    @property
+    def bound_model(self) -> BoundModel:
+        """The model with its data and without its metric, as metrics are given it to read."""
+        return BoundModel(self.program, self.layout, self.observed, self.known)
+
     def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Named values at u, of the latent sites or of any sites, deterministic ones included.
 
@@ -79,10 +88,7 @@ class Posterior(eqx.Module):
             u: unconstrained point, shape (d,).
             names: sites; all latent sites by default.
         """
-        latent = self.layout.constrain(u)
-        if names is None:
-            return latent
-        return named_values(self.layout, self.program, u, names)
+        return self.bound_model.values(u, names)
 
     def unconstrain(self, values: Mapping[str, Any]) -> Float[Array, " d"]:
         """The point u with the given latent values.
@@ -95,40 +101,37 @@ class Posterior(eqx.Module):
         """
         return self.layout.unconstrain(values)
 
-    def log_density(
-        self, u: Float[Array, " d"], base: Literal["volume", "lebesgue"] = "volume"
-    ) -> Float[Array, ""]:
-        """Log joint density at u, with respect to dV_G or to Lebesgue measure in u.
+    def log_density(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log joint density at u with respect to the volume form dV_G.
 
-        `log q^G(u) = log p_u(u) - 1/2 log det G_u(u)` with p_u NumPyro's unconstrained density,
-        which holds `log |det dv/du|`. q^G transforms as a function; p_u does not.
+        `log q^G(u) = log p_u(u) - 1/2 log det G_u(u)`. It transforms as a function: its value at a
+        point of the manifold is the same in all coordinates.
 
         Args:
             u: unconstrained point, shape (d,).
-            base: "volume" for dV_G, "lebesgue" for du.
-
-        Raises:
-            ValueError: for any other `base`.
         """
-        if base not in _BASES:
-            raise ValueError(f"`base` should be one of {list(_BASES)}; got {base!r}.")
-        values, log_det = self.layout.constrain_with_log_det(u)
-        lebesgue = self.program.run_with_density(values)[0] + log_det
-        return _BASES[base](self, u, lebesgue)
+        return self.log_density_lebesgue(u) - self.log_volume(u)
+
+    def log_density_lebesgue(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log joint density at u with respect to Lebesgue measure du, NumPyro's own.
+
+        `log p_u(u) = log p(v(u)) + log |det dv/du|`, which depends on the coordinates.
+
+        Args:
+            u: unconstrained point, shape (d,).
+        """
+        return self.bound_model.log_density(u)
 
     def metric(self, u: Float[Array, " d"]) -> lx.AbstractLinearOperator:
         """The metric in u, `G_u = J_uv^T G_v J_uv`: an operator on flat vectors, shape (d, d).
 
         Identity, diagonal and block-diagonal metrics stay so.
         """
-        return assemble(self.parts, self.layout, self.program, self._named, u)
+        return assemble(self.parts, self.bound_model, u)
 
     def log_volume(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """`1/2 log det G_u(u)`: the volume element against Lebesgue measure in u."""
-        return 0.5 * logdet(self.metric(u))
-
-    def _named(self, u: Float[Array, " d"], names: tuple[str, ...]) -> dict[str, Any]:
-        return named_values(self.layout, self.program, u, names)
+        return 0.5 * exact_logdet(self.metric(u))
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)
@@ -138,12 +141,6 @@ class Posterior(eqx.Module):
             f"({sites}), observed {', '.join(self.observed) or 'nothing'}\n"
             f"metric {self.metric_name}\n  {parts}"
         )
-
-
-_BASES: dict[str, Callable] = {
-    "volume": lambda posterior, u, density: density - posterior.log_volume(u),
-    "lebesgue": lambda posterior, u, density: density,
-}
 
 
 def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
@@ -190,27 +187,29 @@ def _conditioned(
         attachments += (Attachment(None, wide),)
     program = make_program(_unwrapped(model), args, kwargs)
     inspection = inspect_model(program)
-    layout, program = inspection.layout, inspection.program
-    known = (*layout.names, *inspection.deterministic)
+    layout, program, observed = inspection.layout, inspection.program, inspection.observed
+    known = inspection.known
     if wide is None:
         outside = _named_in(by_site)  # which wins, also where it is a group
         found = inspection.metrics.items()
-        by_site = {**{n: m for n, m in found if n in known and n not in outside | fixed}, **by_site}
+        by_site = {
+            **{n: m for n, m in found if n in known and n not in outside | fixed},
+            **by_site,
+        }
 
-    def carriers() -> tuple[str, ...]:
-        return find_carriers(inspection, by_site)
+    def metric_sites() -> tuple[str, ...]:
+        return find_metric_sites(inspection, by_site)
 
-    def named(u: Any, names: tuple[str, ...]) -> dict[str, Any]:
-        return named_values(layout, program, u, names)
-
-    binder = Binder(layout, program, named, carriers, known)
+    binder = TermBinder(BoundModel(program, layout, observed, known), metric_sites)
     parts, title = _bind_all(binder, by_site, wide)
     for part in parts:
-        binder.check(part)
-    return Posterior(layout, program, parts, inspection.observed, known, title, attachments)
+        binder.require_valid(part)
+    return Posterior(layout, program, parts, observed, known, title, attachments)
 
 
-def held_at(posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]) -> Posterior:
+def with_sites_fixed(
+    posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]
+) -> Posterior:
     """The posterior of the model with some latent sites as constants, without their priors.
 
     Metrics of values that depend on these sites alone are dropped; others measure what is left.
@@ -232,7 +231,7 @@ def held_at(posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]) -
     fixed = frozenset(name for name, by in moved.items() if not jnp.any(by != 0.0))
     groups = {n for a in posterior.attachments if a.sites for n in _names(a.sites)}
     values = {name: value for name, value in posterior.values(u).items() if name in names}
-    model: Any = HeldAt(posterior.model, values, shown=groups)
+    model: Any = FixedSites(posterior.model, values, shown=groups)
     for a in posterior.attachments:
         model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
     args, kwargs = posterior.program.arguments()
@@ -255,26 +254,24 @@ def _unwrapped(model: Callable) -> Callable:
 
 
 def _bind_all(
-    binder: Binder, by_site: dict[Sites, Metric], wide: Metric | None
-) -> tuple[tuple[Part, ...], str]:
+    binder: TermBinder, by_site: dict[Sites, Metric], wide: Metric | None
+) -> tuple[tuple[MetricTerm, ...], str]:
     for sites in by_site:
-        binder.check_sites(sites)
+        binder.require_sites(sites)
     named = _named_in(by_site)
     parts = tuple(p for sites, m in by_site.items() for p in bind(m, sites, binder, 1.0))
     if wide is not None and not by_site:
-        return bind(wide, None, binder, 1.0), repr(wide)
+        return bind(wide, None, binder, 1.0), name_of(wide)
     default = Euclidean() if wide is None else wide
     if not isinstance(default, Euclidean):
         raise ModelError(
-            f"The model-wide metric `{default!r}` and metrics on {list(by_site)} are both "
+            f"The model-wide metric `{name_of(default)}` and metrics on {list(by_site)} are both "
             "attached; a model-wide metric already covers every site. Attach one of the two."
         )
-    rest = tuple(name for name in binder.carriers if name not in named)
+    rest = tuple(name for name in binder.metric_sites if name not in named)
     parts += tuple(p for name in rest for p in bind(default, name, binder, 1.0))
-    own = {
-        sites: repr(metric) for sites, metric in by_site.items() if repr(metric) != repr(default)
-    }
+    own = {sites: name_of(m) for sites, m in by_site.items() if name_of(m) != name_of(default)}
     labels = [f"{sites}: {metric}" for sites, metric in own.items()]
     if rest or len(own) < len(by_site):
-        labels.append(f"{default!r} elsewhere" if labels else repr(default))
+        labels.append(f"{name_of(default)} elsewhere" if labels else name_of(default))
     return parts, ", ".join(labels)

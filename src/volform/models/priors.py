@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from volform.errors import MetricError
-from volform.geometry import Metric, log_volume
+from volform.geometry.metric import Metric, log_volume
 
 
 class VolumeDensity(dist.Distribution):

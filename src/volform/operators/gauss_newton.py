@@ -3,13 +3,19 @@
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from volform.operators.base import check_positive
-from volform.operators.examples import Family, Network, checked, is_canonical, structure_of_one
+from volform.checks import require_whole
 from volform.operators.gram import DrawnRoot, FisherRoot, Gram, OutputHessian, ScoreRoot
+from volform.operators.per_example import (
+    Family,
+    NetworkFunction,
+    checked,
+    is_canonical,
+    structure_of_one,
+)
 
 
 def ggn(
-    network: Network,
+    network: NetworkFunction,
     likelihood: Family,
     params: PyTree,
     data: tuple[PyTree, PyTree],
@@ -60,7 +66,7 @@ def ggn(
 
 
 def fisher(
-    network: Network,
+    network: NetworkFunction,
     likelihood: Family,
     params: PyTree,
     data: tuple[PyTree, PyTree],
@@ -106,7 +112,7 @@ def fisher(
 
 
 def empirical_fisher(
-    network: Network,
+    network: NetworkFunction,
     likelihood: Family,
     params: PyTree,
     data: tuple[PyTree, PyTree],
@@ -147,7 +153,7 @@ def empirical_fisher(
 
 
 def monte_carlo_fisher(
-    network: Network,
+    network: NetworkFunction,
     likelihood: Family,
     params: PyTree,
     data: tuple[PyTree, PyTree],
@@ -189,6 +195,6 @@ def monte_carlo_fisher(
     >>> 900 < F.as_matrix().item() < 1100
     True
     """
-    check_positive(draws, "draws", "monte_carlo_fisher")
+    require_whole(draws, "draws", "monte_carlo_fisher")
     params, data = checked("monte_carlo_fisher", network, likelihood, params, data, chunk)
     return Gram(network, params, data, root=DrawnRoot(likelihood, key, draws), chunk=chunk)

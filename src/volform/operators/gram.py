@@ -15,22 +15,17 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from volform.geometry import Fisher
-from volform.geometry.metric import spread
-from volform.geometry.structure import structure_of
-from volform.operators.base import (
-    Operator,
-    check_dense,
-    dtype_of,
-    hoisted,
-    register,
-)
-from volform.operators.examples import (
+from volform.geometry.fisher import Fisher
+from volform.geometry.metric import call_at
+from volform.linalg.operator import Operator, dtype_of, linearized, register_operator, require_dense
+from volform.linalg.squared_rows import SquaredRows
+from volform.linalg.structured import structure_of
+from volform.operators.per_example import (
     Family,
-    Network,
+    NetworkFunction,
     count_of,
     in_chunks,
-    log_density,
+    log_likelihood,
     structure_of_one,
     sum_over,
 )
@@ -83,19 +78,19 @@ class DrawnRoot(Root):
     def __call__(self, z: Any, y: Any, number: Array) -> Float[Array, "m o"]:
         """One row a draw."""
         key = jax.random.fold_in(self.key, number)
-        drawn = jax.lax.stop_gradient(spread(self.likelihood, z).sample(key, (self.draws,)))
+        drawn = jax.lax.stop_gradient(call_at(self.likelihood, z).sample(key, (self.draws,)))
         scores = jax.vmap(lambda y: _score(self.likelihood, z, y))(drawn)
         return scores / np.sqrt(self.draws).astype(scores.dtype)
 
 
 def _score(likelihood: Family, z: Any, y: Any) -> Float[Array, " o"]:
-    return ravel_pytree(jax.grad(lambda z: log_density(likelihood, z, y))(z))[0]
+    return ravel_pytree(jax.grad(lambda z: log_likelihood(likelihood, z, y))(z))[0]
 
 
 class OverExamples(Operator):
     """A sum over examples of `J_n^T M_n J_n`."""
 
-    network: eqx.AbstractVar[Network]
+    network: eqx.AbstractVar[NetworkFunction]
     params: eqx.AbstractVar[PyTree]
     data: eqx.AbstractVar[tuple[PyTree, PyTree]]
     chunk: eqx.AbstractVar[int | None]
@@ -108,12 +103,12 @@ class OverExamples(Operator):
         """`sum_n J_n^T M_n J_n v`, a chunk of examples at a time."""
         return _through_outputs(self, vector)
 
-    def cheaper(self) -> lx.AbstractLinearOperator:
+    def linearize(self) -> lx.AbstractLinearOperator:
         """Linearized once, unless in chunks: that would hold what chunks are there to save."""
         if self.chunk is not None and self.chunk < count_of(self.data):
             return self
         tag = lx.positive_semidefinite_tag if isinstance(self, Gram) else lx.symmetric_tag
-        return hoisted(self, tag)
+        return linearized(self, tag)
 
     def transpose(self) -> "OverExamples":
         """Itself: it is symmetric."""
@@ -152,7 +147,7 @@ def _through_outputs(operator: OverExamples, vector: PyTree) -> PyTree:
     return sum_over(part, operator.numbered(), dtype_of(operator), operator.chunk)
 
 
-class Gram(OverExamples):
+class Gram(OverExamples, SquaredRows):
     """`A^T A` with the rows `A_n = C_n J_n` of each example: positive semi-definite to rounding.
 
     Made by `fisher`, `empirical_fisher`, `monte_carlo_fisher`, and by `ggn` where it is the Fisher
@@ -160,7 +155,7 @@ class Gram(OverExamples):
     than the parameters.
     """
 
-    network: Network
+    network: NetworkFunction
     params: PyTree
     data: tuple[PyTree, PyTree]
     root: Root
@@ -182,7 +177,7 @@ class Gram(OverExamples):
 
     def as_matrix(self) -> Float[Array, "n n"]:
         """`A^T A`, a chunk of examples at a time; refused beyond 8 GiB."""
-        check_dense(self.in_size(), self.in_size(), dtype_of(self))
+        require_dense(self.in_size(), self.in_size(), dtype_of(self))
         return _squared_rows(self)
 
 
@@ -222,7 +217,7 @@ def _rows(gram: Gram, examples: Any) -> Float[Array, "b m n"]:
 class OutputHessian(OverExamples):
     """`sum_n J_n^T L_n J_n`, L_n the Hessian of `-log p(y_n | z)`; made by `ggn`."""
 
-    network: Network
+    network: NetworkFunction
     params: PyTree
     data: tuple[PyTree, PyTree]
     likelihood: Family
@@ -237,6 +232,6 @@ class OutputHessian(OverExamples):
         return jax.jvp(slope, (z,), (dz,))[1]
 
 
-register(Gram, symmetric=True, semidefinite=True)
-register(OutputHessian, symmetric=True)
+register_operator(Gram, symmetric=True, semidefinite=True)
+register_operator(OutputHessian, symmetric=True)
 lx.diagonal.register(Gram)(_diagonal)

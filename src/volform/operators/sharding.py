@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from volform.errors import DataError
-from volform.operators.examples import count_of
+from volform.operators.per_example import count_of
 
 
 def sharded(data: PyTree, devices: Sequence[Any] | None = None) -> PyTree:

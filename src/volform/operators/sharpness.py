@@ -12,13 +12,14 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import IndefiniteError, MetricError, OperatorError
-from volform.geometry import Euclidean, Metric
-from volform.geometry.structure import Point
-from volform.operators.base import is_known
-from volform.operators.curvature import hessian, under_metric
-from volform.operators.functionals import logdet, trace
-from volform.operators.methods import Estimate, Method
-from volform.operators.spectrum import eigenvalues
+from volform.geometry.metric import Euclidean, Metric
+from volform.linalg.functionals import logdet, trace
+from volform.linalg.methods import Estimate, Method
+from volform.linalg.operator import is_known
+from volform.linalg.spectrum import eigenvalues
+from volform.linalg.structured import Point
+from volform.linalg.under_metric import under_metric
+from volform.operators.hessian import hessian
 
 
 class Sharpness(eqx.Module):
@@ -73,7 +74,7 @@ def sharpness(
     Args:
         loss: from a pytree like `params` to a scalar.
         params: a minimum, or any point of the search.
-        metric: `metric_of(opt_state)`, or any metric; `vf.Euclidean()` by default.
+        metric: `optimizer_metric(opt_state)`, or any metric; `vf.Euclidean()` by default.
         learning_rate: the learning rate of the optimizer.
         by: as for `trace`.
 
@@ -111,7 +112,7 @@ def sharpness(
 
 
 class Preconditioner(Metric):
-    """The constant diagonal metric whose entries are `weights`; made by `metric_of`."""
+    """The constant diagonal metric whose entries are `weights`; made by `optimizer_metric`."""
 
     weights: PyTree
 
@@ -129,13 +130,13 @@ class Preconditioner(Metric):
 
 
 class _Settings(NamedTuple):
-    """What the state of an optimizer does not hold."""
+    """Settings that the state of an optimizer does not hold."""
 
     decay: Any
     eps: Any
 
 
-def metric_of(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Metric:
+def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Metric:
     """The metric in which an optax optimizer descends: `step = learning rate * G^-1 gradient`.
 
     | optimizer | metric |
@@ -169,7 +170,7 @@ def metric_of(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Met
     >>> import jax.numpy as jnp, optax, volform as vf
     >>> squares = jnp.array([0.00025, 0.004])  # 0.001 g^2 after one step with g = (0.5, 2)
     >>> state = optax.ScaleByAdamState(count=jnp.array(1), mu=jnp.zeros(2), nu=squares)
-    >>> vf.metric_of(state)(jnp.ones(2)).as_matrix().round(6).tolist()
+    >>> vf.optimizer_metric(state)(jnp.ones(2)).as_matrix().round(6).tolist()
     [[0.5, 0.0], [0.0, 2.0]]
     """
     found = _weights(opt_state, _Settings(decay, eps))

@@ -1,0 +1,23 @@
+"""Comparison of architectures by their evidence, at finite and at infinite width."""
+
+from volform.architectures.architecture import (
+    Architecture as Architecture,
+)
+from volform.architectures.finite_width import (
+    finite_evidence as finite_evidence,
+)
+from volform.architectures.learning import (
+    Learned as Learned,
+    learn as learn,
+)
+from volform.architectures.survey import (
+    Candidate as Candidate,
+    Entry as Entry,
+    Survey as Survey,
+    rank as rank,
+    survey as survey,
+)
+from volform.architectures.width_scaling import (
+    ntk_by_layer as ntk_by_layer,
+    ntk_growth as ntk_growth,
+)

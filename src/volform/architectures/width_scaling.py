@@ -1,0 +1,111 @@
+"""The neural tangent kernel layer by layer, and how each part grows with the width."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from volform.architectures.architecture import Architecture
+from volform.errors import NetworkError
+from volform.kernels.checks import require_inputs
+from volform.kernels.layers.composition import Serial
+from volform.kernels.propagation.state import LayerContext, Pairs, of_examples
+from volform.networks.parametrization import NTP, Parametrization, require_parametrization
+
+# The leading order is a power of the width but for biases of the last layer: far out two widths do.
+WIDTHS = (2**20, 2**24)
+
+
+def ntk_by_layer(
+    net: Serial, x: Float[Array, "n ..."], *, parametrization: Parametrization | None = None
+) -> Float[Array, "layers n n"]:
+    """The parts of the neural tangent kernel, one for each layer with weights, in order.
+
+    `T = sum_l J_l G_l^-1 J_l^T`, J_l the Jacobian with respect to the parameters of layer l, to
+    leading order in the width. A layer's kernel is affine in that of the layer before, so that
+    its constant is the layer's own part, and derivatives carry the parts of the others onward.
+
+    Args:
+        net: a network built by `serial`.
+        x: examples, shape (n, features).
+        parametrization: `NTP()` if left out.
+
+    Returns:
+        The parts; their sum is `net.kernel(x, parametrization=...).ntk`.
+
+    Raises:
+        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        NetworkError: when `net` was not built by `serial`, or as for `net.kernel`.
+
+    >>> import jax.numpy as jnp
+    >>> import volform as vf
+    >>> from volform import kernels as k, networks as nn
+    >>> net = k.serial(k.Dense(64), k.Relu(), k.Dense(1))
+    >>> x = jnp.array([[3.0, 4.0]])
+    >>> vf.architectures.ntk_by_layer(net, x, parametrization=nn.SP()).ravel().tolist()
+    [12.5, 400.0]
+    """
+    if not isinstance(net, Serial):
+        raise NetworkError(
+            f"`net` is a {type(net).__name__}, which has no layers one after the other; build it "
+            "by `serial(Dense(512), Relu(), Dense(1))`."
+        )
+    scaling = NTP() if parametrization is None else parametrization
+    require_parametrization(scaling, "parametrization")
+    x = require_inputs(x, "x")
+    place = LayerContext(scaling, is_first=True, is_last=True, pairs=Pairs.NONE)
+    state = of_examples(x, x, net.pairs_needed(place.pairs), is_same=True)
+    parts: list[Array] = []
+    for layer, where in zip(net.layers, net.places(place), strict=True):
+
+        def onward(ntk: Array, layer=layer, where=where, state=state) -> Array:
+            return layer.propagate_needed(state.replace(ntk=ntk), where).ntk
+
+        zero = jnp.zeros_like(state.ntk)
+        parts = [jax.jvp(onward, (zero,), (part,))[1] for part in parts]
+        if layer.has_weights:
+            parts.append(onward(zero))
+        state = layer.propagate_needed(state, where)
+    return jnp.stack(parts)
+
+
+def ntk_growth(
+    architecture: Architecture,
+    x: Float[Array, "n ..."],
+    *,
+    parametrization: Parametrization | None = None,
+) -> tuple[float, ...]:
+    """The exponents by which the layers' parts of the neural tangent kernel grow with the width.
+
+    The slope of `log tr T_l` against the log of the width, to leading order. Zero in every layer
+    is a kernel that has a limit (`NTP`, `MuP`); under `SP` it is 0 in the first layer and 1 in
+    all others.
+
+    Args:
+        architecture: depth, activation and prior.
+        x: examples, shape (n, features).
+        parametrization: `NTP()` if left out.
+
+    Returns:
+        One exponent for each layer, from the inputs on.
+
+    Raises:
+        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+
+    >>> import jax.numpy as jnp
+    >>> import volform as vf
+    >>> from volform import kernels as k, networks as nn
+    >>> architecture = vf.architectures.Architecture(depth=2, activation=k.Relu())
+    >>> growth = vf.architectures.ntk_growth(architecture, jnp.eye(3), parametrization=nn.SP())
+    >>> tuple(round(rate, 4) for rate in growth)
+    (0.0, 1.0, 1.0)
+    """
+    low, high = (
+        jnp.trace(
+            ntk_by_layer(architecture.layers(width), x, parametrization=parametrization),
+            axis1=1,
+            axis2=2,
+        )
+        for width in WIDTHS
+    )
+    slopes = jnp.log(high / low) / jnp.log(WIDTHS[1] / WIDTHS[0])
+    return tuple(float(slope) for slope in slopes)

@@ -1,0 +1,65 @@
+"""Differences between ArviZ 0.x and 1.x.
+
+ArviZ is imported inside the functions: it imports pyplot, and takes two thirds of the time of an
+import of volform.
+"""
+
+import importlib.metadata
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+def built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
+    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's."""
+    import arviz  # noqa: PLC0415
+
+    if _is_one():
+        return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
+    return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)
+
+
+def psis_loo(data: Any) -> tuple[float, float, bool]:
+    """Expected log predictive density, its standard error, and whether every k-hat is good."""
+    import arviz  # noqa: PLC0415
+
+    found: Any = arviz.loo(data)
+    elpd = found["elpd"] if _is_one() else found["elpd_loo"]
+    return float(elpd), float(found["se"]), not found["warning"]
+
+
+def smoothed(
+    log_weights: Float[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], float]:
+    """Log weights with their tail Pareto-smoothed (unnormalized), and Pareto's k-hat.
+
+    Weights that are equal to rounding have no tail: k-hat is then minus infinity.
+    """
+    n = len(log_weights)
+    tail = np.sort(log_weights)[-math.ceil(min(0.2 * n, 3.0 * n**0.5)) :]
+    if np.isfinite(tail[0]) and tail[-1] - tail[0] < 1e-12:
+        return log_weights, -math.inf  # ArviZ 1.x raises an error, 0.x fits rounding
+    shift = np.max(log_weights)
+    # Fitting the tail, ArviZ lets weights of shapes that do not fit overflow on their way to 0.
+    with np.errstate(over="ignore"):
+        normalized, k_hat = _psislw(log_weights - shift)
+    # ArviZ normalizes; all weights but those of the tail differ from theirs by one constant.
+    body = np.argsort(log_weights)[: len(log_weights) // 2]
+    finite = body[np.isfinite(log_weights[body])]
+    body = finite if finite.size else np.array([np.argmax(log_weights)])
+    return normalized + np.median(log_weights[body] - normalized[body]), float(k_hat)
+
+
+def _psislw(log_weights: Float[np.ndarray, " n"]) -> tuple[Any, Any]:
+    if _is_one():
+        stats: Any = __import__("arviz_stats.base", fromlist=["array_stats"])
+        return stats.array_stats.psislw(-log_weights)  # it takes log likelihoods, as of LOO
+    import arviz  # noqa: PLC0415
+
+    return arviz.psislw(log_weights)
+
+
+def _is_one() -> bool:
+    return int(importlib.metadata.version("arviz").split(".")[0]) >= 1

@@ -1,0 +1,34 @@
+"""Estimators of the evidence, comparison, and learning by evidence."""
+
+from volform.inference.evidence.automatic import (
+    Automatic as Automatic,
+)
+from volform.inference.evidence.bridge import (
+    Bridge as Bridge,
+)
+from volform.inference.evidence.comparison import (
+    Comparison as Comparison,
+    compare as compare,
+)
+from volform.inference.evidence.empirical_bayes import (
+    EmpiricalBayes as EmpiricalBayes,
+    maximize_evidence as maximize_evidence,
+)
+from volform.inference.evidence.estimator import (
+    Estimator as Estimator,
+    Laplace as Laplace,
+    evidence as evidence,
+)
+from volform.inference.evidence.importance import (
+    FEWEST_DRAWS as FEWEST_DRAWS,
+    Importance as Importance,
+    SmoothedWeights as SmoothedWeights,
+    log_mean as log_mean,
+    trust_of as trust_of,
+)
+from volform.inference.evidence.quadrature import (
+    Quadrature as Quadrature,
+)
+from volform.inference.evidence.training import (
+    train_by_evidence as train_by_evidence,
+)

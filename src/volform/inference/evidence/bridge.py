@@ -1,0 +1,268 @@
+"""Evidence by bridge sampling from posterior draws."""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.diagnostics import effective_sample_size
+
+from volform.errors import DataError, ModelError, VolformError
+from volform.inference.evidence.estimator import Estimator, Problem
+from volform.inference.laplace.gaussian_chart import UnconstrainedChart
+from volform.inference.laplace.mixture import proposal_at
+from volform.inference.samplers.nuts import Chains, chains_of, run_nuts
+from volform.models.posterior import Posterior
+from volform.progress import waiting
+from volform.results import Cost, Evidence, Level, Trust
+
+OVERDISPERSED = 3.0  # degrees of freedom of the starts of the chains
+UNCONSTRAINED = UnconstrainedChart("where NUTS moves")
+R_HAT_LIMIT = 1.05  # above it the chains have not mixed
+DRAWS_AT_ONCE = 1000  # draws evaluated at once; bounds the memory
+
+
+class Bridge(Estimator):
+    """Bridge sampling (Meng & Wong) between the posterior and a Gaussian, warped to match.
+
+    The posterior is standardized by mean and covariance of one half of the draws and made
+    symmetric (Warp-III), `1/2 |L| [p(m + L z) + p(m - L z)]`; the optimal bridge to N(0, I) is
+    iterated on the other half. Halves change places, and the Gaussian draws are repeated; the
+    estimate is the mean of all. The error is the larger of the formula's, with the effective
+    number of draws, and the spread of the repetitions.
+
+    Attributes:
+        draws: posterior draws in all; an equal number of Gaussian draws is made.
+        chains: chains of NUTS.
+        warmup: warm-up steps of each chain.
+        samples: draws that are at hand already, in place of NUTS: a NumPyro `MCMC`, an ArviZ
+            object, or a dict of arrays of shape (chains, draws, ...).
+        repeats: repetitions with fresh Gaussian draws.
+
+    References:
+        Meng & Wong (1996); Meng & Schilling (2002), warp bridge sampling; Fruhwirth-Schnatter
+        (2004), section 3, for the error.
+
+    >>> import volform as vf
+    >>> vf.Bridge(draws=2000)
+    Bridge(draws=2000)
+    """
+
+    draws: int = 4000
+    chains: int = 4
+    warmup: int = 1000
+    samples: Any = None
+    repeats: int = 3
+
+    def __check_init__(self) -> None:
+        if self.repeats < 1 or self.chains < 1:
+            raise ModelError(
+                f"`repeats` and `chains` of Bridge should be at least 1; got {self.repeats} and "
+                f"{self.chains}."
+            )
+
+    def estimate(self, problem: Problem) -> Evidence:
+        """The mean over halves and repetitions."""
+        posterior = problem.posterior
+        chain_key, key = jax.random.split(jax.random.fold_in(problem.key, 2))
+        chains = self._chains(problem, chain_key)
+        folds = [fold_of(posterior, *halves) for halves in _folds(np.asarray(chains.u))]
+        rounds = [
+            bridge(posterior, fold, fold_key)
+            for repeat in jax.random.split(key, self.repeats)
+            for fold, fold_key in zip(folds, jax.random.split(repeat), strict=True)
+        ]
+        values, errors = np.reshape(np.array(rounds), (self.repeats, 2, 2)).transpose(2, 0, 1)
+        error = max(
+            float(np.sqrt(np.mean(errors**2) / 2.0)),  # halves are nearly independent
+            float(np.abs(values.mean(0) @ np.array([0.5, -0.5]))),
+            float(values.mean(1).std(ddof=1)) if self.repeats > 1 else 0.0,
+        )
+        used = sum(fold.at_draws.size for fold in folds)
+        spread = {} if self.repeats == 1 else {"spread": float(values.std(ddof=1))}
+        return problem.estimated(
+            float(values.mean()),
+            error,
+            method=f"bridge sampling ({used:,} draws)",
+            trust=_trust(posterior, chains, error).but(_reservations(problem)),
+            diagnostics={
+                "r_hat": float(chains.r_hat().max()),
+                "effective_draws": float(chains.effective().min()),
+            }
+            | spread,
+            cost=Cost(2 * used * (1 + self.repeats), chains.gradients),
+            regimes=chains.regimes,
+        )
+
+    def _chains(self, problem: Problem, key: PRNGKeyArray) -> Chains:
+        if self.samples is not None:
+            chains = chains_of(problem.posterior, self.samples)
+            _require_enough(*chains.u.shape)
+            return chains
+        each = math.ceil(self.draws / self.chains)
+        _require_enough(self.chains, each, problem.posterior.dim)
+        first, then = jax.random.split(key)
+        starts, covariance = _dispersed(problem, first, self.chains)
+        with waiting("evidence", show=True) as phase:
+            phase(f"NUTS in {problem.posterior.dim} dimensions, {self.chains} chains")
+            return run_nuts(problem.posterior, then, starts, covariance, self.warmup, each)
+
+
+def _reservations(problem: Problem) -> tuple[str, ...]:
+    try:
+        return problem.reservations
+    except VolformError:  # there is no mode, so that no number of copies is missing
+        return ()
+
+
+def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, Any]:
+    """Starts of the chains, and a first covariance.
+
+    Student t around the modes that the search found; where it found none, as NumPyro starts.
+    """
+    posterior = problem.posterior
+    try:
+        modes = problem.modes
+    except VolformError:  # of the metric or the mode, which bridge sampling does without
+        shape = (chains, posterior.dim)
+        return jax.random.uniform(key, shape, minval=-2.0, maxval=2.0), jnp.eye(posterior.dim)
+    log_weights = jnp.zeros(len(modes))
+    proposal = proposal_at(posterior, UNCONSTRAINED, modes, log_weights, OVERDISPERSED)
+    whitener = modes[0].whitener
+    return proposal.sample(key, chains), whitener @ whitener.T
+
+
+def _require_enough(chains: int, each: int, dim: int) -> None:
+    count, least = chains * each, 4 * (dim + 10)
+    if count < least or each < 8:
+        raise DataError(
+            f"Bridge sampling has {count} draws in `samples` or by `draws=`, in {chains} "
+            f"chains; half of them have to give a covariance of {dim} parameters. It needs at "
+            f"least {least}, and 8 in each chain."
+        )
+
+
+def _folds(u: Float[np.ndarray, "c n d"]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The halves of each chain, one to fit and one to iterate on, both ways round."""
+    half = u.shape[1] // 2
+    first, second = u[:, :half], u[:, half : 2 * half]
+    return [(first, second), (second, first)]
+
+
+class Fold(NamedTuple):
+    """A Gaussian fitted to one half of the draws, and the other half seen from it.
+
+    Attributes:
+        mean: its mean, shape (d,).
+        factor: lower triangular root of its covariance, shape (d, d).
+        at_draws: log of the warped posterior over the Gaussian at the other half.
+        effective: effective number of those draws.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    factor: Float[np.ndarray, "d d"]
+    at_draws: Float[np.ndarray, "c n"]
+    effective: float
+
+
+def fold_of(
+    posterior: Posterior, fit: Float[np.ndarray, "c n d"], rest: Float[np.ndarray, "c n d"]
+) -> Fold:
+    """The Gaussian of `fit`, and the warped posterior at `rest`.
+
+    Raises:
+        DataError: when the draws do not vary.
+    """
+    flat = fit.reshape(-1, fit.shape[-1])
+    mean, covariance = flat.mean(0), np.atleast_2d(np.cov(flat.T))
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError as error:
+        raise DataError(
+            "The draws in `samples` do not vary in every direction, so that they have no "
+            "covariance to be standardized by. Did the sampler move?"
+        ) from error
+    z = np.linalg.solve(factor, (rest - mean).reshape(-1, flat.shape[1]).T).T
+    at_draws = np.asarray(_log_ratio(posterior, mean, factor, jnp.asarray(z)))
+    at_draws = at_draws.reshape(rest.shape[:2])
+    effective = float(np.clip(effective_sample_size(at_draws), 1.0, at_draws.size))
+    return Fold(mean, factor, at_draws, effective)
+
+
+def bridge(posterior: Posterior, fold: Fold, key: PRNGKeyArray) -> tuple[float, float]:
+    """Log Z and its error, by as many Gaussian draws as there are of the posterior."""
+    noise = jax.random.normal(key, (fold.at_draws.size, fold.mean.size))
+    at_noise = np.asarray(_log_ratio(posterior, fold.mean, fold.factor, noise))
+    return _iterated(fold.at_draws, at_noise, fold.effective)
+
+
+@eqx.filter_jit
+def _log_ratio(
+    posterior: Posterior, mean: Any, factor: Any, z: Float[Array, "n d"]
+) -> Float[Array, " n"]:
+    """Log of the warped posterior over N(0, I)."""
+    log_scale = jnp.sum(jnp.log(jnp.diagonal(factor)))
+
+    def ratio(z: Float[Array, " d"]) -> Float[Array, ""]:
+        step = factor @ z
+        points = jnp.stack([mean + step, mean - step])
+        # One batch, not two calls: XLA may run two at once, and its batched LAPACK then deadlocks.
+        sides = jax.vmap(lambda u: posterior.log_density_lebesgue(u))(points)
+        sides = jnp.where(jnp.isnan(sides), -jnp.inf, sides)
+        log_p = jax.nn.logsumexp(sides) - math.log(2.0) + log_scale
+        return log_p + 0.5 * z @ z + 0.5 * z.size * math.log(2.0 * math.pi)
+
+    return jax.lax.map(ratio, z, batch_size=min(len(z), DRAWS_AT_ONCE))
+
+
+def _iterated(
+    at_draws: Float[np.ndarray, "c n"], at_noise: Float[np.ndarray, " n"], effective: float
+) -> tuple[float, float]:
+    """The fixed point of the optimal bridge, in logs, and its relative error."""
+    count = at_noise.size
+    share = effective / (effective + count)
+    log_s1, log_s2 = math.log(share), math.log1p(-share)
+    log_z = float(np.median(at_draws))
+    for _ in range(1000):
+        upper = at_noise - np.logaddexp(log_s1 + at_noise, log_s2 + log_z)
+        lower = -np.logaddexp(log_s1 + at_draws, log_s2 + log_z)
+        new = float(_log_mean_exp(upper) - _log_mean_exp(lower))
+        done, log_z = abs(new - log_z) < 1e-10, new
+        if done:
+            break
+    f1 = np.exp(at_noise - log_z - np.logaddexp(log_s1 + at_noise - log_z, log_s2))
+    f2 = np.exp(-np.logaddexp(log_s1 + at_draws - log_z, log_s2))
+    effective_f2 = float(np.clip(effective_sample_size(f2), 1.0, f2.size))
+    within = f2.var() / effective_f2
+    # Slow mixing shows between chains before it shows in the autocorrelation of each.
+    between = f2.mean(1).var(ddof=1) / len(f2) if len(f2) > 1 else 0.0
+    variance = f1.var() / f1.mean() ** 2 / count + max(within, between) / f2.mean() ** 2
+    return log_z, math.sqrt(variance)
+
+
+def _log_mean_exp(logs: Float[np.ndarray, "..."]) -> Any:
+    return np.logaddexp.reduce(logs, axis=None) - math.log(logs.size)
+
+
+def _trust(posterior: Posterior, chains: Chains, error: float) -> Trust:
+    r_hat, effective = chains.r_hat(), chains.effective()
+    worst = int(np.nanargmax(r_hat))
+    label = posterior.layout.labels()[worst]
+    if not r_hat[worst] <= R_HAT_LIMIT:
+        return Trust(Level.POOR, f"chains have not mixed: R-hat {r_hat[worst]:.2f} of {label}")
+    reservations = []
+    if len(chains.u) < 2:
+        reservations.append("one chain cannot show whether it mixes")
+    if chains.divergent:
+        reservations.append(f"{chains.divergent} divergent transitions")
+    if effective.min() < 100:
+        reservations.append(f"only {effective.min():.0f} effective draws")
+    if not error < 0.1:
+        reservations.append("the error is large")
+    text = f"R-hat {r_hat[worst]:.3f}"
+    if reservations:
+        return Trust(Level.FAIR, f"{text}, but {', '.join(reservations)}")
+    return Trust(Level.GOOD, f"{text}, {effective.min():.0f} effective draws")

@@ -1,0 +1,157 @@
+"""Evidence by quadrature, for up to three parameters."""
+
+import itertools
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.errors import ModelError
+from volform.inference.evidence.estimator import Estimator, Problem
+from volform.limits import QUADRATURE_UP_TO
+from volform.models.posterior import Posterior
+from volform.results import Cost, Evidence, Level, Trust
+
+RANGE = 3.5  # of t: |z| up to sinh(pi/2 sinh(3.5)) = 1e11 standard deviations
+NEAR = 1.5  # of t: 14 standard deviations
+FAR = 20.0  # standard deviations, beyond which nodes may be too sparse to notice a mode
+NODES_AT_ONCE = 10_000  # nodes evaluated at once; bounds the memory
+
+
+class Quadrature(Estimator):
+    """Double-exponential quadrature in coordinates that the Laplace approximation chooses.
+
+    `u = u* + W z` with `W^T H W = I` at the mode of q^G, and `z_i = sinh(pi/2 sinh t_i)`, which
+    takes Gaussian, exponential and power tails alike; the trapezoidal rule in t then converges
+    exponentially. Its step is halved until log Z changes by less than `tolerance`.
+
+    Attributes:
+        tolerance: change of log Z at which the step is halved no more.
+        nodes: bound on the number of evaluations.
+
+    References:
+        Takahasi & Mori (1974), double exponential formulas for numerical integration.
+
+    >>> import volform as vf
+    >>> vf.Quadrature()
+    Quadrature()
+    """
+
+    tolerance: float = 1e-9
+    nodes: int = 20_000_000
+
+    def estimate(self, problem: Problem) -> Evidence:
+        """The trapezoidal sum, its step halved until it converges."""
+        posterior = problem.posterior
+        if posterior.dim > QUADRATURE_UP_TO:
+            raise ModelError(
+                f"Quadrature takes at most {QUADRATURE_UP_TO} parameters, the `posterior` has "
+                f"{posterior.dim}; use `vf.Importance()` or `vf.Bridge()`."
+            )
+        at = problem.modes[0]
+        whitener = at.whitener
+        log_z, error, used, undefined = _refined(
+            posterior, at.u, whitener, self.tolerance, self.nodes
+        )
+        notes = [f"{undefined} nodes with a density of NaN, counted as zero"] if undefined else []
+        return problem.estimated(
+            log_z,
+            error,
+            method="quadrature",
+            trust=_trust(error).but(_far_modes(problem)),
+            diagnostics={"change_at_last_refinement": error, "nodes": float(used)},
+            cost=Cost(densities=used),
+            notes=notes,
+        )
+
+
+def _refined(
+    posterior: Posterior, center: Any, whitener: Any, tolerance: float, most: int
+) -> tuple[float, float, int, int]:
+    """Log Z, its change at the last refinement, nodes used, and those with a density of NaN."""
+    d, step = posterior.dim, 0.5
+    total, undefined, used = -np.inf, 0, 0
+    change, before = math.inf, math.nan
+    for level in itertools.count():
+        new = _grid(step, d, level > 0)
+        if used + len(new) > most:
+            break
+        part, bad = _sum(posterior, center, whitener, new)
+        used, undefined = used + len(new), undefined + int(bad)
+        total = np.logaddexp(total, float(part))
+        log_z = total + d * math.log(step)
+        change, before = abs(log_z - before), log_z
+        if level > 1 and change < tolerance:
+            break
+        step *= 0.5
+    return before, change, used, undefined
+
+
+def _grid(step: float, d: int, only_new: bool) -> Float[np.ndarray, "n d"]:
+    """Nodes of the grid in t; those that the grid of twice the step has not, if asked."""
+    count = math.floor(RANGE / step)
+    axis = np.arange(-count, count + 1)
+    index = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
+    if only_new:
+        index = index[(index % 2 != 0).any(1)]
+    return index * step
+
+
+def _sum(
+    posterior: Posterior, center: Any, whitener: Any, nodes: Float[np.ndarray, "n d"]
+) -> tuple[Any, Any]:
+    """Log of the sum over nodes, in pieces of equal shape so that one program serves all."""
+    batch = min(NODES_AT_ONCE, 1 << (len(nodes) - 1).bit_length())
+    padding = -len(nodes) % batch
+    padded = np.concatenate([nodes, np.full((padding, nodes.shape[1]), np.nan)])
+    pieces = padded.reshape(-1, batch, nodes.shape[1])
+    sums = [_piece(posterior, center, whitener, jnp.asarray(piece)) for piece in pieces]
+    totals, bad = map(np.asarray, zip(*sums, strict=True))
+    return np.logaddexp.reduce(totals), bad.sum()
+
+
+@eqx.filter_jit
+def _piece(
+    posterior: Posterior, center: Any, whitener: Any, nodes: Float[Array, "n d"]
+) -> tuple[Array, Array]:
+    log_scale = jnp.linalg.slogdet(whitener)[1]
+
+    def term(t: Float[Array, " d"]) -> tuple[Array, Array]:
+        inner = 0.5 * jnp.pi * jnp.sinh(t)
+        log_jacobian = jnp.sum(jnp.log(0.5 * jnp.pi * jnp.cosh(t)) + _log_cosh(inner))
+        log_p = posterior.log_density_lebesgue(center + whitener @ jnp.sinh(inner))
+        used = jnp.all(jnp.isfinite(t))
+        good = used & ~jnp.isnan(log_p)
+        # Far out charts overflow, and NaN stands for a density of zero.
+        bad = used & ~good & (jnp.max(jnp.abs(t)) < NEAR)
+        return jnp.where(good, log_p + log_jacobian + log_scale, -jnp.inf), bad
+
+    terms, bad = jax.vmap(term)(nodes)
+    return jax.nn.logsumexp(terms), jnp.sum(bad)
+
+
+def _log_cosh(x: Array) -> Array:
+    return jnp.abs(x) + jnp.log1p(jnp.exp(-2.0 * jnp.abs(x))) - math.log(2.0)
+
+
+def _far_modes(problem: Problem) -> list[str]:
+    """Modes between which and the one that the nodes are dense at they are sparse."""
+    first = problem.modes[0]
+    # W^-1 = W^T H, of W^T H W = I.
+    back = first.whitener.T @ first.hessian
+    gaps = [float(jnp.max(jnp.abs(back @ (mode.u - first.u)))) for mode in problem.modes]
+    farthest = max(gaps)
+    if farthest < FAR:
+        return []
+    return [f"another mode lies {farthest:.0f} standard deviations away, where nodes are sparse"]
+
+
+def _trust(error: float) -> Trust:
+    text = f"the last refinement changed log Z by {error:.1g}"
+    if error < 1e-6:
+        return Trust(Level.GOOD, text)
+    return Trust(Level.FAIR if error < 0.01 else Level.POOR, text)

@@ -1,0 +1,52 @@
+"""The Laplace approximation: curvature, its structure, draws, predictions, evidence."""
+
+from volform.inference.laplace.approximation import (
+    LaplaceApproximation as LaplaceApproximation,
+    laplace as laplace,
+)
+from volform.inference.laplace.correction import (
+    correction as correction,
+)
+from volform.inference.laplace.draws import (
+    Samples as Samples,
+)
+from volform.inference.laplace.explanation import (
+    Explanation as Explanation,
+    SiteShare as SiteShare,
+)
+from volform.inference.laplace.gauss_newton import (
+    GGN as GGN,
+    Curvature as Curvature,
+)
+from volform.inference.laplace.gaussian_chart import (
+    UnconstrainedChart as UnconstrainedChart,
+    sampling_chart as sampling_chart,
+)
+from volform.inference.laplace.linearized import (
+    Linearized as Linearized,
+)
+from volform.inference.laplace.log_evidence import (
+    are_copies as are_copies,
+    first_order as first_order,
+    laplace_evidence as laplace_evidence,
+    log_evidence as log_evidence,
+    without_copies as without_copies,
+)
+from volform.inference.laplace.mixture import (
+    Proposal as Proposal,
+    adapted as adapted,
+    proposal_at as proposal_at,
+)
+from volform.inference.laplace.structures import (
+    BySite as BySite,
+    Diagonal as Diagonal,
+    Full as Full,
+    Kronecker as Kronecker,
+    LastLayer as LastLayer,
+    LowRank as LowRank,
+    Structure as Structure,
+    Subset as Subset,
+)
+from volform.inference.laplace.woodbury import (
+    is_few as is_few,
+)

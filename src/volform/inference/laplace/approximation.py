@@ -1,0 +1,395 @@
+"""The invariant Laplace approximation."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.infer import Predictive
+
+from volform.errors import ConvergenceError, ModelError, SaddleError
+from volform.inference.laplace.draws import Samples, TangentGaussian, draw, key_and_arguments
+from volform.inference.laplace.explanation import Explanation, explained
+from volform.inference.laplace.gauss_newton import Curvature, DataPriorSplit
+from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
+from volform.inference.laplace.linearized import Linearized, linearized_predictive
+from volform.inference.laplace.log_evidence import (
+    curved_evidence,
+    laplace_evidence,
+    without_copies,
+)
+from volform.inference.laplace.structures import Full, Structure
+from volform.inference.modes.expansion import FirstOrder, SecondOrder
+from volform.inference.modes.given_point import map_at, place_at
+from volform.inference.modes.mode import MAP, ExpansionPoint
+from volform.inference.modes.search import find_map, stationary_point
+from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
+from volform.limits import HESSIAN_UP_TO
+from volform.linalg.operator import require_dense
+from volform.linalg.structured import DenseOperator, exact_logdet
+from volform.linalg.under_metric import whitening_maps
+from volform.models.fingerprint import provenance_of
+from volform.models.posterior import Posterior
+from volform.results import Evidence, Regime, in_words
+
+
+class LaplaceApproximation(eqx.Module):
+    """Gaussian approximation in the tangent space at the mode of q^G; built by `laplace`.
+
+    Attributes:
+        mode: the invariant MAP that it is centered on, or the place that was given.
+        precision: the precision matrix, an operator on flat unconstrained vectors.
+        second_order: whether the evidence holds the second-order correction.
+        allow_improper: whether the evidence may be a formal integral over an improper prior.
+        curvature: what takes the place of the Hessian, None for the Hessian itself.
+        structure: what of it is kept.
+        note: what a reader must know of it, empty where there is nothing.
+    """
+
+    mode: ExpansionPoint
+    precision: lx.AbstractLinearOperator
+    second_order: bool
+    allow_improper: bool = eqx.field(static=True, default=False)
+    curvature: Curvature | None = None
+    structure: Structure = Full()
+    note: str = eqx.field(static=True, default="")
+
+    @property
+    def fit(self) -> MAP:
+        """The mode as a `MAP`, with its Hessian.
+
+        Raises:
+            ModelError: when values were given and no Hessian was formed at them.
+        """
+        if not isinstance(self.mode, MAP):
+            raise ModelError(
+                f"`approx` with `{self.title}` holds a place whose Hessian was not formed; give "
+                "`laplace` the MAP of `find_map`, or leave `curvature` and `structure` out."
+            )
+        return self.mode
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior that is approximated."""
+        return self.mode.posterior
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the latent sites at the mode."""
+        return self.mode.values
+
+    @property
+    def chart(self) -> GaussianChart:
+        """Coordinates in which draws are Gaussian: those the metric is flat in, if known."""
+        return sampling_chart(self.posterior)
+
+    @cached_property
+    def at(self) -> FirstOrder:
+        """-log q^G at the mode, with the precision for its Hessian where that is a matrix."""
+        return _expanded(self.mode, self.precision)
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """The inverse of the precision matrix, in unconstrained coordinates u.
+
+        Raises:
+            SizeError: when it would take more than 8 GiB.
+        """
+        require_dense(self.at.u.size, self.at.u.size, self.at.u.dtype)
+        root = jax.vmap(whitening_maps(self.precision)[1])(
+            jnp.eye(self.at.u.size, dtype=self.at.u.dtype)
+        )
+        return root.T @ root
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """First-order evidence at this mode, and the second-order correction up to 60 parameters.
+
+        Raises:
+            ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
+        """
+        provenance = provenance_of(self.posterior)
+        provenance.require_proper(self.allow_improper)
+        modes = [mode.at for mode in self.mode.modes] if isinstance(self.mode, MAP) else []
+        # Copies are counted by the number that is declared.
+        others = len(without_copies(modes) if provenance.equivalent_modes else modes) - 1
+        found = "1 other mode is" if others == 1 else f"{others} other modes are"
+        uncounted = f"{found} not counted; `vf.evidence` sums them"
+        notes = [self.note, uncounted if others > 0 else ""]
+        at = self.at
+        if self.title or not isinstance(self.mode, MAP) or not isinstance(at, SecondOrder):
+            log_det = exact_logdet(self.precision)
+            return curved_evidence(self.mode, log_det, provenance, self.title, notes, self.regimes)
+        return laplace_evidence(
+            self.mode, [at], provenance, second_order=self.second_order, notes=notes
+        )
+
+    def explain(self) -> Explanation:
+        """The terms of the evidence, and the part of each site in them.
+
+        Of each prior, likelihood and factor in log q^G at the mode, and of each latent site in the
+        determinants of metric and precision. Cost: that of `evidence`, and O(d^3) at most.
+
+        Raises:
+            ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> found = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5]))).explain()
+        >>> found.evidence.terms["log q^G at the mode"].round(3).tolist()
+        -3.34
+        >>> round(found["mu"].half_log_det, 3)  # -1/2 log 3: one of the prior, two of the data
+        -0.549
+        """
+        return explained(self.mode, self.precision, self.evidence)
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """Regimes of the search, and of the precision matrix where it is not the Hessian."""
+        own = (self.structure.regime(self.precision),) if self.title else ()
+        return self.mode.regime, *own
+
+    @property
+    def title(self) -> str:
+        """Curvature and structure in words, empty for the Hessian whole."""
+        curvature = [] if self.curvature is None else [repr(self.curvature)]
+        structure = [] if isinstance(self.structure, Full) else [repr(self.structure)]
+        return ", ".join(curvature + structure)
+
+    def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
+        """Draw from the Gaussian in the tangent space, mapped back by `chart`.
+
+        Draws that fall outside the support are replaced and counted in `Samples.outside`.
+
+        Args:
+            key: key of the draws.
+            draws: number of draws n.
+        """
+        tangent = TangentGaussian(self.posterior, self.chart, self.at.u, self.precision)
+        return draw(self.posterior, tangent, key, draws)
+
+    def predictive(
+        self, *args: Any, by: Linearized | None = None, draws: int = 1000, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Posterior predictive draws, by NumPyro's `Predictive`, or distributions in closed form.
+
+        Args:
+            *args: for draws a key first; then arguments of the model, by default those it was
+                conditioned on.
+            by: `Linearized()` for distributions in closed form; draws if left out.
+            draws: number of draws n.
+            **kwargs: keyword arguments of the model.
+
+        Returns:
+            Draws of the observed and deterministic sites, each of shape (n, ...); with
+            `Linearized()` a NumPyro distribution for each observed site.
+
+        Raises:
+            ModelError: when the key is missing, or `Linearized()` has no closed form.
+        """
+        key: Any = None
+        if by is None:
+            key, args = key_and_arguments(args)
+        if not args and not kwargs:
+            args, kwargs = self.posterior.program.arguments()
+        if by is not None:
+            arguments = args, kwargs
+            return linearized_predictive(
+                self.posterior, self.at.u, self.precision, arguments, by.chunk
+            )
+        inner, outer = jax.random.split(key)
+        values = self.sample(inner, draws).values
+        model = handlers.uncondition(self.posterior.model)
+        with self.posterior.program.staging():
+            return Predictive(model, values)(outer, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
+        if self.title:
+            rows.append(f"curvature {self.title}")
+        note = "" if self.note == str(self.mode.verdict) else self.note
+        rows += [text for text in (note, in_words(self.regimes[1:])) if text]
+        return "\n".join([*rows, repr(self.mode)])
+
+
+def laplace(
+    target: MAP | Posterior,
+    *,
+    key: PRNGKeyArray | None = None,
+    at: Mapping[str, Any] | None = None,
+    curvature: Curvature | None = None,
+    structure: Structure | None = None,
+    second_order: bool = True,
+    refuse: bool = True,
+    allow_improper: bool = False,
+    progress: bool = True,
+) -> LaplaceApproximation:
+    """The invariant Laplace approximation at the mode of q^G.
+
+    `log Z = log q^G(theta*) + d/2 log(2 pi) - 1/2 log det(G^-1 H)`: the Laplace integral in
+    normal coordinates, so that mode, spectrum and evidence are invariant under every
+    reparametrization. With `Unconstrained()` it is NumPyro's `AutoLaplaceApproximation`.
+
+    Args:
+        target: a `MAP`, or a `Posterior` whose mode is found first: by `find_map`; but with a
+            `curvature`, of more than 200 parameters, by Newton's method with conjugate gradients,
+            which forms no Hessian (Steihaug 1983), and tells no mode from a saddle.
+        key: key of the random starts, for a `Posterior`; `jax.random.key(0)` by default.
+        at: values of the latent sites to expand at, for a `Posterior`, in place of a search: the
+            end of a training that was done elsewhere. Where it is no strict mode, the result says
+            so.
+        curvature: what takes the place of the Hessian: `GGN()`, with which saddles are accepted
+            too. The evidence names it, and has no correction c.
+        structure: what of the curvature is kept: `Full()`, `BySite()`, `Diagonal()`,
+            `Kronecker()`, `LowRank(rank)`, or for some of the sites `LastLayer()`,
+            `Subset(sites)`. The evidence names it, and has no correction c. Where values are given
+            in `at`, only `Full()` forms a matrix of all parameters.
+        second_order: whether the evidence should hold the correction c; it is computed when
+            `evidence` is first read.
+        refuse: whether a point that is no strict mode is refused. With False a point that has
+            not converged is used and the evidence says so; at a saddle log Z is NaN.
+        allow_improper: whether `evidence` is given for an improper or unnormalized prior, where
+            it is a formal integral and its size means nothing; it says so.
+        progress: whether to show a spinner while a search for the mode takes long.
+
+    Returns:
+        A `LaplaceApproximation`: evidence, covariance, samples, predictive.
+
+    Raises:
+        ConvergenceError: when the MAP has not converged.
+        SaddleError: when it is a saddle or has flat directions, or when `curvature` is not
+            positive definite there.
+        UnknownSiteError: when `at` lacks a latent site, or `structure` names none.
+        ModelError: when `curvature` or `structure` is none, or `at` is given for a MAP.
+        StructureError: when the model does not have the `structure`.
+
+    References:
+        Kristiadi, Dangel & Hennig (2023), section 5.2, with the sign and factor of Eq. (5)
+        corrected: + d/2 log(2 pi) - 1/2 log det H.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
+    >>> print(approx.evidence)  # exact here: the posterior is Gaussian
+    log Z -2.970, second order -2.970, correction c = +0.000, metric Euclidean, 1 parameters
+    trust fair: |c| is small; other modes and heavy tails are not seen from one mode
+    """
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise ModelError(f"`curvature` should be a value such as `GGN()`; got {curvature!r}.")
+    structure = Full() if structure is None else structure
+    if not isinstance(structure, Structure):
+        raise ModelError(f"`structure` should be a value such as `Kronecker()`; got {structure!r}.")
+    if at is not None and isinstance(target, MAP):
+        raise ModelError(
+            "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
+        )
+    if isinstance(target, MAP):
+        place: ExpansionPoint = target
+    elif at is None:
+        key = jax.random.key(0) if key is None else key
+        is_large = curvature is not None and target.dim > HESSIAN_UP_TO
+        search = stationary_point if is_large else find_map
+        place = search(target, key=key, progress=progress)
+    else:
+        is_judged = curvature is None and isinstance(structure, Full)
+        place = (map_at if is_judged else place_at)(target, at)
+    note = _accepted(place, curvature, at is not None, refuse)
+    mode = structure.restricted(place)
+    precision = _precision(mode, curvature, structure)
+    if (curvature is not None or not isinstance(structure, Full)) and refuse:
+        _require_definite(precision, mode, curvature, structure)
+    return LaplaceApproximation(
+        mode, precision, second_order, allow_improper, curvature, structure, note
+    )
+
+
+def _accepted(
+    target: ExpansionPoint, curvature: Curvature | None, given: bool, refuse: bool
+) -> str:
+    """Note on the point for the reader; raises where it cannot be expanded at."""
+    verdict = target.verdict
+    if isinstance(verdict, Minimum):
+        return ""
+    if isinstance(verdict, Stationary):
+        return str(verdict)
+    is_indefinite = isinstance(verdict, Saddle | Flat)
+    accepted = curvature is not None if is_indefinite else given
+    if refuse and not accepted:
+        other = (
+            "or `curvature=GGN()`, which is positive definite at saddles of networks too"
+            if curvature is None
+            else "or train the model yourself and give the end in `at=`"
+        )
+        raise (SaddleError if is_indefinite else ConvergenceError)(
+            f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
+            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
+            f"`find_map`, another metric, {other}; `refuse=False` goes on and says so in the "
+            "result."
+        )
+    return str(verdict)
+
+
+def _precision(
+    mode: ExpansionPoint, curvature: Curvature | None, structure: Structure
+) -> lx.AbstractLinearOperator:
+    posterior, at = mode.posterior, mode.at
+    if curvature is None and isinstance(structure, Full) and isinstance(at, SecondOrder):
+        return DenseOperator(at.hessian, at.u)
+    split = (
+        DataPriorSplit(posterior, at.u, ())
+        if curvature is None
+        else curvature.split(posterior, at.u)
+    )
+    return structure.precision(split)
+
+
+def _expanded(mode: ExpansionPoint, precision: lx.AbstractLinearOperator) -> FirstOrder:
+    """The point with `precision` for its Hessian, where that is a matrix."""
+    at = mode.at
+    if not isinstance(precision, DenseOperator):
+        return at
+    if isinstance(at, SecondOrder):
+        # The expansion of the search itself knows its factor already.
+        is_own = precision.matrix is at.hessian
+        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
+    gram = mode.posterior.metric(at.u).as_matrix()
+    found = at.u, at.value, at.gradient, at.gradient_norm, at.log_volume
+    return SecondOrder(*found, precision.matrix, gram)
+
+
+def _require_definite(
+    precision: lx.AbstractLinearOperator,
+    mode: ExpansionPoint,
+    curvature: Curvature | None,
+    structure: Structure,
+) -> None:
+    if bool(jnp.isfinite(exact_logdet(precision))):
+        return
+    found, at = "", _expanded(mode, precision)
+    if isinstance(at, SecondOrder) and isinstance(precision, DenseOperator):
+        eigenvalues = at.eigenvalues
+        negative = int(jnp.sum(eigenvalues <= 0.0))
+        found = (
+            f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
+            f"lowest {float(eigenvalues[0]):.3g}"
+        )
+    reason = (
+        "At a point that is no mode the Hessian seldom is: take `curvature=GGN()`."
+        if curvature is None
+        else "A likelihood that is not log-concave in its parameters, or a flat prior, makes it "
+        "so; use the Hessian, or a proper prior."
+    )
+    raise SaddleError(
+        f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
+        f"mode{found}. {reason}"
+    )

@@ -1,0 +1,222 @@
+"""Evidence by Laplace's method: first and second order, at one mode or summed over several."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.inference.attached_metrics import metric_of_model
+from volform.inference.laplace.correction import correction
+from volform.inference.modes.expansion import FirstOrder, SecondOrder, volume_error
+from volform.inference.modes.mode import MAP, ExpansionPoint
+from volform.inference.modes.verdicts import Flat, NotConverged, Saddle
+from volform.limits import QUICKLY_COMPILED_UP_TO, SECOND_ORDER_UP_TO
+from volform.models.posterior import Posterior
+from volform.progress import waiting
+from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust
+
+
+def laplace_evidence(
+    fit: MAP,
+    modes: Sequence[SecondOrder],
+    provenance: Provenance,
+    *,
+    second_order: bool,
+    notes: Sequence[str],
+) -> Evidence:
+    """Laplace evidence of the modes, summed, times the number of equivalent modes.
+
+    The corrections of several modes are averaged with the modes' weights, so that
+    `log_z + log(1 + c)` is the sum of their second-order evidences.
+    """
+    posterior = fit.posterior
+    has_none = isinstance(fit.verdict, Saddle | Flat)
+    each = jnp.stack([_nan_if(has_none, log_evidence(at)) for at in modes])
+    c = _mean_correction(fit, modes, each) if second_order else None
+    one = jax.nn.logsumexp(each)
+    copies, counted, overlap = _copies(fit, provenance, one)
+    every = [*notes, counted]
+    weights = np.asarray(jax.nn.softmax(each))
+    if len(modes) > 1:
+        shares = ", ".join(f"{weight:.3f}" for weight in weights)
+        every.append(f"sum over {len(modes)} modes, weights {shares}")
+    if second_order and posterior.dim > SECOND_ORDER_UP_TO:
+        every.append(
+            f"no second-order correction: {posterior.dim} parameters, it is computed up to "
+            f"{SECOND_ORDER_UP_TO}"
+        )
+    noise = volume_error(posterior, fit.at.u)
+    if noise is not None:
+        every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
+    diagnostics = {} if c is None else {"c": float(c)}
+    diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
+    terms = _terms(modes[0], _nan_if(has_none, -0.5 * modes[0].log_det))
+    terms |= {"other modes": one - each[0]} if len(modes) > 1 else {}
+    terms |= copies
+    terms |= {} if c is None else {"log(1 + c)": jnp.log1p(c)}
+    return Evidence(
+        one + sum(copies.values()),
+        jnp.asarray(jnp.nan if c is None else jnp.abs(jnp.log1p(c))),
+        c,
+        metric_of_model(posterior),
+        posterior.dim,
+        "Laplace",
+        overlap or _trust(fit, c, modes, is_noisy=noise is not None),
+        diagnostics,
+        fit.cost + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
+        "; ".join(note for note in (*every, *provenance.notes()) if note),
+        provenance,
+        terms,
+        (fit.regime,),
+    )
+
+
+def curved_evidence(
+    fit: ExpansionPoint,
+    log_det: Float[Array, ""],
+    provenance: Provenance,
+    title: str,
+    notes: Sequence[str],
+    regimes: tuple[Regime, ...],
+) -> Evidence:
+    """First-order Laplace evidence with another curvature than the Hessian, which it names.
+
+    `log_det` is that of the precision matrix in u.
+    """
+    one = first_order(fit.at, log_det)
+    copies, counted, overlap = _copies(fit, provenance, one)
+    trust = Trust(Level.UNCHECKED, f"with {title} there is no second order to gauge it by")
+    if isinstance(fit.verdict, NotConverged):
+        trust = Trust(Level.POOR, "the point is not stationary")
+    return Evidence(
+        one + sum(copies.values()),
+        jnp.asarray(jnp.nan),
+        None,
+        metric_of_model(fit.posterior),
+        fit.posterior.dim,
+        f"Laplace with {title}",
+        overlap or trust,
+        {},
+        fit.cost + Cost(0, fit.posterior.dim),
+        "; ".join(note for note in (*notes, counted, *provenance.notes()) if note),
+        provenance,
+        _terms(fit.at, fit.at.log_volume - 0.5 * log_det) | copies,
+        regimes,
+    )
+
+
+def log_evidence(at: SecondOrder) -> Float[Array, ""]:
+    """First-order log evidence from an expansion of -log q^G; NaN where it is no minimum."""
+    return first_order(at, at.log_det + 2.0 * at.log_volume)
+
+
+def first_order(at: FirstOrder, log_det: Float[Array, ""]) -> Float[Array, ""]:
+    """First-order log evidence from the log determinant of the precision matrix in u."""
+    return at.log_volume - at.value + 0.5 * (at.u.size * jnp.log(2.0 * jnp.pi) - log_det)
+
+
+def without_copies(modes: Sequence[SecondOrder]) -> list[SecondOrder]:
+    """One of each set of modes that are copies of each other."""
+    kept: list[SecondOrder] = []
+    for mode in modes:
+        if not any(are_copies(mode, other) for other in kept):
+            kept.append(mode)
+    return kept
+
+
+def are_copies(one: SecondOrder, other: SecondOrder) -> bool:
+    """Tell whether two modes have equal q^G and equal spectra of E."""
+    # Copies agree to rounding; spectra only to the distance of each from its mode.
+    same_height = np.isclose(one.value, other.value, rtol=1e-8, atol=1e-8)
+    return bool(same_height and np.allclose(one.eigenvalues, other.eigenvalues, rtol=1e-4))
+
+
+def _mean_correction(fit: MAP, modes: Sequence[SecondOrder], each: Float[Array, " m"]) -> Any:
+    posterior = fit.posterior
+    if posterior.dim > SECOND_ORDER_UP_TO or not fit.converged:
+        return None
+    with waiting("evidence", show=True) as phase:
+        phase(f"second-order correction in {posterior.dim} dimensions")
+        return jax.nn.softmax(each) @ jnp.stack([_correction(posterior, at) for at in modes])
+
+
+def _correction(posterior: Posterior, at: SecondOrder) -> Float[Array, ""]:
+    # Fourth derivatives are long programs that run once: below 30 parameters compiling them
+    # quickly matters more than running them quickly.
+    run = _correction_small if posterior.dim <= QUICKLY_COMPILED_UP_TO else _correction_large
+    return run(posterior, at.u, at.whitener)
+
+
+_correction_large = eqx.filter_jit(correction)
+_quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
+_correction_small = eqx.filter_jit(correction, **_quick)
+
+
+def _trust(fit: MAP, c: Any, modes: Sequence[SecondOrder], is_noisy: bool) -> Trust:
+    if not fit.converged:
+        return Trust(Level.POOR, "the search ended at no strict mode")
+    if _overlap(modes):
+        return Trust(Level.POOR, "modes overlap, so that their sum counts some mass twice")
+    if c is None:
+        return Trust(Level.UNCHECKED, "no second-order correction was computed")
+    if not float(c) > -1.0:
+        breaks = f"the expansion breaks down, 1 + c = {1.0 + float(c):.2f} <= 0"
+        return Trust(Level.POOR, f"{breaks}: do not use log Z")
+    # At |c| = .3 the terms behind it are of the size of c^2, a tenth of a nat.
+    if abs(float(c)) > 0.3:
+        return Trust(Level.POOR, "|c| is large: log Z may be off by that much and more")
+    if is_noisy:
+        return Trust(Level.UNCHECKED, "c holds the noise of a Monte Carlo metric's derivatives")
+    return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
+
+
+def _terms(at: FirstOrder, half: Float[Array, ""]) -> OrderedDict[str, Float[Array, ""]]:
+    """The summands of the evidence at one mode; `half` is -1/2 log det(G^-1 H)."""
+    volume = 0.5 * (at.u.size * jnp.log(2.0 * jnp.pi))
+    names = "log q^G at the mode", "d/2 log 2 pi", "-1/2 log det(G^-1 H)"
+    return OrderedDict(zip(names, (-at.value, volume, half), strict=True))
+
+
+def _copies(
+    fit: ExpansionPoint, provenance: Provenance, one: Any
+) -> tuple[dict, str, Trust | None]:
+    """Contribution of equivalent modes to log Z, a note, and the verdict if they overlap.
+
+    An evidence is a mean of likelihoods. Where the copies of a mode come to more than the
+    likelihood there, they overlap, as of a network with more units than the data ask for: units
+    are alike, or idle, and the copies fewer than h! 2^h. Then one mode is all that is counted.
+    """
+    if not provenance.equivalent_modes:
+        return {}, "", None
+    many = f"{_in_digits(provenance.equivalent_modes)} equivalent modes"
+    added = math.log(provenance.equivalent_modes)
+    if provenance.data and not provenance.factors and not provenance.improper:
+        densities = fit.posterior.program.site_densities(fit.values)
+        most = float(sum(jnp.sum(densities[name]) for name in fit.posterior.observed))
+        if float(one + added) > most:
+            above = f"with them log Z would be {float(one + added):.3f}, above the log likelihood"
+            note = f"{many} are not counted: {above} at the mode, {most:.3f}"
+            return {}, note, Trust(Level.POOR, "equivalent modes overlap, and may add to log Z")
+    note = f"times {many} (+{added:.3f}): valid while they do not overlap"
+    return {"equivalent modes": jnp.asarray(added, one.dtype)}, note, None
+
+
+def _in_digits(count: int) -> str:
+    return f"{count:,}" if count < 10**9 else f"10^{math.log10(count):.1f}"
+
+
+def _overlap(modes: Sequence[SecondOrder]) -> bool:
+    """Tell whether some mode lies within three standard deviations of another."""
+    # Gaussians three standard deviations apart share a seventh of their mass.
+    gaps = [(a.u - b.u, b.hessian) for a in modes for b in modes if a is not b]
+    return any(float(gap @ hessian @ gap) < 9.0 for gap, hessian in gaps)
+
+
+def _nan_if(condition: bool, value: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.full_like(value, jnp.nan) if condition else value

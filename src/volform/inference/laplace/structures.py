@@ -1,0 +1,379 @@
+"""Structures of the precision matrix in Laplace's method: what of the curvature is kept."""
+
+import abc
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.errors import StructureError, UnknownSiteError
+from volform.inference.laplace.gauss_newton import (
+    DataPriorSplit,
+    HessianProduct,
+    blocks_of,
+    gauss_newton,
+)
+from volform.inference.laplace.kronecker_factors import (
+    forms_of,
+    kronecker_blocks,
+    kronecker_matrix,
+    last_sites,
+    squares_of_layers,
+)
+from volform.inference.laplace.woodbury import woodbury_precision
+from volform.inference.modes.given_point import place_at
+from volform.inference.modes.mode import ExpansionPoint, require_room
+from volform.limits import MATRIX_UP_TO
+from volform.linalg.methods import Krylov
+from volform.linalg.operator import require_dense
+from volform.linalg.precision import LowRankUpdate as LowRankOperator
+from volform.linalg.spectrum import eigenvalues
+from volform.linalg.structured import DenseOperator, FlatBlocks, exact_logdet
+from volform.linalg.under_metric import UnderMetric
+from volform.models.layout import Site
+from volform.models.posterior import with_sites_fixed
+from volform.results import Regime
+
+
+class Structure(eqx.Module):
+    """Part of `P = J^T L J + rest` that is kept, as a value: `vf.laplace(..., structure=...)`.
+
+    The rest (priors, volume, factors) is the covariant Hessian that `GGN` speaks of.
+    """
+
+    @abc.abstractmethod
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """The precision matrix as an operator on flat unconstrained vectors."""
+
+    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
+        """The place in the posterior of those sites that are not held fixed."""
+        return place
+
+    def regime(self, precision: lx.AbstractLinearOperator) -> Regime:
+        """The way in which `precision` was computed, which the number of parameters may decide."""
+        return Regime(f"matrix with {self}")
+
+
+class Full(Structure):
+    """All of it: invariant under every reparametrization.
+
+    A dense matrix, but above 1,000 parameters by the rows of J where those are at most a quarter
+    and the rest is diagonal, as with independent priors: exact too, in O(rows^2 parameters).
+    """
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """The matrix, or the rest with a direction for each row of J.
+
+        Raises:
+            SizeError: when the matrix would take more than 8 GiB, from 32,768 parameters on.
+        """
+        rest = rest_diagonal(split) if split.names and split.u.size > MATRIX_UP_TO else None
+        few = None if rest is None else woodbury_precision(split, rest)
+        if few is not None:
+            return few
+        require_room(split.posterior)
+        return DenseOperator(gauss_newton(split), split.u)
+
+    def regime(self, precision: lx.AbstractLinearOperator) -> Regime:
+        """The rows of the Jacobian, or a dense matrix."""
+        if isinstance(precision, LowRankOperator):
+            return Regime("matrix by the rows of the Jacobian", MATRIX_UP_TO)
+        return Regime("dense matrix")
+
+
+class BySite(Structure):
+    """A dense block for each latent site, without what couples them.
+
+    Invariant where each site is reparametrized by itself.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a.sum() + b, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": jnp.zeros(2), "b": 0.0}
+    >>> by_site = vf.inference.BySite()
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=by_site)
+    >>> approx.precision.as_matrix().tolist()
+    [[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
+    """
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """The blocks, by as many products as there are parameters."""
+        sites = split.posterior.layout.sites
+        for site in sites:
+            require_dense(site.size, site.size, split.u.dtype)
+        return FlatBlocks(
+            tuple(DenseOperator(block, block[0]) for block in blocks_of(split, sites))
+        )
+
+
+class Diagonal(Structure):
+    """The diagonal in unconstrained coordinates.
+
+    Invariant where each coordinate is reparametrized by itself, and under permutations. Of the
+    layers of a network in closed form from their inputs and the gradients at their outputs, else by
+    one product for each parameter.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": 0.5, "b": 0.5}
+    >>> vf.laplace(posterior, at=at).precision.as_matrix().round(6).tolist()
+    [[2.0, 1.0], [1.0, 2.0]]
+    >>> diagonal = vf.laplace(posterior, at=at, structure=vf.inference.Diagonal())
+    >>> diagonal.precision.as_matrix().round(6).tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """The entries."""
+        rest = rest_diagonal(split)
+        if rest is None:
+            rest = _entries(split, jnp.arange(split.u.size), of_rest=True)
+        found = {site.name: part for site, part in squares_of_layers(split)}
+        parts = [
+            found[site.name] if site.name in found else _entries(split, _range(site), of_rest=False)
+            for site in split.posterior.layout.sites
+        ]
+        return lx.DiagonalLinearOperator(jnp.concatenate(parts) + rest)
+
+
+class Kronecker(Structure):
+    """For the weights of each layer the Kronecker product of two factors (KFAC), and the rest.
+
+    With a the features that a layer's weights multiply, delta the gradients at its outputs by the
+    columns of a root of L, and sums over the examples n, positions p and columns o,
+
+        P = (sum_np a a^T) x (sum_nop delta delta^T) / (number of n, p) + rest.
+
+    A layer's biases, and every other site, have a block of their own, exact. Invariant under affine
+    maps of the inputs and outputs of each layer, and under every reparametrization of its weights,
+    since the factors are those of the matrix that multiplies the features. Where that is a multiple
+    of one site, with independent priors of one scale, the cost of a layer is O(units^3 + fan_in^3);
+    else the whole matrix is formed.
+
+    References:
+        Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
+        curvature; Grosse & Martens (2016), for convolutions; Ritter, Botev & Barber (2018), A
+        scalable Laplace approximation for neural networks.
+
+    >>> import jax, jax.numpy as jnp, volform as vf
+    >>> network, x = vf.networks.MLP(widths=(3,)), jnp.array([[0.5], [1.0], [2.0]])
+    >>> posterior = vf.condition(vf.networks.regression(network, 0.1), x, jnp.sin(x))
+    >>> at = network.init(jax.random.key(0), 1)
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=vf.Kronecker())
+    >>> len(approx.precision.blocks)  # one for each layer
+    2
+    """
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """Blocks of two Kronecker products where they keep apart, else their sum as a matrix."""
+        forms = forms_of(split)
+        blocks = kronecker_blocks(split, forms, rest_diagonal(split))
+        if blocks is not None:
+            return FlatBlocks(tuple(blocks))
+        require_dense(split.u.size, split.u.size, split.u.dtype)
+        return DenseOperator(kronecker_matrix(split, forms) + split.rest_matrix(), split.u)
+
+
+class LowRank(Structure):
+    """The k directions in which the data say most beside the rest, and the rest.
+
+    With `J^T L J v = lambda R v` and R the rest: `P = R + R V diag(lambda) V^T R` for the k largest
+    lambda. Invariant under every reparametrization, since R is.
+
+    Args:
+        rank: number k of directions.
+        key: key of the first vector of Lanczos' method; `jax.random.key(0)` if left out.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    ...     numpyro.sample("y", dist.Normal(jnp.array([2.0, 1.0]) * a, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5, 0.5])), {"a": jnp.zeros(2)}
+    >>> one = vf.inference.LowRank(1)
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=one)
+    >>> abs(approx.precision.as_matrix()).round(6).tolist()  # 4 and 1 of the data, 1 of the prior
+    [[5.0, 0.0], [0.0, 1.0]]
+    """
+
+    rank: int = eqx.field(static=True)
+    key: PRNGKeyArray | None = None
+
+    def __check_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise StructureError(
+                f"`rank` of LowRank is {self.rank!r}; it should be the number of directions to "
+                "keep, a whole number of at least one."
+            )
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """The rest with k directions added."""
+        if not split.names:
+            raise StructureError(
+                f"`structure={self}` needs `curvature=GGN()`, which takes the data apart from the "
+                "rest; of the Hessian, which the curvature is here, all would be rest."
+            )
+        base = self._base(split)
+        like = jax.ShapeDtypeStruct(split.u.shape, split.u.dtype)
+        data = lx.FunctionLinearOperator(_DataProduct(split), like, lx.symmetric_tag)
+        rank = min(self.rank, split.u.size)
+        key = jax.random.key(0) if self.key is None else self.key
+        found = eigenvalues(UnderMetric(data, base), rank, by=Krylov(key, depth=2 * rank + 32))
+        return LowRankOperator(base, found.vectors, found.values)
+
+    def _base(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        entries = rest_diagonal(split)
+        if entries is None:
+            require_dense(split.u.size, split.u.size, split.u.dtype)
+            base = DenseOperator(split.rest_matrix(), split.u)
+        else:
+            base = lx.DiagonalLinearOperator(entries)
+        if not bool(jnp.isfinite(exact_logdet(base)) & jnp.all(lx.diagonal(base) > 0.0)):
+            raise StructureError(
+                f"`structure={self}` adds directions to the curvature of the priors, which is not "
+                "positive definite here; give every site a proper, log-concave prior, or use "
+                "another structure."
+            )
+        return base
+
+
+class Subset(Structure):
+    """Some latent sites, with the others held at their values.
+
+    The evidence is that of the model in which the other sites are constants without a prior,
+    `p(y | others)`: invariant under every reparametrization of the others, and of the sites what
+    `structure` is.
+
+    Args:
+        sites: names of the sites that stay uncertain.
+        structure: of their precision; `Full()` if left out.
+
+    References:
+        Daxberger et al. (2021), Bayesian deep learning via subnetwork inference.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": 0.0, "b": 1.0}
+    >>> only_a = vf.inference.Subset(("a",))
+    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=only_a)
+    >>> approx.posterior.names, approx.precision.as_matrix().tolist()
+    (('a',), [[2.0]])
+    """
+
+    sites: tuple[str, ...] = eqx.field(static=True)
+    structure: Structure = Full()
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """That of the structure."""
+        return self.structure.precision(split)
+
+    def regime(self, precision: lx.AbstractLinearOperator) -> Regime:
+        """That of the structure."""
+        return self.structure.regime(precision)
+
+    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
+        """The place in the posterior of the sites."""
+        names = place.posterior.names
+        sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
+        unknown = [name for name in sites if name not in names]
+        if unknown or not sites:
+            raise UnknownSiteError(
+                f"`sites` of Subset names {unknown or 'nothing'}; it should name some of the "
+                f"latent sites {list(names)}."
+            )
+        return _without(place, [name for name in names if name not in sites])
+
+
+class LastLayer(Structure):
+    """The weights and biases of the network's last layer, with all else held at its values.
+
+    What `Subset` is for the sites that the last layer's arrays depend on.
+
+    Args:
+        structure: of their precision; `Full()` if left out.
+
+    References:
+        Kristiadi, Hein & Hennig (2020), Being Bayesian, even just a bit, fixes overconfidence in
+        ReLU networks.
+
+    >>> import jax, jax.numpy as jnp, volform as vf
+    >>> network, x = vf.networks.MLP(widths=(3,)), jnp.array([[0.5], [1.0], [2.0]])
+    >>> posterior = vf.condition(vf.networks.regression(network, 0.1), x, jnp.sin(x))
+    >>> at, last = network.init(jax.random.key(0), 1), vf.inference.LastLayer()
+    >>> vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=last).posterior.names
+    ('layer2.w',)
+    """
+
+    structure: Structure = Full()
+
+    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+        """That of the structure."""
+        return self.structure.precision(split)
+
+    def regime(self, precision: lx.AbstractLinearOperator) -> Regime:
+        """That of the structure."""
+        return self.structure.regime(precision)
+
+    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
+        """The place in the posterior of the last layer's sites."""
+        names = last_sites(DataPriorSplit(place.posterior, place.at.u, ()))
+        if not names:
+            raise StructureError(
+                f"`structure={self}` needs a model with layers, such as `vf.networks.MLP` inside a "
+                "NumPyro model; this one has no layer. Use `Subset(sites)`."
+            )
+        return _without(place, [name for name in place.posterior.names if name not in names])
+
+
+def _without(place: ExpansionPoint, names: list[str]) -> ExpansionPoint:
+    found = place_at(with_sites_fixed(place.posterior, place.at.u, names), place.values)
+    return dataclasses.replace(found, regime=place.regime)
+
+
+class _DataProduct(eqx.Module):
+    split: DataPriorSplit
+
+    def __call__(self, v: Float[Array, " d"]) -> Float[Array, " d"]:
+        return self.split.data_product()(v)
+
+
+def rest_diagonal(split: DataPriorSplit) -> Float[Array, " d"] | None:
+    """The diagonal of the rest if it is diagonal, else None.
+
+    A diagonal matrix D has `s * D s` the same for all vectors s of signs; any other has it for 16
+    random ones with a chance of one in 32,768.
+    """
+    found = _against_signs(split)
+    gap = jnp.abs(found - found[0])
+    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[0])
+    return found[0] if bool(jnp.all(close)) else None
+
+
+@eqx.filter_jit
+def _against_signs(split: DataPriorSplit) -> Float[Array, "k d"]:
+    signs = jax.random.rademacher(jax.random.key(0), (16, split.u.size), split.u.dtype)
+    return signs * jax.vmap(split.rest_product())(signs)
+
+
+def _range(site: Site) -> Array:
+    return jnp.arange(site.start, site.start + site.size)
+
+
+@eqx.filter_jit
+def _entries(split: DataPriorSplit, indices: Array, *, of_rest: bool) -> Float[Array, " k"]:
+    product: HessianProduct = split.rest_product() if of_rest else split.data_product()
+
+    def entry(index: Array) -> Float[Array, ""]:
+        return product(jnp.zeros_like(split.u).at[index].set(1.0))[index]
+
+    return jax.lax.map(entry, indices, batch_size=min(64, indices.size))

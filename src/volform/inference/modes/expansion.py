@@ -1,0 +1,175 @@
+"""The local expansion of -log q^G: gradient, Hessian, metric, spectrum of E = G^-1 H."""
+
+from functools import cached_property
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from volform.geometry.fisher_routes import MonteCarlo
+from volform.linalg.generalized import generalized_eigh
+from volform.linalg.structured import exact_logdet, whiten
+from volform.models.posterior import Posterior
+
+
+class FirstOrder(eqx.Module):
+    """l = -log q^G at u to first order.
+
+    Attributes:
+        u: the point, shape (d,).
+        value: -log q^G(u).
+        gradient: partial derivatives of l in u, shape (d,).
+        gradient_norm: norm of dl in the metric, sqrt(dl^T G^-1 dl).
+        log_volume: 1/2 log det G.
+    """
+
+    u: Float[Array, " d"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " d"]
+    gradient_norm: Float[Array, ""]
+    log_volume: Float[Array, ""]
+
+
+class SecondOrder(FirstOrder):
+    """l = -log q^G at u to second order.
+
+    What follows from the matrices is computed when it is first asked for: a Cholesky factor
+    costs little where an eigenbasis of a thousand parameters costs more than the search.
+
+    Attributes:
+        hessian: second partial derivatives of l in u, shape (d, d).
+        gram: the metric in u, shape (d, d).
+    """
+
+    hessian: Float[Array, "d d"]
+    gram: Float[Array, "d d"]
+
+    @cached_property
+    def log_det(self) -> Float[Array, ""]:
+        """log det E = log det H - log det G; NaN where H is not positive definite."""
+        units, lower = self._root
+        half = jnp.sum(jnp.log(jnp.diagonal(lower))) + jnp.sum(jnp.log(units))
+        return 2.0 * (half - self.log_volume)
+
+    @cached_property
+    def whitener(self) -> Float[Array, "d d"]:
+        """W with W^T H W = I; NaN where H is not positive definite."""
+        units, lower = self._root
+        eye = jnp.eye(units.size, dtype=units.dtype)
+        return solve_triangular(lower.T, eye, lower=False) / units[:, None]
+
+    @cached_property
+    def decrement(self) -> Float[Array, ""]:
+        """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
+        return _decrement(*self._root, self.hessian, self.gradient)
+
+    @cached_property
+    def _root(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+        return _root(self.hessian)
+
+    @property
+    def eigenvalues(self) -> Float[Array, " d"]:
+        """Eigenvalues of E in ascending order."""
+        return self._spectrum[0]
+
+    @property
+    def frame(self) -> Float[Array, "d d"]:
+        """Eigenvectors of E as columns, orthonormal in the metric, in u. Not differentiable."""
+        return self._spectrum[1]
+
+    @cached_property
+    def _spectrum(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+        return generalized_eigh(self.hessian, self.gram)
+
+
+def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
+    """l(u) = -log q^G(u)."""
+    return -posterior.log_density(u)
+
+
+def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[Any, Any, Any]:
+    """Value, gradient and Hessian, by forward over reverse, `batch` columns at a time."""
+    (value, gradient), push = jax.linearize(jax.value_and_grad(function), u)
+
+    def column(direction: Float[Array, " d"]) -> Float[Array, " d"]:
+        return push(direction)[1]
+
+    eye = jnp.eye(u.size, dtype=u.dtype)
+    columns = (
+        jax.vmap(column)(eye) if u.size <= batch else jax.lax.map(column, eye, batch_size=batch)
+    )
+    return value, gradient, 0.5 * (columns + columns.T)
+
+
+def expand_second(posterior: Posterior, u: Float[Array, " d"]) -> SecondOrder:
+    """Expand -log q^G to second order at u."""
+    value, gradient, hessian = hessian_of(lambda u: objective(u, posterior), u)
+    metric = posterior.metric(u)
+    norm, volume = _size_and_volume(metric, gradient)
+    return SecondOrder(u, value, gradient, norm, volume, hessian, metric.as_matrix())
+
+
+@eqx.filter_jit
+def expand_first(posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
+    """-log q^G to first order at u: no matrix is formed where the metric is none."""
+    value, gradient = jax.value_and_grad(objective)(u, posterior)
+    return FirstOrder(u, value, gradient, *_size_and_volume(posterior.metric(u), gradient))
+
+
+def _size_and_volume(metric: Any, gradient: Float[Array, " d"]) -> tuple[Array, Array]:
+    return jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
+
+
+@jax.jit
+def _root(matrix: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Units s and lower triangular L with `matrix = diag(s) L L^T diag(s)`."""
+    units = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
+    units = jnp.where(units > 0.0, units, 1.0)
+    return units, jnp.linalg.cholesky(matrix / (units[:, None] * units))
+
+
+@jax.jit
+def _decrement(
+    units: Float[Array, " d"],
+    lower: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+    gradient: Float[Array, " d"],
+) -> Float[Array, ""]:
+    slope = gradient / units
+
+    def by_eigenbasis() -> Float[Array, ""]:
+        values, vectors = jnp.linalg.eigh(hessian / (units[:, None] * units))
+        return jnp.linalg.norm((vectors.T @ slope) / jnp.sqrt(jnp.abs(values)))
+
+    def by_factor() -> Float[Array, ""]:
+        return jnp.linalg.norm(solve_triangular(lower, slope, lower=True))
+
+    return jax.lax.cond(jnp.all(jnp.isfinite(lower)), by_factor, by_eigenbasis)
+
+
+@eqx.filter_jit
+def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> Any:
+    """Standard error of log sqrt(det G) at u from Monte Carlo in the metric; None without any.
+
+    The spread over fresh keys of the Monte Carlo routes, each with the metric's number of draws.
+    """
+    leaves, treedef = jax.tree.flatten(posterior, is_leaf=_is_sampled)
+    sampled = [index for index, leaf in enumerate(leaves) if _is_sampled(leaf)]
+    if not sampled:
+        return None
+
+    def log_volume(fold: Array) -> Float[Array, ""]:
+        fresh = list(leaves)
+        for index in sampled:
+            route = leaves[index]
+            fresh[index] = MonteCarlo(jax.random.fold_in(route.key, fold), route.draws)
+        return jax.tree.unflatten(treedef, fresh).log_volume(u)
+
+    return jnp.std(jax.vmap(log_volume)(jnp.arange(keys)), ddof=1)
+
+
+def _is_sampled(leaf: Any) -> bool:
+    return isinstance(leaf, MonteCarlo)

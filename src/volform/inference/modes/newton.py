@@ -1,0 +1,161 @@
+"""Minimizing -log q^G by Newton's method with the exact Hessian, in a trust region."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float, Int
+
+from volform.inference.modes.expansion import SecondOrder, expand_second
+from volform.inference.modes.trust_region import TrialStep, initial_step
+from volform.models.posterior import Posterior
+
+# Relative error of l in float64, of sums over data and of derivatives' cancellations; in float32 a
+# hundred roundings.
+ROUNDING = 1e-10
+# An infinite first radius becomes the length of the step by |eigenvalues| and a little more, so
+# that this step itself is inside.
+BEYOND_STEP = 1.01
+# At an exact saddle the gradient says nothing: a slope along the lowest eigenvector, a millionth of
+# what its curvature gives at the radius, decides the direction there, and elsewhere no digit.
+NUDGE = 1e-6
+# Bisections of the shift: 2^-60 is below rounding.
+BISECTIONS = 60
+
+
+class NewtonState(eqx.Module):
+    """State of Newton's method: the expansion at the best point so far.
+
+    Attributes:
+        at: the expansion at the current point.
+        scale: units 1 / s_i of the coordinates, s_i^2 the largest |H_ii| so far, shape (d,).
+        trial: the step to try next; its length and the radius are in those units.
+    """
+
+    at: SecondOrder
+    scale: Float[Array, " d"]
+    trial: TrialStep
+
+
+class SearchResult(eqx.Module):
+    """End of a search: the expansion there, and the steps of Newton's method."""
+
+    at: SecondOrder
+    steps: Int[Array, ""]
+
+
+@eqx.filter_jit
+def newton_from(
+    posterior: Posterior, starts: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> SearchResult:
+    """Newton's method with the exact Hessian of -log q^G, from one point after the other.
+
+    Goes on below `tolerance` while steps still improve: log det H needs the mode to more digits
+    than l does. Steps stay in a trust region, in the units that the Hessian's diagonal gives the
+    coordinates (More 1978). Where H is positive definite the step is Newton's, cut to that length;
+    elsewhere it minimizes the quadratic model within the ball exactly (More & Sorensen 1983), and
+    follows directions of negative curvature down, so that a saddle is left.
+    """
+
+    def run(u: Float[Array, " d"]) -> SearchResult:
+        end = newton(posterior, u, tolerance, max_steps)
+        return SearchResult(end.at, end.trial.steps)
+
+    # Not vmapped: under vmap every step would pay for both kinds.
+    return jax.lax.map(run, starts)
+
+
+def newton(
+    posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
+) -> NewtonState:
+    """Newton's method from one point: the last state of its trajectory."""
+    rounding = max(ROUNDING, 100.0 * float(jnp.finfo(u.dtype).eps))
+
+    def unfinished(state: NewtonState) -> Bool[Array, ""]:
+        at = state.at
+        return state.trial.should_continue(at.value, at.gradient_norm, tolerance, max_steps)
+
+    def step(state: NewtonState) -> NewtonState:
+        at, attempt = state.at, state.trial
+        trial = expand_second(posterior, at.u + attempt.move)
+        values, slopes = (at.value, trial.value), (at.gradient_norm, trial.gradient_norm)
+        length = jnp.linalg.norm(state.scale * attempt.move)
+        accept, radius, stalled = attempt.assess(values, slopes, length, rounding)
+        first = attempt.steps == 0
+        accept = first | (accept & jnp.all(jnp.isfinite(trial.hessian)))
+        best = jax.tree.map(lambda new, old: jnp.where(accept, new, old), trial, at)
+        scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(best.hessian))))
+        units = jnp.where(scale > 0.0, scale, 1.0)
+        move, radius, decrement = _step(best, units, jnp.where(first, jnp.inf, radius))
+        predicted = -(best.gradient @ move + 0.5 * move @ best.hessian @ move)
+        following = TrialStep(move, predicted, decrement, radius, attempt.steps + 1, stalled)
+        return NewtonState(best, scale, following)
+
+    shapes = eqx.filter_eval_shape(expand_second, posterior, u)
+    nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    nowhere = eqx.tree_at(
+        lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
+    )
+    initial = NewtonState(nowhere, jnp.zeros_like(u), initial_step(u))
+    return jax.lax.while_loop(unfinished, step, initial)
+
+
+def _step(
+    at: SecondOrder, units: Float[Array, " d"], radius: Float[Array, ""]
+) -> tuple[Float[Array, " d"], Float[Array, ""], Float[Array, ""]]:
+    """The step within `radius`, the radius itself, and the Newton decrement.
+
+    An infinite radius is given a length: that of the Newton step; at a saddle, where that may be
+    zero, the length at which l changes by about one.
+    """
+    gradient, hessian = at.gradient / units, at.hessian / (units[:, None] * units)
+    factor = jnp.linalg.cholesky(hessian)
+
+    def newton() -> tuple[Array, Array, Array]:
+        step = -cho_solve((factor, True), gradient)
+        decrement = jnp.sqrt(jnp.maximum(-gradient @ step, 0.0))
+        length = jnp.linalg.norm(step)
+        cut = jnp.where(length > radius, radius / length, 1.0)
+        return cut * step, jnp.where(jnp.isinf(radius), length, radius), decrement
+
+    def within_ball() -> tuple[Array, Array, Array]:
+        eigenvalues, vectors = jnp.linalg.eigh(hessian)
+        slope = vectors.T @ gradient
+        length = jnp.linalg.norm(slope / jnp.abs(eigenvalues))
+        given = jnp.maximum(BEYOND_STEP * length, jax.lax.rsqrt(jnp.abs(eigenvalues[0])))
+        bound = jnp.where(jnp.isinf(radius), given, radius)
+        step = vectors @ _trust_region_step(slope, eigenvalues, bound)
+        return step, bound, jnp.full_like(bound, jnp.inf)
+
+    step, radius, decrement = jax.lax.cond(jnp.all(jnp.isfinite(factor)), newton, within_ball)
+    return step / units, radius, decrement
+
+
+def _trust_region_step(
+    g: Float[Array, " d"], eigenvalues: Float[Array, " d"], radius: Float[Array, ""]
+) -> Float[Array, " d"]:
+    """argmin of g.s + 1/2 s.diag(eigenvalues).s over |s| <= radius, with a negative eigenvalue."""
+    lowest = eigenvalues[0]
+    precision = jnp.finfo(g.dtype)
+    tiny = 4.0 * precision.eps * jnp.max(jnp.abs(eigenvalues)) + precision.tiny
+    # A nudge along the lowest eigenvector decides the direction at an exact saddle.
+    least = jnp.where(lowest < 0.0, NUDGE * jnp.abs(lowest) * radius, 0.0)
+    nudge = jnp.maximum(jnp.abs(g[0]), least)
+    g = g.at[0].set(jnp.where(g[0] < 0.0, -nudge, nudge))
+
+    def length(shift: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.linalg.norm(g / (eigenvalues + shift))
+
+    low = jnp.maximum(0.0, -lowest) + jnp.where(lowest <= 0.0, tiny, 0.0)
+    high = jnp.maximum(low, jnp.linalg.norm(g) / radius - lowest) + tiny
+
+    def halve(_: Any, bounds: tuple) -> tuple:
+        low, high = bounds
+        middle = jnp.where(high > 4.0 * low, jnp.sqrt((low + tiny) * high), 0.5 * (low + high))
+        outside = length(middle) > radius
+        return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
+
+    _, shift = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
+    return -g / (eigenvalues + shift)

@@ -1,0 +1,170 @@
+"""Posterior draws in unconstrained coordinates: by NUTS, or those that the user has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from numpyro.infer import MCMC, NUTS
+
+from volform.errors import DataError
+from volform.limits import DENSE_MASS_UP_TO
+from volform.models.posterior import Posterior
+from volform.results import Regime
+
+ACCEPT = 0.9  # mean acceptance: more than NumPyro's 0.8, for narrow necks
+
+
+class Chains(eqx.Module):
+    """Draws in u from several chains.
+
+    Attributes:
+        u: the draws, shape (chains, n, d).
+        divergent: number of divergent transitions; None where it is not known.
+        gradients: gradient evaluations that NUTS spent, warm-up included.
+        regimes: how NUTS was run where the number of parameters decided it.
+    """
+
+    u: Float[Array, "c n d"]
+    divergent: int | None = None
+    gradients: int = 0
+    regimes: tuple[Regime, ...] = eqx.field(static=True, default=())
+
+    def r_hat(self) -> Float[np.ndarray, " d"]:
+        """Split R-hat of each coordinate."""
+        return np.atleast_1d(split_gelman_rubin(np.asarray(self.u)))
+
+    def effective(self) -> Float[np.ndarray, " d"]:
+        """Effective number of draws of each coordinate."""
+        return np.atleast_1d(effective_sample_size(np.asarray(self.u)))
+
+
+def run_nuts(
+    posterior: Posterior,
+    key: PRNGKeyArray,
+    starts: Float[Array, "c d"],
+    covariance: Float[Array, "d d"],
+    warmup: int,
+    draws: int,
+) -> Chains:
+    """NumPyro's NUTS on the unconstrained density, one chain from each start.
+
+    Compiled once for each model and shape of data, which `numpyro.infer.MCMC` is not.
+
+    Args:
+        posterior: the posterior.
+        key: key of the chains.
+        starts: starting points in u, dispersed.
+        covariance: the inverse mass matrix to begin with; it is adapted.
+        warmup: warm-up steps of each chain.
+        draws: draws of each chain.
+    """
+    keys = jax.random.split(key, len(starts))
+    u, diverging, steps = _run_nuts(posterior, keys, starts, covariance, warmup, draws)
+    diagonal = (Regime("NUTS with a diagonal mass matrix", DENSE_MASS_UP_TO),)
+    regimes = () if posterior.dim <= DENSE_MASS_UP_TO else diagonal
+    return Chains(u, int(diverging.sum()), int(steps.sum()), regimes)
+
+
+@eqx.filter_jit
+def _run_nuts(
+    posterior: Posterior, keys: Any, starts: Any, covariance: Any, warmup: int, draws: int
+) -> tuple[Array, Array, Array]:
+    def potential(u: Float[Array, " d"]) -> Float[Array, ""]:
+        return -posterior.log_density_lebesgue(u)
+
+    is_dense = posterior.dim <= DENSE_MASS_UP_TO
+    kernel = NUTS(
+        potential_fn=potential,
+        target_accept_prob=ACCEPT,
+        dense_mass=is_dense,
+        inverse_mass_matrix=covariance if is_dense else jnp.diagonal(covariance),
+    )
+
+    def step(state: Any, _: None) -> tuple[Any, tuple[Array, Array, Array]]:
+        state = kernel.sample(state, (), {})
+        return state, (state.z, state.diverging, state.num_steps)
+
+    def warm(_: Any, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        state = kernel.sample(carry[0], (), {})
+        return state, carry[1] + state.num_steps
+
+    def chain(key: PRNGKeyArray, start: Float[Array, " d"]) -> tuple[Array, Array, Array]:
+        state = kernel.init(key, warmup, start, (), {})
+        state, spent = jax.lax.fori_loop(0, warmup, warm, (state, jnp.zeros_like(state.num_steps)))
+        u, diverging, steps = jax.lax.scan(step, state, length=draws)[1]
+        return u, diverging, spent + jnp.sum(steps)
+
+    return jax.vmap(chain)(keys, starts)
+
+
+def chains_of(posterior: Posterior, samples: Any) -> Chains:
+    """Draws that the user has: an `MCMC`, an ArviZ object, or arrays by site name.
+
+    Raises:
+        DataError: when sites are missing, or their draws have the wrong shape or lie outside the
+            support: then they are from another model.
+    """
+    values, divergent = _values(samples)
+    missing = [name for name in posterior.names if name not in values]
+    if missing:
+        raise DataError(
+            f"`samples` has no draws of the sites {missing}, it has {sorted(values)}; draws from "
+            "another model cannot be bridged from. Give those of this one."
+        )
+    latent = {name: jnp.asarray(values[name]) for name in posterior.names}
+    lead = latent[posterior.names[0]].shape[:2]
+    for site in posterior.layout.sites:
+        shape = latent[site.name].shape
+        if len(shape) < 2 or shape[2:] != site.shape:
+            raise DataError(
+                f"`samples` of `{site.name}` have shape {shape}; it should be (chains, draws) and "
+                f"then the site's own, {site.shape}. Are they draws from another model?"
+            )
+        if shape[:2] != lead:
+            raise DataError(
+                f"`samples` of `{posterior.names[0]}` and `{site.name}` are of different numbers "
+                f"of chains or draws, {lead} and {shape[:2]}; give the same draws of every site."
+            )
+    u = _unconstrained(posterior, latent)
+    if not bool(jnp.all(jnp.isfinite(u))):
+        raise DataError(
+            "Some draws in `samples` are NaN or outside the support of their sites; they are from "
+            "another model, or the sampler failed."
+        )
+    return Chains(u, divergent)
+
+
+@eqx.filter_jit
+def _unconstrained(posterior: Posterior, values: dict[str, Array]) -> Float[Array, "c n d"]:
+    return jax.vmap(jax.vmap(posterior.unconstrain))(values)
+
+
+def _values(samples: Any) -> tuple[Mapping[str, Any], int | None]:
+    """Arrays of shape (chains, draws, ...) by name, and the number of divergences."""
+    if isinstance(samples, MCMC):
+        diverging = samples.get_extra_fields().get("diverging")
+        divergent = None if diverging is None else int(diverging.sum())
+        return samples.get_samples(group_by_chain=True), divergent
+    if isinstance(samples, Mapping) and all(hasattr(v, "ndim") for v in samples.values()):
+        return samples, None
+    try:
+        group = samples["posterior"]
+        values = {str(name): np.asarray(group[name]) for name in group.data_vars}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"`samples` should be a NumPyro MCMC, an ArviZ object with a posterior group, or a "
+            f"dict of arrays of shape (chains, draws, ...); got {type(samples).__name__}."
+        ) from error
+    return values, _arviz_divergences(samples)
+
+
+def _arviz_divergences(samples: Any) -> int | None:
+    try:
+        return int(np.sum(np.asarray(samples["sample_stats"]["diverging"])))
+    except (KeyError, AttributeError):
+        return None

@@ -1,0 +1,106 @@
+"""Checks of arguments, where their values are known."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from volform.errors import DataError, KernelError
+
+
+def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
+    """`x` as an array of n examples.
+
+    Raises:
+        DataError: when it has no axis of features, is empty, is no floating-point array, or
+            (outside `jit`) is not finite.
+    """
+    x = jnp.asarray(x)
+    if x.ndim < 2:
+        raise DataError(
+            f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "
+            "(n, features): for a single feature write `x[:, None]`."
+        )
+    return require_finite(x, argument)
+
+
+def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
+    """`y` as an array with one row for each of the examples.
+
+    Raises:
+        DataError: when it has another number of rows, is no floating-point array or not finite.
+    """
+    y = jnp.asarray(y)
+    if y.ndim not in (1, 2) or y.shape[0] != rows:
+        raise DataError(
+            f"`y` has shape {y.shape} and `x` has {rows} rows; it should have shape ({rows},), or "
+            f"({rows}, k) for k outputs."
+        )
+    return require_finite(y, "y")
+
+
+def require_finite(x: Array, argument: str) -> Array:
+    """`x` itself, or DataError where it is empty, of integers, or holds NaN or infinity."""
+    if x.size == 0:
+        raise DataError(
+            f"`{argument}` has shape {x.shape} and is empty; at least one example with at least "
+            "one feature is needed."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise DataError(
+            f"`{argument}` has dtype {x.dtype}; kernels are differentiable functions of real "
+            f"inputs: write `{argument}.astype(float)`."
+        )
+    bad = 0 if isinstance(x, Tracer) else _count_bad(x)
+    if bad:
+        raise DataError(
+            f"`{argument}` holds {bad} entries that are NaN or infinite; leave those examples out, "
+            "or fill them in."
+        )
+    return x
+
+
+def _count_bad(x: Array) -> int:
+    if x.is_fully_addressable:
+        return x.size - int(np.count_nonzero(np.isfinite(x)))
+    return int(jnp.sum(~jnp.isfinite(x)))  # some of it lies with other processes
+
+
+def require_pair(x1: Array, x2: Array) -> None:
+    """Raises DataError when the examples of `x1` and of `x2` differ in shape."""
+    if x1.shape[1:] != x2.shape[1:]:
+        raise DataError(
+            f"`x2` has examples of shape {x2.shape[1:]} and those of `x1` have shape "
+            f"{x1.shape[1:]}; both should have the same features."
+        )
+
+
+def require_factor(
+    factor: Float[Array, "n n"], matrix: Float[Array, "n n"], jitter: Any
+) -> Float[Array, "n n"]:
+    """`factor` itself, or KernelError where (outside `jit`) it says that there is none."""
+    if not isinstance(factor, Tracer) and not np.all(np.isfinite(factor)):
+        values = np.asarray(matrix, float)
+        lowest, highest = np.linalg.eigvalsh(values)[[0, -1]]
+        raise KernelError(
+            f"`net` and `x` give a covariance of shape {matrix.shape} that is not positive "
+            f"definite with `jitter={jitter}`: its eigenvalues go from {lowest:.3g} to "
+            f"{highest:.3g}.{_twins(values, jnp.finfo(factor.dtype).eps)} Leave out duplicate "
+            "examples, give a `noise`, compute in float64, or ask for a `jitter` of about "
+            f"{1e-6 * highest:.1g}."
+        )
+    return factor
+
+
+def _twins(matrix: np.ndarray, eps: Any) -> str:
+    """The first pairs of examples of which the covariance says that they are one."""
+    variance = np.diagonal(matrix)
+    distance = variance[:, None] + variance - 2 * matrix
+    pairs = np.argwhere(np.triu(distance <= 16 * float(eps) * variance.max(), 1)).tolist()
+    if not pairs:
+        return ""
+    named = ", ".join(f"{i} and {j}" for i, j in pairs[:3])
+    more = f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
+    return f" To the covariance, examples {named}{more} are the same."

@@ -1,0 +1,37 @@
+"""Propagation of second moments from layer to layer, of units and of pairs of pixels."""
+
+from volform.kernels.propagation.inputs import (
+    Examples as Examples,
+)
+from volform.kernels.propagation.moments import (
+    Moments as Moments,
+    constant as constant,
+    of_one as of_one,
+    of_products as of_products,
+    ratio as ratio,
+    root as root,
+)
+from volform.kernels.propagation.state import (
+    KernelState as KernelState,
+    LayerContext as LayerContext,
+    Pairs as Pairs,
+    in_pairs as in_pairs,
+    of_examples as of_examples,
+)
+from volform.kernels.propagation.tiles import (
+    Spread as Spread,
+    gathered as gathered,
+    matrices as matrices,
+    product as product,
+    require_tile as require_tile,
+    rows_times as rows_times,
+    spread_of as spread_of,
+)
+from volform.kernels.propagation.window import (
+    Padding as Padding,
+    Window as Window,
+    mixed as mixed,
+    pool as pool,
+    window as window,
+    window_mean as window_mean,
+)

@@ -1,0 +1,117 @@
+"""Checks of the data of observed sites."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental.multihost_utils import process_allgather
+from numpyro.distributions import (
+    Delta,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    Unit,
+)
+
+from volform.errors import DataError
+
+
+def require_observed(name: str, fn: Any, value: Any) -> None:
+    """Check that observed values are there and finite; masked ones are not looked at.
+
+    Raises:
+        DataError: empty, NaN or infinite, or of another length.
+    """
+    if _is_unchecked(fn, value):
+        return
+    value = on_host(value)
+    if value.size == 0:
+        raise DataError(
+            f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
+        )
+    _require_equal_lengths(name, value.shape, tuple(fn.shape()), len(fn.event_shape))
+    used = _used(fn, value)
+    _require_nowhere(
+        np.issubdtype(value.dtype, np.inexact) & used & ~np.isfinite(value),
+        f"The observed site `{name}` holds {{}} values that are NaN or infinite, the first at "
+        "index {}. Drop them, or leave them out with `numpyro.handlers.mask`.",
+    )
+
+
+def require_in_support(name: str, fn: Any, value: Any) -> None:
+    """Check that observed values lie in the support; masked ones are not looked at.
+
+    Raises:
+        DataError: when some do not.
+    """
+    if _is_unchecked(fn, value):
+        return
+    inside = fn.support(jnp.asarray(value))
+    if isinstance(inside, Tracer):  # under jit, where nothing is known yet
+        return
+    inside, used = on_host(inside), _used(fn, on_host(value))
+    _require_nowhere(
+        ~inside & (used if inside.shape == used.shape else True),
+        f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
+        f"{type(fn).__name__} on {fn.support}, the first at index {{}}. Check the data, and the "
+        "parameters that bound it.",
+    )
+
+
+def _require_equal_lengths(name: str, shape: tuple, wanted: tuple, event_dim: int) -> None:
+    try:
+        joint = np.broadcast_shapes(shape, wanted)
+    except ValueError:
+        joint = None
+    same_event = shape[len(shape) - event_dim :] == wanted[len(wanted) - event_dim :]
+    if joint in (shape, wanted) and same_event:
+        return
+    is_pairing = joint is not None and same_event
+    raise DataError(
+        f"The observed site `{name}` has data of shape {shape}, but its distribution has shape "
+        f"{wanted}; the lengths should agree."
+        + (f" Broadcast to {joint}, each datum would count several times." if is_pairing else "")
+    )
+
+
+def _is_unchecked(fn: Any, value: Any) -> bool:
+    """Tell whether there is nothing to look at: a factor, or a value that is not known yet."""
+    return isinstance(core_of(fn), Unit) or isinstance(value, Tracer)
+
+
+def on_host(value: Any) -> np.ndarray:
+    """The value of an array, also of one that is spread over several processes."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return np.asarray(process_allgather(value, tiled=True))
+    return np.asarray(value)
+
+
+def is_point_mass(fn: Any) -> bool:
+    """Tell whether the distribution is a `Delta`."""
+    return isinstance(core_of(fn), Delta)
+
+
+def core_of(fn: Any) -> Any:
+    """The distribution under masks, expansions and reinterpreted batch dimensions."""
+    while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _used(fn: Any, value: Any) -> Any:
+    """Entries of the value that enter the density: those that no mask leaves out."""
+    used = np.ones(value.shape, bool)
+    while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            mask = np.reshape(fn._mask, np.shape(fn._mask) + (1,) * len(fn.event_shape))
+            used = used & np.broadcast_to(mask, np.broadcast_shapes(mask.shape, value.shape))
+        fn = fn.base_dist
+    return used
+
+
+def _require_nowhere(bad: Any, message: str) -> None:
+    if np.any(bad):
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise DataError(message.format(int(np.sum(bad)), first))

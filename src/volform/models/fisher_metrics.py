@@ -1,0 +1,248 @@
+"""Metrics read off a NumPyro model by tracing it: likelihood Fisher and joint Fisher."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions import biject_to
+
+from volform.errors import MetricError
+from volform.geometry.dependence import dependence, moves
+from volform.geometry.fisher_routes import (
+    MonteCarlo,
+    NoInformation,
+    Route,
+    ScoreTangents,
+    choose_route,
+    tangent_like,
+)
+from volform.geometry.questions import is_symmetric, name_of
+from volform.models.bound_model import BoundModel
+from volform.models.data_checks import core_of
+from volform.models.model_metric import ModelMetric, respelled
+from volform.models.priors import VolumeDensity
+
+Trace = dict[str, Any]
+
+
+class SiteFisher(ModelMetric):
+    """A sum of Fisher informations over sites of the model."""
+
+    key: eqx.AbstractVar[PRNGKeyArray | None]
+    draws: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Tell whether a sample site of the trace enters the sum."""
+
+    def gram(self, model: BoundModel, u: Float[Array, " d"]) -> Float[Array, "d d"]:
+        """The sum of the sites' Gram matrices, their routes chosen anew."""
+        return bind_information(self, model, None).gram(model, u)
+
+    def bind(self, model: BoundModel) -> "BoundFisher":
+        """The routes of the sites, chosen once; a reference is read at the model's own u."""
+        spelling = None if self.reference is None else respelled(model, self.reference)
+        return bind_information(self, model, spelling)
+
+    def __repr__(self) -> str:
+        of = "" if self.reference is None else f"reference={name_of(self.reference)}"
+        return f"{type(self).__name__}({of})"
+
+
+class LikelihoodFisher(SiteFisher):
+    """The Fisher metric of the observed sites, `G = sum_s J_s^T F_s J_s`.
+
+    J_s is the Jacobian of the parameters of the observed site s, as the model computes them from
+    its latent values, and F_s the Fisher information of its family. It is singular where some
+    latent site does not move the likelihood, as the scale of a hierarchical prior; use
+    `JointFisher()` there, or `LikelihoodFisher() + eps * Euclidean()`.
+
+    Args:
+        reference: another spelling of the same model to read the geometry from; its sites must be
+            sites (sampled or deterministic) of the model that the metric is attached to.
+        key: key for families that only Monte Carlo can do.
+        draws: number of Monte Carlo draws.
+
+    Raises:
+        MetricError: at `condition`, when no site is observed or a family needs `key`.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model(y):
+    ...     rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    ...     numpyro.sample("y", dist.Poisson(rate), obs=y)
+    >>> data = jnp.array([1, 2, 4])
+    >>> posterior = vf.condition(vf.attach(model, vf.LikelihoodFisher()), data)
+    >>> u = posterior.unconstrain({"rate": 2.0})
+    >>> posterior.metric(u).as_matrix().tolist()  # n rate, the Fisher information of log rate
+    [[6.0]]
+    """
+
+    reference: Callable | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
+    draws: int = eqx.field(static=True, default=1024)
+
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Observed sites."""
+        return site["is_observed"]
+
+
+class JointFisher(SiteFisher):
+    """The metric of the joint score over all sites, `G = sum_s D_s^T S_s D_s`.
+
+    D_s is the Jacobian of the pair (value x_s, parameters z_s) of the site s with respect to the
+    latent values, and `S_s = E_{x ~ p(. | z)}[s s^T]` with s = d log p(x | z) / d(x, z); rows of x
+    only where the site is latent. For Normal(loc, scale) in the order (x, loc, scale) S is
+    [[1, -1, 0], [-1, 1, 0], [0, 0, 2]] / scale^2. Positive definite for proper hierarchical
+    models. The x-row is in the value's own coordinate, except for Gamma, Beta, Dirichlet, Uniform
+    and families without a closed form, where it is in log x, logit x, log-ratios or NumPyro's
+    unconstrained coordinates: there the score in x itself need not be square-integrable.
+
+    Args:
+        reference: another spelling of the same model to read the geometry from; then centered and
+            non-centered spellings get one and the same metric.
+        key: key for families that only Monte Carlo can do.
+        draws: number of Monte Carlo draws.
+
+    Raises:
+        MetricError: at `condition`, when a family needs `key`.
+
+    >>> import numpyro, numpyro.distributions as dist, volform as vf
+    >>> def model():
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    ...     numpyro.sample("x", dist.Normal(mu, 0.5))
+    >>> posterior = vf.condition(vf.attach(model, vf.JointFisher()))
+    >>> posterior.metric(posterior.unconstrain({"mu": 0.0, "x": 0.0})).as_matrix().tolist()
+    [[4.25, -4.0], [-4.0, 4.0]]
+    """
+
+    reference: Callable | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
+    draws: int = eqx.field(static=True, default=1024)
+
+    def counts(self, site: dict[str, Any]) -> bool:
+        """Every sample site."""
+        return True
+
+
+class BoundFisher(ModelMetric):
+    """A `SiteFisher` bound to a model: a route for every site that enters the sum.
+
+    Attributes:
+        metric: the metric.
+        spelling: the model that it is read off, None for the one that it is attached to.
+        routes: the route of each site.
+        moving: the sites whose value moves with u: latent ones, and those observed at a value
+            that the model computes, as in a soft constraint.
+    """
+
+    metric: SiteFisher
+    spelling: BoundModel | None
+    routes: dict[str, Route]
+    moving: frozenset[str] = eqx.field(static=True)
+
+    def gram(self, model: BoundModel, u: Float[Array, " d"]) -> Float[Array, "d d"]:
+        """The sum of the sites' Gram matrices in unconstrained coordinates."""
+        trace_at = _trace_of(model, self.spelling)
+
+        def sites(u: Float[Array, " d"]) -> dict[str, Any]:
+            trace = trace_at(u)
+            return {name: site_state(trace[name], name in self.moving) for name in self.routes}
+
+        states = sites(u)
+
+        def tangents(direction: Float[Array, " d"]) -> dict[str, Any]:
+            return tangent_like(*jax.jvp(sites, (u,), (direction,)))
+
+        moved = jax.vmap(tangents)(jnp.eye(u.size, dtype=u.dtype))
+        total = jnp.zeros((u.size, u.size), u.dtype)
+        for name, route in self.routes.items():
+            state, tangent = states[name], moved[name]
+            move = ScoreTangents(
+                state["x"], tangent["x"], tangent["t"], state["fn"], tangent["fn"], state["weight"]
+            )
+            total += route.gram(move.reduced())
+        return total
+
+    def __repr__(self) -> str:
+        routes = ", ".join(f"{name}: {route}" for name, route in self.routes.items())
+        return f"{name_of(self.metric)} [{routes}]"
+
+
+@is_symmetric.register
+def _(metric: SiteFisher | BoundFisher) -> bool:
+    return True
+
+
+def _trace_of(model: BoundModel, spelling: BoundModel | None) -> Callable[[Array], Trace]:
+    """The trace that the metric is read off, as a function of the model's own u."""
+    if spelling is None:
+        return model.trace
+    return lambda u: spelling.program.run(model.values(u, spelling.names))
+
+
+def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
+    """Moving parts of a site: value, unconstrained value, distribution (of the value's batch)."""
+    fn, value = site["fn"], site["value"]
+    weight = jnp.asarray(1.0) if site["scale"] is None else site["scale"]
+    shape = jnp.shape(value)
+    batch = jnp.broadcast_shapes(shape[: len(shape) - len(fn.event_shape)], fn.batch_shape)
+    if site["is_observed"] and batch != fn.batch_shape:
+        fn = fn.expand(batch)
+    if not moving:
+        return {"x": None, "t": None, "fn": fn, "weight": weight}
+    return {"x": value, "t": biject_to(fn.support).inv(value), "fn": fn, "weight": weight}
+
+
+def _has_family(site: dict[str, Any]) -> bool:
+    """Tell whether it is a sample site with a family to draw from, not only a density."""
+    return site["type"] == "sample" and not isinstance(core_of(site["fn"]), VolumeDensity)
+
+
+def bind_information(
+    metric: SiteFisher, model: BoundModel, spelling: BoundModel | None
+) -> BoundFisher:
+    """Choose a route for every site of the trace, once, from what moves with u.
+
+    Args:
+        metric: which sites enter the sum.
+        model: the model that the metric is attached to.
+        spelling: its reference, None where the metric has none.
+
+    Raises:
+        MetricError: when no site of the sum carries information, or a family needs a key.
+    """
+    trace_at, u = _trace_of(model, spelling), jnp.zeros(model.dim)
+    seen: dict[str, dict[str, Any]] = {}
+
+    def sites(u: Float[Array, " d"]) -> dict[str, Any]:
+        for name, site in trace_at(u).items():
+            if _has_family(site) and metric.counts(site):
+                seen[name] = {"fn": site_state(site, False)["fn"], "value": site["value"]}
+        return seen
+
+    flags = dependence(sites, u)
+    moving = frozenset(name for name in seen if moves(flags[name]["value"]))
+    sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
+    routes = {
+        name: choose_route(
+            site["fn"],
+            latent=name in moving,
+            moving=flags[name]["fn"],
+            sampler=sampler,
+            name=name,
+        )
+        for name, site in seen.items()
+    }
+    heard = {name: route for name, route in routes.items() if not isinstance(route, NoInformation)}
+    if not heard:
+        found = f"only {list(routes)}, without information" if routes else "no such site"
+        raise MetricError(
+            f"`{type(metric).__name__}` is read off sites with information on the parameters, and "
+            f"found {found}: it needs an observed `numpyro.sample(..., obs=...)` whose "
+            "distribution depends on the parameters. A `numpyro.factor` has no distribution."
+        )
+    return BoundFisher(metric, spelling, heard, moving & set(heard))

@@ -1,0 +1,102 @@
+"""Names that stand elsewhere than they did, so that asking for an old one says where it is now."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from volform.errors import MovedError
+
+
+def _as_they_were(*names: str) -> dict[str, str]:
+    return dict(zip(names, names, strict=True))
+
+
+# Old room: new room: old name: new name, empty where the whole room is meant.
+_MOVED = {
+    "volform": {
+        "volform": {"metric_of": "optimizer_metric"},
+        "volform.plot": {"plotting": ""},
+    },
+    "volform.geometry": {
+        "volform.geometry": {"relative": "raise_index", "eigenvalues": "generalized_eigenvalues"},
+        "volform.linalg": {
+            "BlockDiagonal": "BlockDiagonal",
+            "Dense": "DenseOperator",
+            "logdet": "exact_logdet",
+            "whiten": "whiten",
+        },
+        "volform.networks": _as_they_were(
+            "NTP", "SP", "Fans", "ImprovedSP", "MuP", "Parametrization", "Scaling", "WithPrior"
+        ),
+    },
+    "volform.operators": {
+        "volform.operators": {"metric_of": "optimizer_metric"},
+        "volform.linalg": _as_they_were(
+            "Combination",
+            "Eigenpairs",
+            "Estimate",
+            "Exact",
+            "Krylov",
+            "Method",
+            "SpectralDensity",
+            "UnderMetric",
+            "XTrace",
+            "condition_number",
+            "diagonal",
+            "effective_dimension",
+            "eigenvalues",
+            "logdet",
+            "spectral_density",
+            "trace",
+            "under_metric",
+        ),
+    },
+    "volform.models": {"volform.networks": {"networks": ""}},
+    "volform.inference": {"volform.results": {"Evidence": "Evidence"}},
+    "volform.kernels": {
+        "volform.architectures": _as_they_were(
+            "Architecture",
+            "Candidate",
+            "Entry",
+            "Learned",
+            "Survey",
+            "finite_evidence",
+            "learn",
+            "ntk_by_layer",
+            "ntk_growth",
+        )
+        | {"architectures": "survey"},
+    },
+}
+
+
+def moved_from(room: str) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a room that names used to stand in.
+
+    Args:
+        room: the module's `__name__`.
+
+    Raises:
+        MovedError: for a name that moved, with the new one.
+        AttributeError: for any other.
+    """
+
+    def lookup(name: str) -> NoReturn:
+        for home, names in _MOVED[room].items():
+            if name in names:
+                new = f"{home}.{names[name]}".rstrip(".")
+                raise MovedError(f"`{room}.{name}` is now `{new}`: use the new name in your code.")
+        where = _elsewhere(room, name)
+        raise AttributeError(f"module `{room}` has no attribute `{name}`, now or before{where}.")
+
+    return lookup
+
+
+def _elsewhere(room: str, name: str) -> str:
+    """The rooms that have the name, as the end of a sentence."""
+    prefix = f"{room.partition('.')[0]}."
+    loaded = {m: module for m, module in sys.modules.items() if m.startswith(prefix)}
+    rooms = [
+        m for m, module in sorted(loaded.items()) if m.count(".") == 1 and name in vars(module)
+    ]
+    return f"; it stands in `{'` and in `'.join(rooms)}`" if rooms else f"; `dir({room})` lists all"

@@ -1,0 +1,124 @@
+"""Networks of other libraries, and plain functions, as NumPyro models."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from volform.errors import NetworkError
+from volform.networks.network import require_real
+
+Prior = float | Callable[[str, tuple[int, ...]], dist.Distribution]
+
+
+class Function(eqx.Module):
+    """A function of a pytree of parameters as a NumPyro model; built by `from_function`.
+
+    Attributes:
+        function: `function(params, x)`.
+        rest: what of the pytree is no array, which stays as it is.
+        priors: the prior of each array, by the name of its site, in the order of the pytree.
+    """
+
+    function: Callable[[Any, Any], Array] = eqx.field(static=True)
+    rest: PyTree
+    priors: dict[str, dist.Distribution]
+    names: tuple[str, ...] = eqx.field(static=True)
+    treedef: Any = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Array:
+        """Samples the parameters as NumPyro sites; the value of the function."""
+        params = {n: jnp.asarray(numpyro.sample(n, self.priors[n])) for n in self.names}
+        return self.apply(params, x)
+
+    def apply(self, params: Mapping[str, Array], x: Any) -> Array:
+        """The function of its parameters by site.
+
+        Raises:
+            NetworkError: when a site is missing from `params`.
+        """
+        missing = [name for name in self.names if name not in params]
+        if missing:
+            raise NetworkError(
+                f"`params` lacks {missing}; it should hold every site of the network, as "
+                "`network.init(key)` returns them."
+            )
+        arrays = jax.tree.unflatten(self.treedef, [params[name] for name in self.names])
+        return self.function(eqx.combine(arrays, self.rest), x)
+
+    def init(self, key: PRNGKeyArray) -> dict[str, Array]:
+        """Parameters drawn from the prior."""
+        keys = jax.random.split(key, len(self.names))
+        pairs = zip(self.names, keys, strict=True)
+        return {name: jnp.asarray(self.priors[name].sample(k)) for name, k in pairs}
+
+
+def from_function(
+    function: Callable[[Any, Any], Array], params: PyTree, prior: Prior = 1.0
+) -> Function:
+    """A NumPyro model of any function `function(params, x)`: a site for each array of `params`.
+
+    Sites are called by their place in the pytree, `layers.0.weight`. What is no array (activation
+    functions, sizes) stays as it is. The metric of each site is the default, `Euclidean()`.
+
+    - equinox: `from_function(lambda net, x: jax.vmap(net)(x), net)`;
+    - flax.nnx: `graph, state = nnx.split(net)`, then
+      `from_function(lambda state, x: nnx.merge(graph, state)(x), state)`.
+
+    Args:
+        function: from parameters and inputs to outputs.
+        params: any pytree with float32 or float64 arrays: gives shapes and names, not values.
+        prior: standard deviation of an independent Normal prior, or a function
+            `prior(name, shape)` that returns the distribution of a site.
+
+    Returns:
+        A network for `regression`, `classification` and `supervised`, with `apply` and `init`.
+
+    Raises:
+        NetworkError: when `params` has no array, or one that is not float32 or float64; when
+            `prior` is neither, or returns a distribution of another shape.
+
+    >>> import jax.numpy as jnp, volform as vf
+    >>> line = lambda p, x: p["slope"] * x + p["offset"]
+    >>> net = vf.networks.from_function(line, {"slope": jnp.ones(1), "offset": jnp.zeros(1)})
+    >>> vf.condition(vf.networks.regression(net), jnp.ones((4, 1)), jnp.zeros((4, 1))).names
+    ('offset', 'slope')
+    """
+    arrays, rest = eqx.partition(params, eqx.is_array)
+    found, treedef = jax.tree_util.tree_flatten_with_path(arrays)
+    if not callable(function) or not found:
+        raise NetworkError(
+            f"`function` should be a function of `params` and inputs, and `params` a pytree with "
+            f"arrays; got {function!r} and {len(found)} arrays."
+        )
+    priors = {}
+    for path, leaf in found:
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+        require_real(leaf, name)
+        priors[name] = _prior_of(prior, name, leaf)
+    return Function(function, rest, priors, tuple(priors), treedef)
+
+
+def _prior_of(prior: Prior, name: str, leaf: Array) -> dist.Distribution:
+    match prior:
+        case float() | int() if prior > 0:
+            return dist.Normal(0.0, prior).expand(leaf.shape).to_event(leaf.ndim)
+        case Callable():
+            fn = prior(name, leaf.shape)
+            if not isinstance(fn, dist.Distribution) or fn.shape() != leaf.shape:
+                raise NetworkError(
+                    f"`prior` returned {fn!r} for `{name}`; it should return a NumPyro "
+                    f"distribution of shape {leaf.shape}, for example "
+                    "`dist.Normal(0, 1).expand(shape).to_event(len(shape))`."
+                )
+            return fn
+        case _:
+            raise NetworkError(
+                f"`prior` is {prior!r}; it should be a positive standard deviation, or a function "
+                "`prior(name, shape)` that returns a NumPyro distribution."
+            )

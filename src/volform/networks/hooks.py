@@ -1,0 +1,54 @@
+"""Hooks on the layers of the networks in a model: records of their inputs, and perturbations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+from numpyro.primitives import Messenger
+
+from volform.networks.layers import Affine, Linear
+
+
+class LayerRecord(eqx.Module):
+    """One layer of a network as it was run.
+
+    Attributes:
+        linear: what it is.
+        weight: the matrix that multiplies the features, shape (units, fan_in).
+        bias: shape (units,), or None.
+        x: its inputs, shape (n, ...).
+        z: its outputs, shape (n, ..., units).
+    """
+
+    linear: Linear
+    weight: Float[Array, "units fan_in"]
+    bias: Float[Array, " units"] | None
+    x: Float[Array, "n ..."]
+    z: Float[Array, "n ... units"]
+
+
+class LayerHooks(Messenger):
+    """Notes the layers of the networks that a model runs, and adds to their outputs.
+
+    Args:
+        added: what to add to the outputs of each layer, in the order in which they run; nothing
+            if left out.
+    """
+
+    def __init__(self, added: Sequence[Float[Array, "n ... units"]] | None = None):
+        super().__init__()
+        self.added = added
+        self.layers: list[LayerRecord] = []
+
+    def process_message(self, msg: Any) -> None:
+        """Run a layer in place of NumPyro."""
+        layer = msg.get("fn")
+        if not isinstance(layer, Affine):
+            return
+        weight, bias, x = msg["args"]
+        z = layer(weight, bias, x)
+        if self.added is not None:
+            z = z + self.added[len(self.layers)]
+        self.layers.append(LayerRecord(layer.linear, weight, bias, x, z))
+        msg["value"] = z

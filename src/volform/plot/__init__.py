@@ -1,0 +1,28 @@
+"""Pictures, one function each; public as `volform.plot`. matplotlib is imported when one is drawn.
+
+No function changes matplotlib's global settings. Each draws on the axes that it is given, or makes
+a figure of its own, and leaves showing and saving to the caller.
+"""
+
+from volform.plot.canvas import (
+    figure_of as figure_of,
+)
+from volform.plot.density import (
+    density as density,
+)
+from volform.plot.kernels import (
+    kernel_by_angle as kernel_by_angle,
+    prior_functions as prior_functions,
+    prior_readings as prior_readings,
+)
+from volform.plot.ranking import (
+    evidence as evidence,
+)
+from volform.plot.spectrum import (
+    spectrum as spectrum,
+)
+from volform.plot.widths import (
+    evidence_by_width as evidence_by_width,
+    kernel_convergence as kernel_convergence,
+    tangent_growth as tangent_growth,
+)

@@ -1,0 +1,227 @@
+"""The evidence of a model, with its error and how far it can be trusted."""
+
+import enum
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from volform.errors import ModelError
+
+
+class Level(enum.Enum):
+    """Degree to which a result can be trusted, in one word."""
+
+    GOOD = "good"
+    FAIR = "fair"
+    POOR = "poor"
+    UNCHECKED = "unchecked"
+
+
+class Trust(eqx.Module):
+    """A verdict on a result, with its reason.
+
+    "good" says that a global check was passed: Pareto k-hat, chains that mixed, or quadrature
+    that converged; or that there is a closed form. "fair" says that only a local check was passed,
+    or a global one with reservations; "poor" that a check failed; "unchecked" that there was none.
+    """
+
+    level: Level = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+
+    def but(self, reservations: Sequence[str]) -> "Trust":
+        """The same verdict, no longer good where there are reservations."""
+        if not reservations:
+            return self
+        level = Level.FAIR if self.level is Level.GOOD else self.level
+        return Trust(level, "; ".join([self.reason, *reservations]))
+
+    def __str__(self) -> str:
+        return f"{self.level.value}: {self.reason}"
+
+
+class Cost(eqx.Module):
+    """Evaluations of the model.
+
+    Attributes:
+        densities: evaluations of the log density alone.
+        gradients: evaluations of its gradient; a Hessian in d dimensions counts as d of them.
+    """
+
+    densities: int = eqx.field(static=True, default=0)
+    gradients: int = eqx.field(static=True, default=0)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(self.densities + other.densities, self.gradients + other.gradients)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        """This without the other."""
+        return Cost(self.densities - other.densities, self.gradients - other.gradients)
+
+    def __str__(self) -> str:
+        return f"{self.densities:,} densities, {self.gradients:,} gradients"
+
+
+class Regime(NamedTuple):
+    """The way in which a result was computed, which the number of parameters may decide.
+
+    Attributes:
+        method: in words, such as "dense Hessian".
+        above: number of parameters above which it is computed so, zero where that is the usual
+            way, or was asked for.
+    """
+
+    method: str
+    above: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.method} (above {self.above:,} parameters)" if self.above else self.method
+
+
+def in_words(regimes: Sequence[Regime]) -> str:
+    """Those of the regimes that the number of parameters decided; empty where there are none."""
+    return "; ".join(str(regime) for regime in regimes if regime.above)
+
+
+class Provenance(NamedTuple):
+    """Provenance of an evidence, as one trace of the model tells it.
+
+    Attributes:
+        improper: latent sites whose prior is improper or known only up to a factor.
+        factors: `numpyro.factor` sites, by which the density need not be normalized.
+        equivalent_modes: product of `infer={"equivalent_modes": n}` over the sites; None where
+            no site declares one.
+        data: shape and digest of the values of each observed site, sorted; names do not enter,
+            nor do axes of length one.
+    """
+
+    improper: tuple[str, ...] = ()
+    factors: tuple[str, ...] = ()
+    equivalent_modes: int | None = None
+    data: tuple[tuple[tuple[int, ...], str], ...] = ()
+
+    def require_proper(self, allow_improper: bool) -> None:
+        """Check that there is an evidence.
+
+        Raises:
+            ModelError: when a prior is improper, unless that is allowed.
+        """
+        if self.improper and not allow_improper:
+            raise ModelError(
+                f"The prior of `{'`, `'.join(self.improper)}` is improper or known only up to a "
+                "factor, so that the evidence is defined only up to a factor too: it cannot be "
+                "compared. Give a proper prior; `allow_improper=True` gives the formal integral, "
+                "which is right if a `numpyro.factor` completes the prior."
+            )
+
+    def with_equivalent_modes(self, count: int) -> "Provenance":
+        """The same provenance with a given number of equivalent modes.
+
+        Raises:
+            ModelError: when it is no positive integer.
+        """
+        return self._replace(equivalent_modes=require_count(count, "the call"))
+
+    def notes(self) -> list[str]:
+        """Notes that a reader of the evidence needs."""
+        notes = []
+        if self.improper:
+            notes.append(f"formal integral: the prior of {', '.join(self.improper)} is improper")
+        if self.factors:
+            names = ", ".join(self.factors)
+            notes.append(f"integral of a density that {names} may leave unnormalized")
+        return notes
+
+
+def require_count(count: object, where: str) -> int:
+    """A number of equivalent modes; raises ModelError unless it is a positive integer."""
+    if not isinstance(count, int) or count < 1:
+        raise ModelError(
+            f"`equivalent_modes` in {where} is {count!r}; it should be a positive integer, such "
+            "as `math.factorial(k)` for k exchangeable components."
+        )
+    return count
+
+
+class Evidence(eqx.Module):
+    """Log evidence, log Z = log of the integral of p(data, theta), by any estimator.
+
+    By the invariant Laplace approximation,
+    `log_z = log q^G(theta*) + d/2 log(2 pi) - 1/2 log det(G^-1 H)` at the mode theta* of q^G, and
+    `log_z_second_order = log_z + log(1 + correction)`. Both are the same in every parametrization;
+    both depend on the metric, at relative order 1/n.
+
+    Attributes:
+        log_z: log evidence.
+        error: standard error in nats for a Monte Carlo estimate; for quadrature, the change at
+            the last refinement; for Laplace, the size of the next term of its expansion, which
+            bounds nothing. Zero for a closed form, NaN where it is not known.
+        correction: c, Laplace's built-in gauge. None for other estimators, and where it was not
+            computed; `note` then says why.
+        metric: the metric, as it was attached: for the whole model, or by site; None where none
+            had a part in it. `metric_name` is its text.
+        dim: number of parameters d; zero where all are integrated out in closed form.
+        method: the estimator in words.
+        trust: a verdict in words, with its reason.
+        diagnostics: the numbers behind the verdict, by name.
+        cost: evaluations of the model.
+        note: what a reader must know, empty where there is nothing.
+        provenance: of which data it is, and whether priors and factors leave it comparable.
+        terms: the summands of log Z by name, of Laplace's method: `"log q^G at the mode"`,
+            `"d/2 log 2 pi"`, `"-1/2 log det(G^-1 H)"`; where they were counted `"other modes"` and
+            `"equivalent modes"`; and `"log(1 + c)"` where there is a correction. All together are
+            `log_z_second_order`, and without the last `log_z`; where no correction is given they
+            are `log_z`. Empty for estimators that have no such summands.
+        regimes: how the mode was searched, and how the matrix or the draws were computed.
+    """
+
+    log_z: Float[Array, ""]
+    error: Float[Array, ""]
+    correction: Float[Array, ""] | None
+    metric: Any
+    dim: int = eqx.field(static=True)
+    method: str = eqx.field(static=True)
+    trust: Trust
+    diagnostics: dict[str, float]
+    cost: Cost
+    note: str = eqx.field(static=True, default="")
+    provenance: Provenance = eqx.field(static=True, default=Provenance())
+    terms: OrderedDict[str, Float[Array, ""]] = eqx.field(default_factory=OrderedDict)
+    regimes: tuple[Regime, ...] = eqx.field(static=True, default=())
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in words, empty where there is none."""
+        return "" if self.metric is None else repr(self.metric)
+
+    @property
+    def log_z_second_order(self) -> Float[Array, ""] | None:
+        """`log_z + log(1 + c)`; NaN where c <= -1, None where there is no c."""
+        return None if self.correction is None else self.log_z + jnp.log1p(self.correction)
+
+    def __repr__(self) -> str:
+        text = f"log Z {float(self.log_z):.3f}"
+        if self.correction is not None and self.log_z_second_order is not None:
+            text += (
+                f", second order {float(self.log_z_second_order):.3f}"
+                f", correction c = {float(self.correction):+.3f}"
+            )
+        elif float(self.error) == 0.0:
+            text += f", {self.method}"
+        elif math.isfinite(float(self.error)):
+            text += f" ± {_short(float(self.error))} by {self.method}"
+        elif self.method != "Laplace":
+            text += f" by {self.method}"
+        metric = f", metric {self.metric_name.replace('()', '')}" if self.metric_name else ""
+        text += f"{metric}, {self.dim} parameters"
+        rows = text, f"trust {self.trust}", self.note, in_words(self.regimes)
+        return "\n".join(row for row in rows if row)
+
+
+def _short(error: float) -> str:
+    return f"{error:.3f}" if error >= 0.0005 else f"{error:.1g}"

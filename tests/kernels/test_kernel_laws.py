@@ -1,0 +1,295 @@
+"""Laws that kernels of infinitely wide networks obey, whatever the layers, inputs and sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.kernels.nets import ACTIVATIONS, SEQUENCES, X2, X, around, conv, dense, finite
+
+from volform import kernels as k
+from volform.networks import NTP
+
+SEEDS = range(2)
+NETS = {
+    "shallow": around(k.Erf()),
+    "deep": around(k.Relu(), k.Gelu()),
+    "residual": k.serial(
+        dense(), k.summed(k.Identity(), k.serial(k.Sin(), dense())), k.Relu(), dense()
+    ),
+    "gated": k.serial(k.multiplied(dense(), k.serial(dense(), k.Erf())), dense()),
+    "normalized": k.serial(dense(), k.LayerNorm(), k.LeakyRelu(0.1), dense()),
+}
+
+
+@pytest.fixture(params=NETS)
+def net(request):
+    return NETS[request.param]
+
+
+def require_equal(found, expected, rtol=1e-12):
+    for part, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part, wanted, rtol=rtol, atol=rtol * np.abs(wanted).max())
+
+
+def inputs(seed, n=6, d=4):
+    return np.random.default_rng([seed, d]).normal(size=(n, d))
+
+
+def rotation(seed, d):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0]
+
+
+# --- Networks of finite width
+
+# Of each kind one; expectations of all of them are in test_activations.
+KINDS = list({type(f): f for f in ACTIVATIONS[::-1]}.values())
+
+
+@pytest.mark.parametrize("f", KINDS, ids=lambda f: type(f).__name__)
+def test_one_hidden_layer_has_these_means_at_any_width(f, key):
+    """The first layer is Gaussian and the weights behind it are independent: there is no bias.
+
+    Means over draws of `J J^T` and of products of outputs, of networks with 24 units.
+    """
+    draws, x = 1500, 0.7 * X[:3]
+    net = k.serial(k.Dense(24, 0.9, 0.3), f, k.Dense(1, 1.2, 0.2))
+    expected = net.kernel(x)
+    for found, kernel in zip(
+        finite(net, x, NTP(), jax.random.split(key, draws)), expected, strict=True
+    ):
+        error = np.asarray(found).std(0) / np.sqrt(draws)
+        assert np.all(np.abs(found.mean(0) - kernel) < 4.5 * error + 1e-12)
+        assert np.all(error < 0.15 * np.abs(kernel).max())
+
+
+# --- Symmetries of the inputs
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("d", [4, 40])
+def test_rotations_of_the_inputs_change_nothing(net, seed, d):
+    x, turn = inputs(seed, 6, d), rotation(seed, d)
+    require_equal(net.kernel(x @ turn), net.kernel(x), rtol=1e-11)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_order_of_the_inputs_is_that_of_rows_and_columns(net, seed):
+    order = np.random.default_rng(seed).permutation(6)
+    full, x = net.kernel(X), X[order]
+    require_equal(net.kernel(x), [part[order][:, order] for part in full], rtol=1e-13)
+    require_equal(net.kernel(x, X), [part[order] for part in full], rtol=1e-13)
+    require_equal(net.kernel(X, x), [part[:, order] for part in full], rtol=1e-13)
+
+
+def test_two_lists_in_either_order(net):
+    require_equal(net.kernel(X2, X), [part.T for part in net.kernel(X, X2)], rtol=1e-14)
+    require_equal(net.kernel(X, X[:3]), [part[:, :3] for part in net.kernel(X)], rtol=1e-13)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("d", [1, 4, 40])
+def test_kernels_are_those_of_covariances(net, seed, d):
+    """Semidefinite, Cauchy-Schwarz, and the tangent kernel holds that of the last layer."""
+    x = inputs(seed, 6, d)
+    nngp, ntk = (np.asarray(part) for part in net.kernel(x))
+    for matrix in (nngp, ntk, ntk - nngp):
+        spectrum = np.linalg.eigvalsh(matrix)
+        assert spectrum[0] > -1e-13 * np.abs(nngp).max()
+    for matrix in (nngp, ntk):
+        bound = np.sqrt(np.outer(np.diag(matrix), np.diag(matrix)))
+        assert np.all(np.abs(matrix) <= bound * (1 + 1e-13))
+
+
+PARITY = [
+    (k.Erf(), -1.0),
+    (k.Sin(), -1.0),
+    (k.Sign(), -1.0),
+    (k.Monomial(3), -1.0),
+    (k.Identity(), -1.0),
+    (k.Cos(), 1.0),
+    (k.Abs(), 1.0),
+    (k.Gaussian(), 1.0),
+    (k.Hermite(4), 1.0),
+    (k.Elementwise(lambda u: u * jnp.tanh(u)), 1.0),
+]
+
+
+@pytest.mark.parametrize(("f", "sign"), PARITY)
+def test_odd_and_even_functions(f, sign):
+    """`K(-x, y) = K(x, y)` of an even one, minus that of an odd one, without biases."""
+    net = around(f, k.Erf(), b_std=None)
+    require_equal(net.kernel(-X, X2), [sign * part for part in net.kernel(X, X2)], rtol=1e-12)
+
+
+HOMOGENEOUS = [
+    (k.Relu(), 1),
+    (k.LeakyRelu(0.2), 1),
+    (k.Abs(), 1),
+    (k.Identity(), 1),
+    (k.RectifiedMonomial(2), 2),
+    (k.RectifiedMonomial(3), 3),
+    (k.Monomial(2), 2),
+    (k.Monomial(3), 3),
+    (k.Sign(), 0),
+    (k.RectifiedMonomial(0), 0),
+]
+
+
+@pytest.mark.parametrize(("f", "degree"), HOMOGENEOUS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_homogeneous_functions(f, degree, depth):
+    """Scaled inputs scale the kernels, each list with a power of its own factor."""
+    net, factors = around(*[f] * depth, b_std=None), (0.3, 5.0)
+    power = (factors[0] * factors[1]) ** degree**depth
+    found = net.kernel(factors[0] * X, factors[1] * X2)
+    require_equal(found, [power * part for part in net.kernel(X, X2)], rtol=1e-12)
+
+
+def test_normalized_networks_see_directions_only():
+    net = k.serial(k.Dense(8, 1.4), k.LayerNorm(), k.Gelu(), dense())
+    lengths = np.array([0.1, 1.0, 3.0, 10.0, 0.5, 2.0])[:, None]
+    found, expected = net.kernel(lengths * X), net.kernel(X)
+    require_equal(found[:1], expected[:1], rtol=1e-9)  # eps is added to the smallest variance
+    twice = k.serial(k.Dense(8, 1.4), k.LayerNorm(), k.LayerNorm(), k.Gelu(), dense())
+    require_equal(twice.kernel(X), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 20])
+def test_critical_initialization_keeps_the_variance(depth):
+    """With w_std = sqrt(2) relu layers keep K(x, x), and T(x, x) grows by it with each layer."""
+    layers = [k.Dense(8, np.sqrt(2.0)), k.Relu()] * depth
+    nngp, ntk = k.serial(*layers, k.Dense(8, np.sqrt(2.0))).kernel(X)
+    first = 2 * np.mean(X**2, 1)
+    np.testing.assert_allclose(np.diag(nngp), first, rtol=1e-13)
+    np.testing.assert_allclose(np.diag(ntk), (depth + 1) * first, rtol=1e-13)
+    # Angles become smaller.
+    assert np.all(nngp >= X @ X.T / 2 - 1e-12)
+
+
+# --- How layers are put together
+
+A, B, C = dense(), k.serial(dense(), k.Erf(), dense()), k.serial(dense(), k.Relu(), dense())
+
+
+def ends(*layers):
+    return k.serial(*layers, k.Relu(), dense()).kernel(X, X2)
+
+
+def added(*branches):
+    return ends(k.summed(*branches))
+
+
+def wide(*branches):
+    return k.serial(k.concatenated(*branches), dense()).kernel(X, X2)
+
+
+def gated(*branches):
+    return k.serial(k.multiplied(*branches), dense()).kernel(X, X2)
+
+
+def test_serial_is_associative_and_identity_is_neutral():
+    layers = [dense(), k.Relu(), dense(), k.Erf(), dense()]
+    flat = k.serial(*layers).kernel(X, X2)
+    for cut in range(1, 5):
+        nested = k.serial(k.serial(*layers[:cut]), k.serial(*layers[cut:]))
+        require_equal(nested.kernel(X, X2), flat, rtol=1e-14)
+    with_identity = [layer for each in layers for layer in (each, k.Identity())]
+    require_equal(k.serial(*with_identity).kernel(X, X2), flat, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "joined"), [(k.summed, added), (k.concatenated, wide), (k.multiplied, gated)]
+)
+def test_branches_commute_and_associate(make, joined):
+    expected = joined(A, B, C)
+    require_equal(joined(C, A, B), expected, rtol=1e-13)
+    require_equal(joined(make(A, B), C), expected, rtol=1e-13)
+    require_equal(joined(A, make(B, C)), expected, rtol=1e-13)
+    require_equal(joined(B), joined(k.serial(B)), rtol=1e-14)
+
+
+def test_products_distribute_over_sums():
+    left = gated(A, k.summed(B, C))
+    for part, one, other in zip(left, gated(A, B), gated(A, C), strict=True):
+        # Each of the networks on the right has the bias of the last layer.
+        np.testing.assert_allclose(part + 0.04, one + other, rtol=1e-12)
+
+
+def test_sum_of_dense_layers_is_a_dense_layer():
+    """Variances add up: one of standard deviation 1.5 is the sum of those of 0.9 and 1.2."""
+    two = k.summed(k.Dense(8, 0.9, 0.3), k.Dense(8, 1.2, 0.4))
+    require_equal(ends(two), ends(k.Dense(8, 1.5, 0.5)), rtol=1e-13)
+
+
+def test_copies_side_by_side_are_one():
+    require_equal(wide(B, B, B), wide(B), rtol=1e-13)
+
+
+def test_dropout_twice():
+    """Units are kept with the product of both probabilities; with 1 nothing happens."""
+
+    def make(*middle):
+        return k.serial(dense(), k.Relu(), *middle, dense())
+
+    once = make(k.Dropout(0.42)).kernel(X)
+    require_equal(make(k.Dropout(0.6), k.Dropout(0.7)).kernel(X), once, rtol=1e-13)
+    require_equal(make(k.Dropout(1.0)).kernel(X), make().kernel(X), rtol=1e-14)
+
+
+# --- Images
+
+
+def test_images_of_one_pixel_are_vectors():
+    """Convolution, pooling and flattening do nothing but what dense layers do."""
+    x, flat = X[:, None, :], around(k.Relu(), k.Erf())
+    for end in (k.Flatten(), k.GlobalAvgPool()):
+        net = k.serial(conv((1,)), k.Relu(), conv((1,)), k.Erf(), end, dense())
+        require_equal(jax.jit(net.kernel)(x), flat.kernel(X), rtol=1e-13)
+
+
+def test_windows_of_one_pixel_do_not_mix_pixels():
+    """A network on each pixel by itself: any order of the pixels gives the same kernels."""
+    net = k.serial(conv((1,)), k.Relu(), conv((1,)), k.Flatten(), dense())
+    order = np.random.default_rng(0).permutation(6)
+    kernel = jax.jit(net.kernel)
+    require_equal(kernel(SEQUENCES[:, order]), kernel(SEQUENCES), rtol=1e-13)
+
+
+def test_attention_to_everything_is_a_mean():
+    """As w_key_std goes to zero all pixels count the same, to the order of its square."""
+
+    @jax.jit
+    def kernels(w_key_std):
+        attention = k.GlobalSelfAttention(8, 1, 4, 4, w_key_std, 1.4, 1.0)
+        return k.serial(attention, k.GlobalAvgPool(), dense()).kernel(SEQUENCES).nngp
+
+    mean = k.serial(k.GlobalAvgPool(), k.Dense(8, 1.4), dense()).kernel(SEQUENCES).nngp
+    errors = [np.abs(kernels(w_key_std) - mean).max() for w_key_std in (1e-2, 1e-3)]
+    assert errors[0] < 1e-4 * np.abs(mean).max()
+    np.testing.assert_allclose(errors[0] / errors[1], 100.0, rtol=0.05)
+
+
+def test_attention_does_not_look_at_places():
+    """The same pixels in another order, in one of two images too, give the same kernels."""
+    attention = k.GlobalSelfAttention(8, 2, 4, 4, w_key_std=2.0, b_std=0.1)
+    net = k.serial(conv((1,)), k.Relu(), attention, k.GlobalAvgPool(), dense())
+    order = np.random.default_rng(1).permutation(6)
+    kernel, x = jax.jit(net.kernel), np.array(SEQUENCES)
+    x[1] = x[1, order]
+    require_equal(kernel(x), kernel(SEQUENCES), rtol=1e-12)
+
+
+# --- Quadrature
+
+
+@pytest.mark.parametrize("exact", [k.Erf(), k.Gelu()])
+def test_quadrature_converges_to_closed_forms(exact):
+    """Errors fall with the order, to rounding at 64 terms for inputs of moderate variance."""
+    wanted = around(exact).kernel(0.5 * X)
+    errors = []
+    for order in (4, 16, 64):
+        found = around(k.Elementwise(exact.__call__, order)).kernel(0.5 * X)
+        errors.append(max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)))
+    assert errors[2] < 1e-9
+    assert errors[1] < 0.1 * errors[0]
+    assert errors[2] < errors[1] + 1e-14
