@@ -43,10 +43,11 @@ def require_positive(
     Raises:
         VolformError: `error`, for anything else.
     """
-    if isinstance(value, Tracer):
-        return
-    number = np.asarray(value)
-    is_real = any(np.issubdtype(number.dtype, kind) for kind in (np.floating, np.integer))
-    is_number = is_real and number.size == 1
-    if not (is_number and 0.0 < float(number.item()) < np.inf):
+    if not isinstance(value, Tracer) and not is_positive_number(value):
         raise error(f"`{argument}` is {value!r}; it should be a positive number, {why}.")
+
+
+def is_positive_number(value: Any) -> bool:
+    """Tell whether a value that is known is one real number, positive and finite; no bool is."""
+    number = np.asarray(value)
+    return bool(number.dtype.kind in "fiu" and number.size == 1 and 0.0 < number.item() < np.inf)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from volform.checks import is_positive_number
 from volform.errors import MetricError
 from volform.geometry.questions import (
     Coordinates,
@@ -77,7 +78,7 @@ class Metric(eqx.Module):
     def __mul__(self, factor: Any) -> "Metric":
         if isinstance(factor, Metric):
             return NotImplemented
-        if not isinstance(factor, Tracer) and not _is_positive(factor):
+        if not isinstance(factor, Tracer) and (np.ndim(factor) or not is_positive_number(factor)):
             raise MetricError(
                 f"A metric can be multiplied by `factor` > 0 only, one finite number; got {factor}."
             )
@@ -336,11 +337,6 @@ def call_at(f: Callable[..., Any], point: Point) -> Any:
     if isinstance(point, dict):
         return f(**point)
     return f(point)
-
-
-def _is_positive(factor: Any) -> bool:
-    number = np.asarray(factor)
-    return bool(number.dtype.kind in "fiu" and number.shape == () and 0 < number < np.inf)
 
 
 def _terms(metric: Metric) -> tuple[Metric, ...]:

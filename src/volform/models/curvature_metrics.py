@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from volform.checks import is_positive_number
 from volform.errors import MetricError
 from volform.geometry.questions import is_symmetric
 from volform.linalg.matrix_functions import soft_absolute
@@ -55,7 +56,7 @@ class SoftAbs(ModelMetric):
     reference: Callable | None = eqx.field(static=True, default=None)
 
     def __init__(self, alpha: Any, reference: Callable | None = None):
-        if not isinstance(alpha, Tracer) and not _is_positive(alpha):
+        if not isinstance(alpha, Tracer) and (np.ndim(alpha) or not is_positive_number(alpha)):
             raise MetricError(
                 f"`alpha` of SoftAbs should be a positive, finite number; got {alpha!r}. "
                 "Curvatures below 1 / alpha are rounded off: choose it so that those that matter "
@@ -66,12 +67,6 @@ class SoftAbs(ModelMetric):
     def gram(self, model: BoundModel, u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """`H coth(alpha H)` with H the Hessian of -log p(data, u)."""
         return soft_absolute(_hessian(lambda u: -model.log_density(u), u), self.alpha)
-
-
-def _is_positive(alpha: Any) -> bool:
-    number = np.asarray(alpha)
-    is_real = any(np.issubdtype(number.dtype, kind) for kind in (np.floating, np.integer))
-    return bool(is_real and number.shape == () and 0.0 < number < np.inf)
 
 
 class ObservedInformation(ModelMetric):
