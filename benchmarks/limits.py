@@ -26,7 +26,7 @@ from volform.inference.laplace.gauss_newton import gauss_newton
 from volform.inference.laplace.log_evidence import _correction_large, _correction_small
 from volform.inference.laplace.structures import rest_diagonal
 from volform.inference.laplace.woodbury import woodbury_precision
-from volform.inference.modes.bfgs import bfgs_from, prior_draws
+from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.newton import newton_from
 from volform.inference.modes.newton_cg import newton_cg_from
 from volform.inference.samplers import nuts
@@ -78,7 +78,7 @@ def second_order() -> Iterator[Row]:
 
 def newton() -> Iterator[Row]:
     for d in (32, 64, 128, 256):
-        starts = prior_draws(posterior_of(d), KEY, 4)
+        starts = prior_draws(posterior_of(d).bound_model, KEY, 4)
         for count in (4, 1):
             yield timed(
                 f"Newton from {count} starts",
@@ -89,7 +89,7 @@ def newton() -> Iterator[Row]:
 
 def bfgs() -> Iterator[Row]:
     for d in (200, 1000, 2000):
-        starts = prior_draws(posterior_of(d), KEY, 4)
+        starts = prior_draws(posterior_of(d).bound_model, KEY, 4)
         yield timed("BFGS", d, lambda d=d, s=starts: bfgs_from(posterior_of(d), s, 200))
         yield timed(
             "conjugate gradients",

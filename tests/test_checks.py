@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from volform.checks import require_positive, require_whole
+from volform.checks import (
+    key_of,
+    require_key,
+    require_names,
+    require_positive,
+    require_untraced,
+    require_whole,
+)
 from volform.errors import KernelError, NetworkError, OperatorError
 
 
@@ -31,3 +38,37 @@ def test_numbers_that_are_not_whole(value):
 
 def test_whole_numbers():
     require_whole(1, "chunk", "hessian")
+    require_whole(np.int64(1), "chunk", "hessian")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, "a", np.zeros(2), np.zeros((3, 2), np.uint32), [1, 2], None],
+    ids=["number", "text", "floats", "raw batch", "list", "none"],
+)
+def test_what_is_no_key(value):
+    with pytest.raises(NetworkError, match=r"`key` of init is .*it should be one random key: such"):
+        require_key(value, "key", "init", NetworkError)
+
+
+def test_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    with pytest.raises(OperatorError, match=r"is a batch of keys of shape \(3,\)"):
+        require_key(keys, "key", "Krylov")
+    jax.vmap(lambda key: require_key(key, "key", "Krylov"))(keys)
+    jax.jit(lambda key: require_key(key, "key", "Krylov"))(keys[0])
+    for key in (keys[0], jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert key_of(key, "Krylov") is key
+    assert key_of(None, "Krylov") == jax.random.key(0)
+
+
+def test_traced_arrays():
+    require_untraced({"y": jnp.ones(2)}, "data", "search", "wait")
+    with pytest.raises(KernelError, match=r"`data` of search holds traced arrays.*; wait"):
+        jax.jit(lambda y: require_untraced([y], "data", "search", "wait", KernelError))(jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", [1, "", " ", None, ("a",)], ids=repr)
+def test_names_that_are_no_text(name):
+    with pytest.raises(OperatorError, match="`models` of compare has the name"):
+        require_names(["a", name], "models", "compare")

@@ -88,22 +88,60 @@ def in_words(regimes: Sequence[Regime]) -> str:
     return "; ".join(str(regime) for regime in regimes if regime.above)
 
 
+PRNG_KEY = "numpyro.prng_key()"  # stands among what is held, beside names of sites
+
+
+def notes_on_held(held: Sequence[str]) -> list[str]:
+    """Notes on what a density depends on though it is neither a latent site nor an argument."""
+    params = [name for name in held if name != PRNG_KEY]
+    notes = []
+    if params:
+        notes.append(
+            f"held at the start, and in no integral: the `numpyro.param` {', '.join(params)}; "
+            "give it a prior by `handlers.lift`, or make it an argument and use "
+            "`vf.maximize_evidence`"
+        )
+    if PRNG_KEY in held:
+        notes.append(
+            f"held at one draw: what `{PRNG_KEY}` is used for; draw outside the model and pass the "
+            "result as an argument"
+        )
+    return notes
+
+
 class Provenance(NamedTuple):
     """Provenance of an evidence, as one trace of the model tells it.
 
     Attributes:
-        improper: latent sites whose prior is improper or known only up to a factor.
+        improper: latent sites whose prior is improper or known only up to a factor, masked or
+            scaled ones among them.
         factors: `numpyro.factor` sites, by which the density need not be normalized.
         equivalent_modes: product of `infer={"equivalent_modes": n}` over the sites; None where
             no site declares one.
         data: shape and digest of the values of each observed site, sorted; names do not enter,
-            nor do axes of length one.
+            nor do axes of length one, nor what is masked; powers do. The digest is empty where
+            the values depend on the parameters.
+        by_factor: those of the `factors` that arrays among the model's arguments enter: data that
+            nothing is known of.
+        powers: observed sites whose likelihood is taken to a power, with the power in digits.
+        masked: observed sites of which some values are masked, with how many in words.
+        held: `numpyro.param` sites that the density depends on, and `PRNG_KEY` where it depends
+            on `numpyro.prng_key`.
     """
 
     improper: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
     equivalent_modes: int | None = None
     data: tuple[tuple[tuple[int, ...], str], ...] = ()
+    by_factor: tuple[str, ...] = ()
+    powers: tuple[tuple[str, str], ...] = ()
+    masked: tuple[tuple[str, str], ...] = ()
+    held: tuple[str, ...] = ()
+
+    @property
+    def is_of_known_data(self) -> bool:
+        """True if no observed value depends on the parameters."""
+        return all(digest for _, digest in self.data)
 
     def require_proper(self, allow_improper: bool) -> None:
         """Check that there is an evidence.
@@ -115,8 +153,9 @@ class Provenance(NamedTuple):
             raise ModelError(
                 f"The prior of `{'`, `'.join(self.improper)}` is improper or known only up to a "
                 "factor, so that the evidence is defined only up to a factor too: it cannot be "
-                "compared. Give a proper prior; `allow_improper=True` gives the formal integral, "
-                "which is right if a `numpyro.factor` completes the prior."
+                "compared. Give a proper prior, without `mask` and `handlers.scale`; "
+                "`allow_improper=True` gives the formal integral, which is right if a "
+                "`numpyro.factor` completes the prior."
             )
 
     def with_equivalent_modes(self, count: int) -> "Provenance":
@@ -132,10 +171,17 @@ class Provenance(NamedTuple):
         notes = []
         if self.improper:
             notes.append(f"formal integral: the prior of {', '.join(self.improper)} is improper")
-        if self.factors:
-            names = ", ".join(self.factors)
-            notes.append(f"integral of a density that {names} may leave unnormalized")
-        return notes
+        alone = [name for name in self.factors if name not in self.by_factor]
+        if alone:
+            notes.append(f"integral of a density that {', '.join(alone)} may leave unnormalized")
+        if self.by_factor:
+            notes.append(f"likelihood by `numpyro.factor` ({', '.join(self.by_factor)})")
+        notes += [
+            f"likelihood to the power {power} at `{name}`: not an evidence of these data"
+            for name, power in self.powers
+        ]
+        notes += [f"{count} values of `{name}` are masked" for name, count in self.masked]
+        return notes + notes_on_held(self.held)
 
 
 def require_count(count: object, where: str) -> int:

@@ -102,6 +102,7 @@ def test_finite_meets_infinite():
     assert abs(float(small.log_z - exact)) > 10 * float(small.error)  # another prior
 
 
+@pytest.mark.slow
 def test_one_prior_has_one_evidence():
     sp, ntp = (ONE.network(3, p) for p in (nn.SP(), nn.NTP()))
     finite = [vf.architectures.finite_evidence(net, X, Y, noise=0.5).log_z for net in (sp, ntp)]
@@ -234,6 +235,7 @@ def test_survey(survey):
     assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.5" in repr(survey)
 
 
+@pytest.mark.slow
 def test_laplace_in_a_survey(monkeypatch):
     given = {"depths": (1,), "learned": False, "draws": 100, "folds": 2}
     given |= {"activations": {"erf": k.Erf()}, "parametrizations": (nn.SP(), nn.NTP())}
@@ -255,6 +257,7 @@ def test_laplace_in_a_survey(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_architectures_whose_evidence_has_no_maximum():
     """Without noise in the data that of erf rises on and on; that of relu does not."""
     x = np.linspace(-2.0, 2.0, 20)[:, None]

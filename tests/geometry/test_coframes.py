@@ -25,6 +25,7 @@ from .expectations import (
     score_covariances,
     summed_covariances,
 )
+from .test_matrix_coframes import MATRICES
 
 # NumPyro mixes integers and floats in Bernoulli, Geometric and others.
 pytestmark = pytest.mark.standard_promotion
@@ -130,6 +131,31 @@ CONTINUOUS = {
     "Laplace": Case(dist.Laplace, loc_scale, COMMON),
     "Logistic": Case(dist.Logistic, loc_scale, COMMON),
     "Gumbel": Case(dist.Gumbel, loc_scale, COMMON),
+    "SoftLaplace": Case(dist.SoftLaplace, loc_scale, COMMON),
+    "AsymmetricLaplace": Case(
+        dist.AsymmetricLaplace,
+        lambda loc, scale, asymmetry: (loc, scale),
+        [(0.3, 0.7, 2.0), (-10.0, 1e-2, 0.3)],
+    ),
+    "AsymmetricLaplaceQuantile": Case(
+        dist.AsymmetricLaplaceQuantile, lambda loc, scale, _: (loc, scale), [(0.3, 0.7, 0.2)]
+    ),
+    "Levy": Case(
+        dist.Levy, lambda _, scale: (np.log(scale), 1.0), [(0.0, 0.7), (0.0, 1e3)], jnp.exp
+    ),
+    "Weibull": Case(
+        dist.Weibull,
+        lambda scale, shape: (np.log(scale), 1.0 / shape),
+        [(0.7, 0.3), (1e3, 1.5), (2.0, 40.0)],
+        jnp.exp,
+        in_value=False,
+    ),
+    "VonMises": Case(
+        dist.VonMises,
+        lambda loc, kappa: (np.tan(0.5 * loc), 1.0 / np.sqrt(kappa)),
+        [(0.3, 0.1), (0.3, 30.0), (-1.0, 99.0), (-1.0, 101.0)],
+        lambda u: 2.0 * jnp.arctan(u),
+    ),
     "StudentT": Case(
         dist.StudentT,
         lambda df, loc, scale: (loc, scale),
@@ -397,6 +423,6 @@ def test_negative_binomial(family, of_mean):
 
 def test_every_closed_form_is_tested():
     tested = {*CONTINUOUS, *DISCRETE, *NEGATIVE_BINOMIALS, "Dirichlet", "Beta", "Uniform"}
-    tested |= {"MultivariateNormal", "LowRankMultivariateNormal"}
+    tested |= {"MultivariateNormal", "LowRankMultivariateNormal", *MATRICES}
     registered = {family.__name__ for family in coframes.coframe.registry if family is not object}
     assert registered <= tested

@@ -274,7 +274,7 @@ def test_improper_prior_is_refused_by_name() -> None:
 
 
 def test_formal_integral_is_refused_too() -> None:
-    formal = vf.evidence(vf.condition(improper, Y), allow_improper=True)
+    formal = vf.evidence(vf.condition(improper, Y), by=vf.Laplace(), allow_improper=True)
     assert "formal integral" in repr(formal)
     with pytest.raises(ModelError, match=r"'no prior' of `models` cannot be.*`mu` is improper"):
         vf.compare({"no prior": formal, "proper": found(-1.0)})

@@ -21,7 +21,6 @@ from scipy.stats import cauchy, chi2, multivariate_normal, norm
 
 import volform as vf
 from volform.inference import Automatic, Estimator, arviz_compat, log_mean
-from volform.results import Cost
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(3)
@@ -176,17 +175,24 @@ DRAWN = {"importance": vf.Importance(draws=2000), "bridge": SHORT}
 
 
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize("by", DRAWN.values(), ids=DRAWN.keys())
-@pytest.mark.parametrize("name", CASES)
-def test_within_four_standard_errors(name: str, by: Estimator) -> None:
-    found = vf.evidence(fitted(name), by=by, key=jax.random.key(1))
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        # Of bridge sampling one is enough: each compiles NUTS.
+        pytest.param(name, by, marks=[pytest.mark.slow] * (by == "bridge" and name != "conjugate"))
+        for name in CASES
+        for by in DRAWN
+    ],
+)
+def test_within_four_standard_errors(name: str, by: str) -> None:
+    found = vf.evidence(fitted(name), by=DRAWN[by], key=jax.random.key(1))
     assert found.trust.level.value in {"good", "fair"}
     assert abs(float(found.log_z) - CASES[name].exact()) < 4.0 * float(found.error)
     assert float(found.error) < 0.1
-    again = vf.evidence(fitted(name), by=by, key=jax.random.key(1))
+    again = vf.evidence(fitted(name), by=DRAWN[by], key=jax.random.key(1))
     assert float(again.log_z) == float(found.log_z)
     assert float(again.error) == float(found.error)
-    other = vf.evidence(fitted(name), by=by, key=jax.random.key(2))
+    other = vf.evidence(fitted(name), by=DRAWN[by], key=jax.random.key(2))
     assert float(other.log_z) != float(found.log_z)
 
 
@@ -243,7 +249,7 @@ def test_bridge_takes_draws_from_numpyro_arviz_and_dicts() -> None:
     exact = CASES["unknown precision"].exact()
     assert abs(float(found[0].log_z) - exact) < 4.0 * float(found[0].error)
     assert found[0].trust.level.value == "good"
-    assert found[0].cost.gradients == 0
+    assert found[0].cost.gradients == 2000  # of the check of the draws
 
 
 # --- Several modes
@@ -275,7 +281,7 @@ def test_both_wells_count(in_two_wells: vf.inference.MAP, by: Estimator) -> None
 
 
 def test_laplace_shows_the_weights_of_the_modes(in_two_wells: vf.inference.MAP) -> None:
-    found = vf.evidence(in_two_wells)
+    found = vf.evidence(in_two_wells, by=vf.Laplace())
     assert "sum over 2 modes, weights 0.800, 0.200" in repr(found)
     assert_allclose(found.diagnostics["weight of mode 2"], 0.2, atol=1e-6)
     one = vf.laplace(in_two_wells).evidence
@@ -300,15 +306,18 @@ def test_exchangeable_components_count_once_each() -> None:
     ]
     plain, declared = fits
     assert len(plain.modes) == 2
-    summed = vf.evidence(plain)
+    summed = vf.evidence(plain, by=vf.Laplace())
     one = vf.laplace(plain).evidence
     assert "1 other mode is not counted" in one.note
     assert "not counted" not in vf.laplace(declared).evidence.note  # the copy is, by its number
     assert_allclose(summed.log_z, one.log_z + math.log(2.0), rtol=1e-9)
-    for by_number in (vf.evidence(declared), vf.evidence(plain, equivalent_modes=2)):
+    for by_number in (
+        vf.evidence(declared, by=vf.Laplace()),
+        vf.evidence(plain, by=vf.Laplace(), equivalent_modes=2),
+    ):
         assert_allclose(by_number.log_z, summed.log_z, rtol=1e-9)
-        assert "times 2 equivalent modes (+0.693)" in by_number.note
-        assert "sum over" not in by_number.note
+        # The exchange is found, and the copies summed as modes: what is declared is not needed.
+        assert "symmetries found: exchange of mu; sum over 2 modes" in by_number.note
     exact = vf.evidence(plain, by=vf.Importance(draws=4000), equivalent_modes=2)
     assert summed.log_z_second_order is not None
     assert abs(float(exact.log_z - summed.log_z_second_order)) < 4.0 * float(exact.error) + 1e-3
@@ -333,8 +342,9 @@ def test_costs_are_those_of_the_model() -> None:
         calls.clear()
         found = vf.evidence(fit, by=by)
         jax.effects_barrier()
+        checked = 100 if isinstance(by, vf.Bridge) else 0  # draws, whose gradients are taken
         # `provenance_of` traces the model once or twice on the way.
-        assert found.cost.densities <= len(calls) <= found.cost.densities + 2
+        assert found.cost.densities <= len(calls) - checked <= found.cost.densities + 2
         if isinstance(by, vf.Importance):
             assert found.cost.gradients == searched.gradients > 0
 
@@ -369,6 +379,7 @@ def test_costs_add_up() -> None:
     assert found.cost.densities == found.diagnostics["nodes"]
     automatic = vf.evidence(fitted("conjugate"), by=Automatic())
     laplace = vf.evidence(fitted("conjugate"), by=vf.Laplace())
-    assert automatic.method.startswith("importance")
+    assert automatic.method == "quadrature"
     # One search for the mode, whatever the number of estimators that use it.
-    assert automatic.cost == laplace.cost + Cost(densities=10_000)
+    assert automatic.cost.gradients == laplace.cost.gradients
+    assert automatic.cost.densities == automatic.diagnostics["nodes"]

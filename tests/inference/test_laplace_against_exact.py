@@ -211,6 +211,7 @@ def _plain(power: Any, u: Any) -> Any:
     return loss(x), jax.grad(loss)(x), jax.hessian(loss)(x)
 
 
+@pytest.mark.slow
 def test_likelihood_fisher_of_the_data_themselves() -> None:
     def model(y: Any) -> None:
         mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))

@@ -326,14 +326,14 @@ mixes_dtypes = pytest.mark.standard_promotion
 slow = pytest.mark.slow
 in_haar = handlers.reparam(logistic, config={"beta": HaarReparam(dim=-1)})
 SPELLINGS = [
-    other("groups, noncentered", GROUPS, handlers.reparam(groups, config=UNITS)),
+    other("groups, noncentered", GROUPS, handlers.reparam(groups, config=UNITS), marks=slow),
     other("logistic, Haar", LOGISTIC, in_haar, marks=[slow, mixes_dtypes]),
     other("simplex, sticks", PROPORTIONS, proportions_by_sticks, marks=[slow, mixes_dtypes]),
     other("Cholesky factor, angles", LOADINGS, loadings_by_angles, marks=[slow, mixes_dtypes]),
     other("mixture, gap", MIXTURE, mixture_by_gap, marks=[slow, mixes_dtypes]),
     other("weights, polar", WEIGHTS, in_polar, marks=slow),
     other("weights, log-polar", WEIGHTS, in_log_polar, marks=slow),
-    other("scale, variance", SCALE, scale, 2.0),
+    other("scale, variance", SCALE, scale, 2.0, marks=slow),
     other("scale, precision", SCALE, scale, -2.0),
     other("scale, logarithm", SCALE, scale_as_logarithm),
     other("scale, probability", SCALE, scale_as_probability, marks=slow),
@@ -352,11 +352,11 @@ def test_every_scalar_is_the_same(law: Law, model: Callable, first: tuple[float,
 CHARTS = dict.fromkeys(range(1, 9), (in_theta, in_psi))
 CHARTS[3] = (in_positive_theta, in_psi_for_positive_theta)
 # The others show nothing else, at ten seconds each.
-DIMENSIONS = [pytest.param(d, marks=[slow] * (d not in (3, 8))) for d in CHARTS]
+DIMENSIONS = [pytest.param(d, marks=[slow] * (d != 3)) for d in CHARTS]
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
-@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # a seed does not shrink
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])  # a seed does not shrink
 @given(seed=st.integers(0, 2**31 - 1))
 def test_every_scalar_is_the_same_in_a_random_chart(d: int, seed: int) -> None:
     problem, metric = random_problem(d, seed), random_metric(d, seed + 1)
@@ -365,7 +365,7 @@ def test_every_scalar_is_the_same_in_a_random_chart(d: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("d", [2])
-@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=1, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**31 - 1))
 def test_evidence_by_any_estimator_is_the_same_in_a_random_chart(d: int, seed: int) -> None:
     problem, metric = random_problem(d, seed), random_metric(d, seed + 1)

@@ -164,7 +164,9 @@ def factors(case: Case, weigh: Callable) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("case", [DENSE, IMAGES], ids=["dense", "convolution"])
+@pytest.mark.parametrize(
+    "case", [DENSE, pytest.param(IMAGES, marks=pytest.mark.slow)], ids=["dense", "convolution"]
+)
 def test_kronecker_factors_by_loops(case: Case) -> None:
     precision = Kronecker().precision(case.split)
     expected = np.array(masked(case.whole(softmax_curvature), case.posterior.layout.sites))
@@ -266,7 +268,7 @@ def volume_of(structure: Structure, split: DataPriorSplit) -> float:
     return float(exact_logdet(structure.precision(split)) - exact_logdet(gram))
 
 
-SLOW = dict.fromkeys((Full(), LowRank(4)), pytest.mark.slow)
+SLOW = dict.fromkeys((Full(), LowRank(4), Kronecker()), pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +291,7 @@ def test_of_some_sites_others_may_be_written_in_any_way(structure: Structure) ->
     assert_allclose(found[1], found[0], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_damping_is_not_invariant_and_the_prior_is(splits: dict[str, DataPriorSplit]) -> None:
     """A multiple of the identity in u, as optimizers add it (SEEDS K37), and the prior's own."""
     found = []

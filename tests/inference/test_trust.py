@@ -102,7 +102,7 @@ def test_copies_that_were_not_found_are_said() -> None:
     found = vf.evidence(fit, by=ESTIMATORS["Importance"])
     assert found.trust.level is not Level.GOOD
     assert "1 of 6 equivalent modes were found; log Z may lack up to 1.792" in found.trust.reason
-    laplace = vf.evidence(fit)
+    laplace = vf.evidence(fit, by=vf.Laplace())
     assert abs(float(laplace.log_z)) < 1e-6
 
 
@@ -121,21 +121,23 @@ def test_copies_that_overlap_are_said() -> None:
         numpyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
 
     posterior = vf.condition(alike, jnp.array([0.3, -0.2]))
-    found = vf.evidence(posterior)
+    found = vf.evidence(posterior, by=vf.Laplace())
     assert found.trust.level is Level.POOR
     assert "10^18.4 equivalent modes are not counted: with them log Z would be 3" in found.note
-    one = vf.evidence(posterior, equivalent_modes=1)
+    one = vf.evidence(posterior, by=vf.Laplace(), equivalent_modes=1)
     assert one.trust.level is Level.FAIR
     assert float(one.log_z) == float(found.log_z)
 
 
 def test_a_correction_under_a_monte_carlo_metric_is_no_check() -> None:
-    def angles(y: Any) -> None:
-        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.VonMises(mean, 2.0), obs=y)
+    def counts(y: Any) -> None:
+        rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        each = dist.Poisson(rate * jnp.array([1.0, 3.0]))
+        numpyro.sample("y", dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), each), obs=y)
 
-    model = vf.attach(angles, vf.LikelihoodFisher(key=KEY, draws=200))
-    found = vf.evidence(vf.condition(model, 0.3 + jnp.linspace(-1.0, 1.0, 9)))
+    model = vf.attach(counts, vf.LikelihoodFisher(key=KEY, draws=200))
+    posterior = vf.condition(model, jnp.array([0, 1, 3, 2, 6, 1, 0, 4, 2]))
+    found = vf.evidence(posterior, by=vf.Laplace())
     assert found.trust.level is Level.UNCHECKED
     assert "noise of a Monte Carlo metric" in found.trust.reason
     assert "log volume by Monte Carlo" in found.note
@@ -149,12 +151,10 @@ def test_a_reservation_is_never_good() -> None:
     assert Trust(Level.GOOD, "a").but([]) == Trust(Level.GOOD, "a")
 
 
-@pytest.mark.parametrize(
-    ("starts", "seed"), [pytest.param(1, 0, marks=pytest.mark.slow), (4, 1), (4, 4)]
-)
-def test_a_draw_in_a_mode_that_the_search_missed_is_not_forgotten(starts: int, seed: int) -> None:
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_a_draw_in_a_mode_that_the_search_missed_is_not_forgotten(seed: int) -> None:
     key = jax.random.key(seed)
-    fit = vf.find_map(ADVERSARIES["wells, wide prior"].posterior(), key=key, starts=starts)
+    fit = vf.find_map(ADVERSARIES["wells, wide prior"].posterior(), key=key, starts=1)
     assert len(fit.modes) == 1
     found = vf.evidence(fit, by=vf.Importance(), key=key)
     assert found.trust.level is not Level.GOOD, found

@@ -144,6 +144,7 @@ def test_float32():
         assert error < 2e-5
 
 
+@pytest.mark.slow
 def test_gradients_by_differences():
     """In a direction of images and w_std at once, of images with themselves too."""
     direction = np.sin(np.arange(24.0)).reshape(4, 3, 2)

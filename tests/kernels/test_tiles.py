@@ -114,6 +114,7 @@ def test_operators(is_kept):
         np.testing.assert_allclose(trace(operator + 0.5, by=Exact()).value, exact, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_solutions_where_the_preconditioner_sees_little():
     """Small noise and many directions: the method runs long, and may not run away."""
     x, new = RNG.normal(size=(300, 40)), RNG.normal(size=(5, 40))
@@ -123,6 +124,7 @@ def test_solutions_where_the_preconditioner_sees_little():
         np.testing.assert_allclose(part, exact, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_evidence_by_products():
     """All of 300 examples, of which the preconditioner sees a part."""
     x = RNG.normal(size=(300, 3))

@@ -322,9 +322,12 @@ def every_route(y):
     rate = numpyro.sample("rate", dist.HalfNormal(1.0))
     numpyro.factor("nothing", -shape)
     numpyro.sample("closed", dist.Gamma(shape, rate), obs=1.0)
-    numpyro.sample("divergence", dist.Weibull(rate, shape), obs=1.0)
+    numpyro.sample("parts", dist.ZeroInflatedPoisson(0.5, rate), obs=1)
+    numpyro.sample("line", dist.Gompertz(rate, shape), obs=1.0)
     numpyro.sample("enumeration", dist.BetaBinomial(shape, rate, 3), obs=1)
-    numpyro.sample("draws", dist.VonMises(0.0, rate), obs=0.5)
+    gaps = dist.MultivariateNormal(rate * jnp.array([[1.0], [2.0]]), jnp.eye(1))
+    two = dist.CategoricalProbs(jnp.array([0.3, 0.7]))
+    numpyro.sample("draws", dist.MixtureSameFamily(two, gaps), obs=jnp.array([0.5]))
     numpyro.sample("fixed", dist.Normal(0.0, 1.0), obs=0.5)
 
 
@@ -332,10 +335,130 @@ def every_route(y):
 def test_repr_tells_the_routes_apart():
     metric = vf.LikelihoodFisher(key=KEY, draws=100)
     text = repr(vf.condition(vf.attach(every_route, metric), Y))
-    assert "  LikelihoodFisher() [closed: closed form, divergence: " in text
+    parts = "parts: two parts, zero or not and closed form, line: quadrature, 101 nodes"
+    assert f"  LikelihoodFisher() [closed: closed form, {parts}, " in text
     assert "enumeration: enumeration, draws: Monte Carlo, 100 draws]" in text
     joint = repr(vf.condition(vf.attach(every_route, vf.JointFisher(key=KEY, draws=100)), Y))
     assert "JointFisher() [shape: closed form, rate: closed form, closed: closed form" in joint
+
+
+def censored(y):
+    rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+    with numpyro.plate("n", 4):
+        fn = dist.LeftCensoredDistribution(dist.Exponential(rate), jnp.array([0, 1, 1, 0]))
+        numpyro.sample("y", fn, obs=y)
+
+
+def censored_in_intervals(y):
+    rate = numpyro.sample("rate", dist.LogNormal(0.0, 1.0))
+    none, right = jnp.zeros(4, int), jnp.array([0, 0, 0, 1])
+    ends = jnp.stack([y, jnp.array([0.5, 1.5, 2.5, 9.0])], -1)
+    fn = dist.IntervalCensoredDistribution(dist.Exponential(rate), none, right)
+    numpyro.sample("y", fn, obs=ends)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.rank_promotion  # NumPyro: flags
+def test_censored_data():
+    """A datum that is seen has 1 / rate^2, an event of probability P has dP^2 / P (1 - P)."""
+    y, rate = np.array([0.5, 0.7, 1.9, 2.2]), 1.3
+    posterior = vf.condition(vf.attach(censored, vf.LikelihoodFisher()), y)
+    told = y**2 * np.exp(-rate * y) / -np.expm1(-rate * y)  # of P = 1 - exp(-rate y)
+    expected = rate**2 * (2.0 / rate**2 + told[1] + told[2])
+    assert_allclose(matrix(posterior, jnp.log(jnp.array([rate]))), [[expected]], rtol=1e-10)
+
+    low, high = np.array([0.5, 1.0, 1.5]), np.array([0.5, 1.5, 2.5])
+    posterior = vf.condition(
+        vf.attach(censored_in_intervals, vf.LikelihoodFisher()), np.append(low, 2.0)
+    )
+    p = np.exp(-rate * low[1:]) - np.exp(-rate * high[1:])
+    dp = high[1:] * np.exp(-rate * high[1:]) - low[1:] * np.exp(-rate * low[1:])
+    total = np.sum(dp**2 / (p * (1.0 - p)))
+    total += 1.0 / rate**2 + 4.0 * np.exp(-2.0 * rate) / -np.expm1(-2.0 * rate)
+    found = matrix(posterior, jnp.log(jnp.array([rate])))
+    assert_allclose(found, [[rate**2 * total]], rtol=1e-6)  # NumPyro adds 1e-16 to P
+
+
+def drift(y):
+    pull = numpyro.sample("pull", dist.LogNormal(0.0, 1.0))
+
+    def sde(x, t):
+        return -pull * x, 0.5
+
+    path = dist.EulerMaruyama(jnp.arange(3.0), sde, dist.Normal(0.0, 1.0))
+    x = numpyro.sample("x", path)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def drift_in_a_loop(y):
+    pull = numpyro.sample("pull", dist.LogNormal(0.0, 1.0))
+    x = [numpyro.sample("x0", dist.Normal(0.0, 1.0))]
+    for i in (1, 2):
+        x.append(numpyro.sample(f"x{i}", dist.Normal(x[-1] - pull * x[-1], 0.5)))
+    numpyro.sample("y", dist.Normal(jnp.stack(x), 1.0), obs=y)
+
+
+def test_a_diffusion_is_a_loop_of_its_steps():
+    u = jnp.array([0.3, -0.5, 0.8, 0.2])
+    both = [
+        matrix(vf.condition(vf.attach(model, vf.JointFisher()), Y[:3]), u)
+        for model in (drift, drift_in_a_loop)
+    ]
+    assert_allclose(*both, rtol=1e-12)
+
+
+def test_a_process_of_tinygp_is_a_normal():
+    tinygp = pytest.importorskip("tinygp")
+    kernel, x = tinygp.kernels.ExpSquared, jnp.linspace(0.0, 1.0, 4)
+
+    def process(y):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        gp = tinygp.GaussianProcess(kernel(scale), x, diag=0.1)
+        numpyro.sample("y", gp.numpyro_dist(), obs=y)
+
+    def normal(y):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        covariance = kernel(scale)(x, x) + 0.1 * jnp.eye(4)
+        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(4), covariance), obs=y)
+
+    both = [
+        matrix(vf.condition(vf.attach(model, vf.JointFisher()), Y), jnp.array([0.3]))
+        for model in (process, normal)
+    ]
+    assert_allclose(*both, rtol=1e-10)
+
+
+def bounded(y):
+    loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+    x = numpyro.sample("x", dist.TruncatedNormal(loc, 1.0, low=0.0))
+    numpyro.sample("y", dist.Normal(x, 0.7), obs=y)
+
+
+def bounded_elsewhere(y):
+    twisted = numpyro.sample("twisted", dist.Normal(0.0, 1.0))
+    v = numpyro.sample("v", dist.HalfNormal(1.0))
+    loc = numpyro.deterministic("loc", jnp.sinh(twisted) + 0.3 * twisted)
+    x = numpyro.deterministic("x", v + 0.2 * v**3)
+    numpyro.sample("y", dist.Normal(x + 0.0 * loc, 0.7), obs=y)
+
+
+@pytest.mark.standard_promotion
+def test_quadrature_is_a_tensor():
+    """Read off one spelling, in the coordinates of another: J^T G J."""
+    there = vf.condition(vf.attach(bounded, vf.JointFisher()), Y)
+    here = vf.condition(vf.attach(bounded_elsewhere, vf.JointFisher(reference=bounded)), Y)
+
+    @jax.jit
+    def both(u):
+        def move(u):
+            return there.unconstrain(here.values(u, ("loc", "x")))
+
+        jacobian = jax.jacfwd(move)(u)
+        expected = jacobian.T @ there.metric(move(u)).as_matrix() @ jacobian
+        return here.metric(u).as_matrix(), expected
+
+    actual, expected = both(jnp.array([0.3, -0.5]))
+    assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_repr_names_the_reference():

@@ -236,16 +236,18 @@ FITTED = {
 }
 
 
-@pytest.mark.parametrize("metric", FITTED.values(), ids=FITTED)
-def test_mode_and_evidence_of_a_hierarchy(metric):
-    posterior = attached(hierarchy, metric, Y)
+@pytest.mark.parametrize(
+    "name", ["soft abs", *(pytest.param(n, marks=pytest.mark.slow) for n in ("observed", "own"))]
+)
+def test_mode_and_evidence_of_a_hierarchy(name):
+    posterior = attached(hierarchy, FITTED[name], Y)
     fit = vf.find_map(posterior, key=jax.random.key(0), starts=2)
     assert fit.converged
     gradient = jax.jit(jax.grad(lambda u: posterior.log_density(u)))(fit.at.u)
     assert_allclose(gradient, np.zeros(3), atol=1e-6)
     evidence = vf.laplace(fit).evidence
     assert np.isfinite([evidence.log_z, evidence.correction]).all()
-    assert abs(evidence.log_z - vf.evidence(posterior, by=vf.Quadrature()).log_z) < 3.0
+    assert abs(evidence.log_z - vf.evidence(fit, by=vf.Quadrature()).log_z) < 3.0
 
 
 def test_laplace_of_a_gaussian_under_soft_abs_is_exact():
@@ -351,6 +353,7 @@ def test_repr():
     assert "  SoftAbs(alpha=2.0, reference=hierarchy)" in repr(posterior)
 
 
+@pytest.mark.slow
 def test_the_guide_runs(capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL):

@@ -19,6 +19,9 @@ import volform as vf
 
 from .zoo import CASES, Y
 
+# One of the models has a `numpyro.param` and a key, which `condition` says.
+pytestmark = pytest.mark.filterwarnings("ignore:.*held at:volform.errors.TrustWarning")
+
 
 def points(posterior, count=2):
     return jnp.asarray(np.random.default_rng(0).uniform(-1.0, 1.0, (count, posterior.dim)))

@@ -134,6 +134,7 @@ def native():
     return attached(model, METRICS)
 
 
+@pytest.mark.filterwarnings("ignore:.*numpyro.param:volform.errors.TrustWarning")  # of a chart
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_same_density(native, strategy):
     names = WHICH.get(strategy, ["Euclidean", "joint"])

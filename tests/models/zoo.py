@@ -252,8 +252,7 @@ def intervals(y):
     a = numpyro.sample("a", dist.TruncatedNormal(0.0, 1.0, low=-1.0, high=2.0))
     b = numpyro.sample("b", dist.Uniform(-2.0, 3.0))
     c = numpyro.sample("c", dist.Beta(2.0, 3.0))
-    angle = numpyro.sample("angle", dist.VonMises(0.0, 2.0))
-    numpyro.sample("y", dist.Normal(a * b * c + angle, 1.0), obs=y)
+    numpyro.sample("y", dist.Normal(a * b * c, 1.0), obs=y)
 
 
 @case(Y)

@@ -85,6 +85,7 @@ def in_chart(make, fit):
     return posterior, {f"{n}.polar": make(poles[n]).inv(w) for n, w in fit.values.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [nn.PolarTransform, pytest.param(nn.log_polar, marks=pytest.mark.slow)],

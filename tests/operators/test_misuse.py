@@ -191,8 +191,13 @@ def test_draws():
         monte_carlo_fisher(network, normal, W, (X, Y), key=KEY, draws=0)
 
 
+def two_counts(z):
+    each = dist.Poisson(jnp.exp(z)[..., None] * jnp.array([1.0, 3.0]))
+    return dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), each)
+
+
 def test_fisher_without_a_form_or_key():
-    operator = fisher(network, lambda z: dist.Weibull(jnp.exp(z), 1.5), W, (X, Y))
+    operator = fisher(network, two_counts, W, (X, Y))
     with pytest.raises(MetricError, match=r"give a key for Monte Carlo"):
         operator.mv(W)
 

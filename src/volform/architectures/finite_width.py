@@ -10,7 +10,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.checks import require_positive
+from volform.checks import key_of, require_positive
 from volform.errors import KernelError
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.importance import FEWEST_DRAWS, SmoothedWeights, log_mean, trust_of
@@ -80,7 +80,7 @@ def finite_evidence(
             f"{FEWEST_DRAWS}, so that the tail of the likelihoods can be judged."
         )
     columns = y[:, None] if y.ndim == 1 else y
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "finite_evidence", KernelError)
     each = np.asarray(_log_likelihoods(network, x, columns, noise, jax.random.split(key, draws)))
     log_weights, k_hat = smoothed(each)
     log_z, error, effective = log_mean(log_weights, k_hat)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -14,9 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from volform.architectures.architecture import Architecture
+from volform.architectures.checks import require_choices, require_settings
 from volform.architectures.finite_width import finite_evidence
 from volform.architectures.learning import Learned, learn
 from volform.architectures.width_scaling import ntk_growth
+from volform.checks import key_of
 from volform.errors import ConvergenceError, KernelError
 from volform.inference.evidence.comparison import Comparison, compare
 from volform.inference.laplace.approximation import laplace
@@ -236,7 +237,7 @@ def survey(
     Raises:
         DataError: when data are empty, not finite, of integers or of the wrong shape.
         KernelError: when there is no activation, depth, width or parametrization, a width is no
-            positive integer, or as for `evidence` and `finite_evidence`.
+            positive integer, `folds` or `draws` cannot be, or as for `evidence`.
         NetworkError: when a depth, activation or standard deviation is none.
         ConvergenceError: when no architecture's evidence reached a maximum; those whose evidence
             did not are left out, and named in `notes`.
@@ -260,12 +261,14 @@ def survey(
         "widths": widths,
         "parametrizations": parametrizations,
     }
-    for name, values in chosen.items():
-        if not values:
-            raise KernelError(f"`{name}` is {values!r}; it should hold at least one to compare.")
-    for width in widths:
-        _require_width(width)
-    key = jax.random.key(0) if key is None else key
+    require_choices(chosen, widths)
+    starts = {
+        (name, depth): Architecture(depth, activations[name], w_std, b_std)
+        for name in activations
+        for depth in depths
+    }
+    require_settings(widths, noise, len(x), draws, folds)
+    key = key_of(key, "survey", KernelError)
     study = _Study(jnp.asarray(x), jnp.asarray(y), key, draws, folds, by_laplace, [])
     found: list[Entry] = []
     failed: ConvergenceError | None = None
@@ -273,11 +276,9 @@ def survey(
     with Progress(
         console=console, transient=True, disable=not (progress and console.is_terminal)
     ) as bar:
-        cases = [(name, depth) for name in activations for depth in depths]
-        task = bar.add_task("", total=len(cases) * len(widths) * len(parametrizations))
-        for name, depth in cases:
+        task = bar.add_task("", total=len(starts) * len(widths) * len(parametrizations))
+        for (name, depth), start in starts.items():
             bar.update(task, description=f"{name}, depth {depth}")
-            start = Architecture(depth, activations[name], w_std, b_std)
             try:
                 values = learn(start, x, y, noise=noise) if learned else Learned(start, noise)
             except ConvergenceError as error:
@@ -373,14 +374,6 @@ class _Study:
         posterior = condition(regression(network, noise), self.x, self.y[:, None])
         approx = laplace(posterior, key=self.key, curvature=GGN(), refuse=False, progress=False)
         return found, approx.evidence
-
-
-def _require_width(width: Any) -> None:
-    if not (isinstance(width, int) and width > 0) and width != math.inf:
-        raise KernelError(
-            f"`widths` holds {width!r}; each should be a positive integer, or `math.inf` for the "
-            "limit."
-        )
 
 
 def rank(entry: Entry) -> tuple[int, float]:

@@ -12,15 +12,18 @@ import jax
 from rich.console import Console
 
 from volform.cli.comparing import print_comparison, write_comparison
-from volform.cli.loading import load_data, load_function, require_arguments
+from volform.cli.data_files import load_data
+from volform.cli.loading import arguments_of, load_function, name_of
+from volform.cli.options import seed, whole
+from volform.cli.output import output_folder
 from volform.cli.report import print_tables, write_files
 from volform.cli.surveying import add_architectures
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
 from volform.geometry.metric import Euclidean, Metric
-from volform.inference.evidence.automatic import Automatic
+from volform.inference.evidence.automatic import Automatic, evidence
 from volform.inference.evidence.bridge import Bridge
 from volform.inference.evidence.comparison import compare
-from volform.inference.evidence.estimator import Estimator, evidence
+from volform.inference.evidence.estimator import Estimator
 from volform.inference.evidence.importance import Importance
 from volform.inference.evidence.quadrature import Quadrature
 from volform.inference.laplace.approximation import laplace
@@ -42,6 +45,7 @@ ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "quadrature": Quadrature,
     "automatic": Automatic,
 }
+MOST_STARTS = 100_000
 WITH_REFERENCE = ("joint-fisher", "likelihood-fisher")
 
 EXAMPLE = """\
@@ -89,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     add = single.add_argument
     add("model", metavar="model.py:function", help="a NumPyro model: a file and a function in it")
     _add_common(single, "evidence.json, posterior.nc and PNG pictures")
-    add("--starts", type=_positive, default=4, help="starts of the search (default: 4)")
+    add("--starts", type=_starts, help="starts of the search (default: as many as find_map takes)")
     add(
         "--by",
         metavar="NAME",
@@ -127,14 +131,15 @@ def _add_common(command: argparse.ArgumentParser, files: str) -> None:
         "--data",
         type=Path,
         metavar="FILE",
-        help="the functions' arguments by name: a JSON object (.json), or columns with a header "
-        "(.csv); whole numbers stay integers",
+        help="the functions' arguments by name: a JSON object (.json), columns with a header "
+        "(.csv, .tsv, .parquet), or arrays (.npz, .nc); whole numbers stay integers, and text "
+        "becomes them",
     )
     add(
         "--metric",
         metavar="NAME",
-        help=f"{', '.join(METRICS)}; by default the metrics that the model has attached itself, "
-        "and euclidean on sites without",
+        help=f"{', '.join(METRICS)}; by default the metrics that the model has attached itself "
+        "(any metric, with its arguments), and euclidean on sites without",
     )
     add(
         "--reference",
@@ -142,13 +147,13 @@ def _add_common(command: argparse.ArgumentParser, files: str) -> None:
         help="with a Fisher metric: another spelling of the model to read the geometry from",
     )
     add("--out", type=Path, metavar="DIR", help=f"write {files} to this folder")
-    add("--seed", type=int, default=0, help="seed of starts and draws (default: 0)")
+    add("--seed", type=seed, default=0, help="seed of starts and draws (default: 0)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    Bad input of any kind is one line on stderr and exit code 2.
+    Bad input of any kind is one line on stderr and exit code 2; an interrupt is exit code 130.
 
     Args:
         argv: the arguments, those of the process by default.
@@ -167,7 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.run(options, console)
         except (VolformError, OSError) as error:
             return _fail(_one_line(error))
-        except Exception as error:
+        except KeyboardInterrupt:
+            return _fail("interrupted; nothing was written", 130)
+        except (Exception, SystemExit) as error:
             place = _place_in(error, options)
             if place is None:
                 raise
@@ -180,7 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_evidence(options: argparse.Namespace, console: Console) -> None:
     """`volform evidence`: fit, print, write."""
     estimator = _estimator(options)
-    posterior = _posterior(options.model, options)
+    with output_folder(options.out) as folder:
+        written = _evidence(options, console, estimator, folder)
+    _report(console, options.out, written)
+
+
+def _evidence(
+    options: argparse.Namespace, console: Console, estimator: Estimator | None, folder: Path | None
+) -> list[Path]:
+    """Fit and print; the files that were written to `folder`."""
+    posterior, facts = _posterior(options.model, options, console)
     search, draws = jax.random.split(jax.random.key(options.seed))
     fit = find_map(posterior, key=search, starts=options.starts)
     approx = laplace(fit, second_order=options.second_order, allow_improper=options.allow_improper)
@@ -190,38 +206,53 @@ def run_evidence(options: argparse.Namespace, console: Console) -> None:
         improper = options.allow_improper
         found = evidence(fit, by=estimator, key=draws, allow_improper=improper)
         console.print(repr(found), markup=False, highlight=False)
-    if options.out is not None:
-        description = _description(options) | {"starts": options.starts}
-        _report(console, write_files(options.out, approx, draws, description))
+    if folder is None:
+        return []
+    return write_files(folder, approx, draws, _description(options, facts, starts=fit.starts))
 
 
 def run_compare(options: argparse.Namespace, console: Console) -> None:
     """`volform compare`: estimate, rank, print, write."""
-    names = _short_names(options.model)
-    models = {name: _posterior(m, options) for name, m in zip(names, options.model, strict=True)}
+    with output_folder(options.out) as folder:
+        written = _comparison(options, console, folder)
+    _report(console, options.out, written)
+
+
+def _comparison(options: argparse.Namespace, console: Console, folder: Path | None) -> list[Path]:
+    """Rank and print; the files that were written to `folder`."""
+    names, models = _short_names(options.model), {}
+    facts: dict[str, Any] = {}
+    for name, reference in zip(names, options.model, strict=True):
+        models[name], found = _posterior(reference, options, console)
+        facts |= {fact: facts.get(fact, {}) | {name: value} for fact, value in found.items()}
     table = compare(models, key=jax.random.key(options.seed))
     print_comparison(console, table)
-    if options.out is not None:
-        _report(console, write_comparison(options.out, table, _description(options)))
+    if folder is None:
+        return []
+    return write_comparison(folder, table, _description(options, facts))
 
 
-def _posterior(reference: str, options: argparse.Namespace) -> Posterior:
-    """The model that `reference` names, conditioned on the data."""
+def _posterior(
+    reference: str, options: argparse.Namespace, console: Console
+) -> tuple[Posterior, dict[str, Any]]:
+    """The model that `reference` names, conditioned on the data; and how these were read."""
     model = load_function(reference)
     metric = _metric(options)
     data = {} if options.data is None else load_data(options.data)
     source = "`--data` (not given)" if options.data is None else f"`{options.data}`"
-    require_arguments(model, data, source)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-    posterior = condition(model if metric is None else attach(model, metric), **data)
+    exact = options.data is not None and options.data.suffix.lower() == ".json"
+    found = arguments_of(model, data, source, exact)
+    posterior = condition(model if metric is None else attach(model, metric), **found.values)
+    for note in found.notes(source, name_of(model)):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if not posterior.observed:
         warnings.warn(
             f"the model observes nothing of {source}: log Z is 0, or that of its `numpyro.factor`",
             TrustWarning,
             stacklevel=1,
         )
-    return posterior
+    facts = {"left_out": found.left_out, "levels": found.levels}
+    return posterior, {name: fact for name, fact in facts.items() if fact}
 
 
 def _short_names(references: list[str]) -> list[str]:
@@ -230,18 +261,23 @@ def _short_names(references: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else references
 
 
-def _description(options: argparse.Namespace) -> dict[str, object]:
+def _description(
+    options: argparse.Namespace, facts: dict[str, Any], **settings: Any
+) -> dict[str, Any]:
     return {
         "volform": _version(),
         "model": options.model,
         "data": None if options.data is None else str(options.data),
         "seed": options.seed,
+        **settings,
+        **facts,
     }
 
 
-def _report(console: Console, paths: list[Path]) -> None:
+def _report(console: Console, folder: Path, paths: list[Path]) -> None:
     for path in paths:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        where = folder / path.name
+        console.print(f"wrote {where}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _estimator(options: argparse.Namespace) -> Estimator | None:
@@ -275,21 +311,18 @@ def _listed(names: Any) -> str:
     return ", ".join(names)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is too small: one start at least is needed")
-    return number
+def _starts(text: str) -> int:
+    return whole(text, 1, MOST_STARTS, "one start at least is needed, and memory for all of them")
 
 
-def _fail(line: str) -> int:
+def _fail(line: str, code: int = 2) -> int:
     print(f"volform: {line}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
 
 

@@ -1,21 +1,18 @@
-"""Objects that a command line names: a function in a file, and data in a file."""
+"""Functions that a command line names, and their arguments out of a file of data."""
 
-import csv
 import difflib
 import importlib.util
 import inspect
-import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpyro.primitives import Messenger
 
+from volform.cli.data_files import Data, listed, value_of
 from volform.errors import DataError, ModelError
-
-Data = dict[str, Any]
 
 
 def load_function(reference: str) -> Callable:
@@ -41,7 +38,7 @@ def load_function(reference: str) -> Callable:
         if isinstance(value, Messenger) or getattr(value, "__module__", None) == module.__name__
     ]
     near = difflib.get_close_matches(name, own, n=3)
-    hint = f"Did you mean {_listed(near, 'or')}?" if near else f"It defines {_listed(own)}."
+    hint = f"Did you mean {listed(near, 'or')}?" if near else f"It defines {listed(own)}."
     raise ModelError(f"`{path}` does not hold a function with the name `{name}`. {hint}")
 
 
@@ -61,7 +58,7 @@ def _load_module(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself, by `sys.exit()`
         del sys.modules[name]
         raise ModelError(
             f"`{path}` could not be run to load its functions: {type(error).__name__}: {error}"
@@ -69,135 +66,90 @@ def _load_module(path: Path) -> Any:
     return module
 
 
-def load_data(path: Path) -> Data:
-    """Named data: a JSON object, or a CSV file with a header, each column an array.
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of a function out of a file of data.
 
-    Whole numbers stay integers; a list or a column with any other number is of floats.
+    Attributes:
+        values: by name.
+        levels: for each that is text, the levels that its integer codes stand for.
+        left_out: names in the file that the function does not take.
+    """
+
+    values: Data
+    levels: dict[str, list[str]]
+    left_out: list[str]
+
+    def notes(self, source: str, called: str) -> list[str]:
+        """Sentences on what was left out, and on what codes stand for."""
+        notes = [
+            f"{source}: `{name}` is text, taken as integers: {_legend(levels)}"
+            for name, levels in self.levels.items()
+        ]
+        if self.left_out:
+            notes.append(
+                f"{source}: left out, since `{called}` does not take it: {listed(self.left_out)}"
+            )
+        return notes
+
+
+def _legend(levels: list[str]) -> str:
+    shown = [f"{level} = {code}" for code, level in enumerate(levels[:12])]
+    return ", ".join(shown) + (f", ... ({len(levels)} levels)" if len(levels) > len(shown) else "")
+
+
+def arguments_of(function: Callable, data: Data, source: str, exact: bool) -> Arguments:
+    """The arguments that `function` takes, out of data by name.
+
+    Args:
+        function: called with keyword arguments.
+        data: what a file holds.
+        source: the file, as messages name it.
+        exact: whether a name that the function does not take is refused, and not left out.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        DataError: when it cannot be read so, or holds NaN, infinite or missing values.
+        DataError: names what is missing, what is not known, and what holds no numbers.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"`{path}` should be a file whose name ends in {_listed(_READERS, 'or')}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{path}` could not be read as text in UTF-8: {error}.") from error
-    data = reader(path, text)
-    for name, value in data.items():
-        finite = np.isfinite(np.asarray(value, dtype=float))
-        if not np.all(finite):
-            index = tuple(int(i) for i in np.argwhere(~finite)[0])
-            place = f", the first at index {index}" if index else ""
-            raise DataError(
-                f"`{path}`: `{name}` holds {int((~finite).sum())} missing, NaN or infinite "
-                f"values{place}; drop them or impute them."
-            )
-    return data
-
-
-def _read_json(path: Path, text: str) -> Data:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"`{path}` could not be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"`{path}` should hold a JSON object, one entry for each argument of the function, "
-            f'such as {{"y": [1.5, 2.0]}}; got a {type(content).__name__}.'
-        )
-    return {name: _json_value(path, name, value) for name, value in content.items()}
-
-
-def _json_value(path: Path, name: str, value: Any) -> Any:
-    if isinstance(value, bool | int | float):
-        return value
-    try:
-        array = np.asarray(np.nan if value is None else value)
-        if array.dtype == object:  # null somewhere; text stays text, and is refused below
-            array = array.astype(float)
-    except (TypeError, ValueError):
-        array = np.asarray("ragged")
-    if array.dtype.kind not in "bif" or isinstance(value, dict):
-        raise DataError(
-            f"`{path}`: `{name}` should be a number or a list of numbers, lists of equal length "
-            f"within lists for a matrix; got {json.dumps(value)[:60]}."
-        )
-    return array
-
-
-def _read_csv(path: Path, text: str) -> Data:
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if len(rows) < 2:
-        raise DataError(
-            f"`{path}` should hold a header and at least one line of numbers; it has {len(rows)} "
-            "lines."
-        )
-    header = [name.strip() for name in rows[0]]
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise DataError(f"`{path}`: the header names {_listed(repeated)} more than once; rename.")
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise DataError(
-                f"`{path}`: row {number} has {len(row)} cells; the header has {len(header)} names."
-            )
-    columns = zip(*rows[1:], strict=True)
-    return {name: _column(path, name, cells) for name, cells in zip(header, columns, strict=True)}
-
-
-def _column(path: Path, name: str, cells: tuple[str, ...]) -> np.ndarray:
-    for number_of in (int, float):
-        try:
-            return np.array([number_of(cell) if cell.strip() else np.nan for cell in cells])
-        except ValueError:
-            continue
-    bad, text = next((i, c) for i, c in enumerate(cells, 2) if c.strip() and not _is_number(c))
-    raise DataError(f"`{path}`: row {bad}, column `{name}`: {text!r} is not a number.")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-_READERS: dict[str, Callable[[Path, str], Data]] = {".json": _read_json, ".csv": _read_csv}
-
-
-def require_arguments(function: Callable, data: Data, source: str) -> None:
-    """Check that `function` can be called with `data` as keyword arguments.
-
-    Raises:
-        DataError: names what is missing and what is not known.
-    """
-    inner: Any = function
-    while isinstance(inner, Messenger) and inner.fn is not None:
-        inner = inner.fn
-    parameters = inspect.signature(inner).parameters.values()
+    parameters = _signature(function).parameters.values()
     by_name = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
     takes = [p.name for p in parameters if p.kind in by_name]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     needs = [p.name for p in parameters if p.kind in by_name and p.default is p.empty]
-    called = getattr(inner, "__name__", inner)
     missing = [name for name in needs if name not in data]
-    unknown = [name for name in data if name not in takes and not takes_any]
+    left_out = [name for name in data if name not in takes and not takes_any]
     if missing:
+        held = f"; it holds {listed(data)}" if data else ""
         raise DataError(
-            f"{source} lacks {_listed(missing)}, which `{called}` needs; it takes the arguments "
-            f"{_listed(takes)}."
+            f"{source} lacks {listed(missing)}, which `{name_of(function)}` needs; it takes the "
+            f"arguments {listed(takes)}{held}."
         )
-    if unknown:
+    if left_out and exact:
         raise DataError(
-            f"{source} holds {_listed(unknown)}, which `{called}` does not take; it takes the "
-            f"arguments {_listed(takes)}."
+            f"{source} holds {listed(left_out)}, which `{name_of(function)}` does not take; it "
+            f"takes the arguments {listed(takes)}."
         )
+    read = {n: value_of(source, n, value) for n, value in data.items() if n not in left_out}
+    levels = {name: levels for name, (_, levels) in read.items() if levels}
+    return Arguments({name: value for name, (value, _) in read.items()}, levels, left_out)
 
 
-def _listed(names: Iterable[str], word: str = "and") -> str:
-    quoted = [f"`{name}`" for name in names] or ["nothing"]
-    return f" {word} ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+def name_of(function: Callable) -> str:
+    """The name of a function under NumPyro's handlers."""
+    inner = _unwrapped(function)
+    return str(getattr(inner, "__name__", inner))
+
+
+def _unwrapped(function: Any) -> Any:
+    while isinstance(function, Messenger) and function.fn is not None:
+        function = function.fn
+    return function
+
+
+def _signature(function: Callable) -> inspect.Signature:
+    try:
+        return inspect.signature(_unwrapped(function))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"`{name_of(function)}` is no function whose arguments can be read ({error}); give a "
+            "NumPyro model, a function of the data."
+        ) from error

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from volform.inference.arviz_export import to_arviz
@@ -29,7 +31,7 @@ def _mode_table(approx: LaplaceApproximation) -> Table:
     fit = approx.fit
     table = Table("site", "value", title="Mode of q^G", title_justify="left")
     for name, value in fit.values.items():
-        table.add_row(name, _array(value))
+        table.add_row(escape(name), escape(_array(value)))
     table.add_section()
     table.add_row("log q^G", f"{fit.log_density:.6f}")
     table.add_row("gradient norm", f"{fit.gradient_norm:.1e}")
@@ -57,7 +59,7 @@ def _evidence_table(approx: LaplaceApproximation) -> Table:
         rows["note"] = evidence.note
     table = Table(title="Evidence", title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     return table
 
 
@@ -70,13 +72,10 @@ def write_files(
     written = [folder / "evidence.json", folder / "posterior.nc"]
     text = json.dumps({**description, **numbers(approx)}, indent=2, allow_nan=False)
     written[0].write_text(text + "\n", encoding="utf-8")
-    to_arviz(approx, key=key).to_netcdf(str(written[1]))
-    sites = approx.posterior.layout.sites
-    pictures = {
-        f"density-{_file_name(site.name)}.png": density(approx, site.name)
-        for site in sites
-        if not site.shape
-    }
+    _without_slashes(to_arviz(approx, key=key)).to_netcdf(str(written[1]))
+    scalars = [site.name for site in approx.posterior.layout.sites if not site.shape]
+    stems = file_names(scalars)
+    pictures = {f"density-{stems[name]}.png": density(approx, name) for name in scalars}
     pictures["spectrum.png"] = figure_of(spectrum(approx))
     for name, figure in pictures.items():
         figure.savefig(folder / name, dpi=150)
@@ -127,5 +126,32 @@ def _array(value: Any) -> str:
     )
 
 
-def _file_name(site: str) -> str:
-    return re.sub(r"[^\w.-]", "_", site)
+def _without_slashes(data: Any) -> Any:
+    """The same ArviZ object with names that NetCDF can hold: `scope/mu` becomes `scope_mu`.
+
+    To NetCDF a slash is a group, as `numpyro.handlers.scope` writes it into names of sites.
+    """
+
+    def renamed(dataset: Any) -> Any:
+        names = {*dataset.variables, *dataset.dims}
+        new: dict[Any, str] = {}
+        for name in sorted(name for name in names if "/" in name):
+            free = name.replace("/", "_")
+            while free in names or free in new.values():
+                free += "_"
+            new[name] = free
+        return dataset.rename(new)
+
+    is_tree = hasattr(data, "map_over_datasets")  # an xarray DataTree, of ArviZ 1.x
+    return data.map_over_datasets(renamed) if is_tree else data.map(renamed)
+
+
+def file_names(sites: Sequence[str]) -> dict[str, str]:
+    """Names of files for sites, which may have the same letters: `a/b` and `a_b`."""
+    names: dict[str, str] = {}
+    for site in sites:
+        name = re.sub(r"[^\w.-]", "_", site)
+        while name in names.values():
+            name += "_"
+        names[site] = name
+    return names

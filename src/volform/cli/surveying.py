@@ -17,7 +17,9 @@ from rich.table import Table
 
 from volform import kernels
 from volform.architectures.survey import Entry, Survey, rank, survey
-from volform.cli.loading import load_data
+from volform.cli.data_files import TABLES, listed, load_data, value_of
+from volform.cli.options import seed
+from volform.cli.output import output_folder
 from volform.errors import DataError, KernelError
 from volform.kernels.layers.activation import Activation
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
@@ -67,7 +69,7 @@ def add_architectures(commands: Any) -> None:
     )
     command.set_defaults(run=run_architectures, model=(), reference=None)
     add = command.add_argument
-    add("--data", type=Path, required=True, metavar="FILE", help="columns with a header (.csv)")
+    add("--data", type=Path, required=True, metavar="FILE", help="columns with a header")
     add("--target", required=True, metavar="COLUMN", help="what is predicted from all the others")
     add("--depth", default="1,2", help="numbers of hidden layers (default: 1,2)")
     add("--activation", default="relu,erf", help=f"of {', '.join(ACTIVATIONS)} (default: relu,erf)")
@@ -87,7 +89,7 @@ def add_architectures(commands: Any) -> None:
     add("--draws", type=int, default=500, help="draws of hidden layers (default: 500)")
     add("--folds", type=int, default=5, help="folds of held-out rows (default: 5)")
     add("--out", type=Path, metavar="DIR", help="write architectures.json, .csv and PNG pictures")
-    add("--seed", type=int, default=0, help="seed of rows, draws and folds (default: 0)")
+    add("--seed", type=seed, default=0, help="seed of rows, draws and folds (default: 0)")
 
 
 def run_architectures(options: argparse.Namespace, console: Console) -> None:
@@ -101,8 +103,22 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         ),
     }
     x, y, unit = _standardized(options)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+    with output_folder(options.out) as folder:
+        written = _surveyed(options, console, choices, (x, y, unit), folder)
+    for path in written:
+        where = options.out / path.name
+        console.print(f"wrote {where}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _surveyed(
+    options: argparse.Namespace,
+    console: Console,
+    choices: dict[str, Any],
+    table: tuple[Float[Array, "n features"], Float[Array, " n"], float],
+    folder: Path | None,
+) -> list[Path]:
+    """Survey and print; the files that were written to `folder`."""
+    x, y, unit = table
     console.print(
         f"{options.data}: {len(y)} rows, {x.shape[1]} features, standardized; log Z of "
         f"`{options.target}` in its own units is lower by {len(y) * math.log(unit):.2f}",
@@ -124,16 +140,16 @@ def run_architectures(options: argparse.Namespace, console: Console) -> None:
         key=jax.random.key(options.seed),
     )
     print_survey(console, found)
-    if options.out is not None:
-        description = {
-            "data": str(options.data),
-            "target": options.target,
-            "rows": len(y),
-            "log_unit": len(y) * math.log(unit),
-            "seed": options.seed,
-        }
-        for path in write_survey(options.out, found, x, description):
-            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if folder is None:
+        return []
+    description = {
+        "data": str(options.data),
+        "target": options.target,
+        "rows": len(y),
+        "log_unit": len(y) * math.log(unit),
+        "seed": options.seed,
+    }
+    return write_survey(folder, found, x, description)
 
 
 def print_survey(console: Console, survey: Survey) -> None:
@@ -201,8 +217,10 @@ def _standardized(
     options: argparse.Namespace,
 ) -> tuple[Float[Array, "n features"], Float[Array, " n"], float]:
     """Features and target in units of their standard deviations, and the target's."""
-    if options.data.suffix.lower() != ".csv":
-        raise DataError(f"`--data {options.data}` should be a file whose name ends in .csv.")
+    if options.data.suffix.lower() not in TABLES:
+        raise DataError(
+            f"`--data {options.data}` should be a file whose name ends in {', '.join(TABLES)}."
+        )
     columns = load_data(options.data)
     if options.target not in columns:
         raise DataError(
@@ -210,8 +228,9 @@ def _standardized(
             f"{', '.join(columns)}."
         )
     names = [name for name in columns if name != options.target]
-    rows = _rows(options, len(columns[options.target]))
-    table = {name: np.asarray(values, float)[rows] for name, values in columns.items()}
+    numbers = {name: _numbers(options.data, name, column) for name, column in columns.items()}
+    rows = _rows(options, len(numbers[options.target]))
+    table = {name: values[rows] for name, values in numbers.items()}
     for name, values in table.items():
         if not np.ptp(values) > 0:
             raise DataError(
@@ -224,6 +243,16 @@ def _standardized(
     unit = float(table[options.target].std())
     features = jnp.asarray(np.stack([scaled[name] for name in names], 1))
     return features, jnp.asarray(scaled[options.target]), unit
+
+
+def _numbers(path: Path, name: str, column: Any) -> np.ndarray:
+    values, levels = value_of(f"`{path}`", name, column)
+    if levels:
+        raise DataError(
+            f"`{path}`: the column `{name}` is text ({listed(levels[:4])}), which has no order; "
+            "give each level a column of 0 and 1, or leave it out."
+        )
+    return np.asarray(values, float)
 
 
 def _rows(options: argparse.Namespace, count: int) -> Any:
@@ -242,7 +271,7 @@ def _rows(options: argparse.Namespace, count: int) -> Any:
             f"`--rows {wanted}` should be from 2 to {count}, the number of rows of "
             f"`{options.data}`."
         )
-    return np.sort(np.random.default_rng(options.seed).permutation(count)[:wanted])
+    return np.sort(np.random.default_rng(options.seed % 2**64).permutation(count)[:wanted])
 
 
 def _chosen(option: str, text: str, known: dict[str, Callable[[], Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from volform.geometry.connection import (
 )
 from volform.geometry.dependence import (
     dependence as dependence,
+    has_open_loop as has_open_loop,
     moves as moves,
 )
 from volform.geometry.fisher import (
@@ -17,10 +18,7 @@ from volform.geometry.fisher import (
 from volform.geometry.fisher_routes import (
     MonteCarlo as MonteCarlo,
     NoInformation as NoInformation,
-    Route as Route,
-    ScoreTangents as ScoreTangents,
     choose_route as choose_route,
-    tangent_like as tangent_like,
 )
 from volform.geometry.metric import (
     DiagonalField as DiagonalField,
@@ -46,6 +44,12 @@ from volform.geometry.questions import (
 )
 from volform.geometry.riemann import (
     scalar_curvature as scalar_curvature,
+)
+from volform.geometry.scores import (
+    CENSORED as CENSORED,
+    Route as Route,
+    ScoreTangents as ScoreTangents,
+    tangent_like as tangent_like,
 )
 from volform.geometry.tensors import (
     flat as flat,

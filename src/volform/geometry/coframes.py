@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import polygamma
+from jax.scipy.special import i0e, i1e, polygamma
 from jaxtyping import Array, Float
 
 _EULER_GAMMA = 0.5772156649015329
@@ -58,11 +57,13 @@ def in_closed_form(fn: dist.Distribution) -> bool:
     return coframe.dispatch(type(fn)) is not coframe.dispatch(object)
 
 
-def _stack(*parts: Any) -> Float[Array, "*batch m"]:
+def stacked(*parts: Any) -> Float[Array, "*batch m"]:
+    """Entries of a coframe, broadcast to one batch."""
     return jnp.stack(jnp.broadcast_arrays(*parts), axis=-1)
 
 
-def _or_zero(dx: Any) -> Any:
+def or_zero(dx: Any) -> Any:
+    """The tangent of a value, zero where it is observed."""
     return 0.0 if dx is None else dx
 
 
@@ -78,14 +79,64 @@ _LOCATION_SCALE = {
     dist.Laplace: (1.0, 0.0, 1.0),
     dist.Logistic: (1.0 / 3.0, 0.0, (3.0 + np.pi**2) / 9.0),
     dist.Gumbel: (1.0, _EULER_GAMMA - 1.0, np.pi**2 / 6.0 + (1.0 - _EULER_GAMMA) ** 2),
+    dist.SoftLaplace: (0.5, 0.0, np.pi**2 / 8.0),
+    dist.Levy: (10.5, 1.5, 0.5),
 }
 
 
 @register_coframe(*_LOCATION_SCALE)
 def _location_scale(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     a, b, c = _LOCATION_SCALE[type(fn)]
-    xi, sigma = (_or_zero(dx) - dfn.loc) / fn.scale, dfn.scale / fn.scale
-    return _stack(np.sqrt(a) * xi - b / np.sqrt(a) * sigma, np.sqrt(c - b * b / a) * sigma)
+    xi, sigma = (or_zero(dx) - dfn.loc) / fn.scale, dfn.scale / fn.scale
+    return stacked(np.sqrt(a) * xi - b / np.sqrt(a) * sigma, np.sqrt(c - b * b / a) * sigma)
+
+
+@register_coframe(dist.Weibull)
+def _weibull(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
+    # log x is a mirrored Gumbel variable of location log scale and scale 1 / concentration
+    dt = 0.0 if dx is None else dx / x
+    xi = fn.concentration * (dt - dfn.scale / fn.scale)
+    sigma = -dfn.concentration / fn.concentration
+    return stacked(xi - (1.0 - _EULER_GAMMA) * sigma, np.pi / np.sqrt(6.0) * sigma)
+
+
+@register_coframe(dist.AsymmetricLaplace)
+def _asymmetric_laplace(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
+    # On each side of loc the score is a + b (y - 1) with y standard exponential.
+    k, dk = jnp.asarray(fn.asymmetry), dfn.asymmetry / fn.asymmetry
+    xi, sigma = (or_zero(dx) - dfn.loc) / fn.scale, dfn.scale / fn.scale
+    left, right = k / jnp.sqrt(1.0 + k**2), 1.0 / jnp.sqrt(1.0 + k**2)  # roots of probabilities
+    drift = (1.0 - k**2) / (1.0 + k**2) * dk
+    return stacked(
+        left * (xi / k + drift + dk),
+        left * (sigma + dk),
+        right * (-k * xi + drift - dk),
+        right * (sigma - dk),
+    )
+
+
+@register_coframe(dist.AsymmetricLaplaceQuantile)
+def _asymmetric_laplace_quantile(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
+    def classic(loc: Array, scale: Array, quantile: Array) -> dist.AsymmetricLaplace:
+        asymmetry = jnp.sqrt(quantile / (1.0 - quantile))
+        return dist.AsymmetricLaplace(loc, scale * asymmetry / quantile, asymmetry)
+
+    primals = [jnp.asarray(v) for v in (fn.loc, fn.scale, fn.quantile)]
+    inner, dinner = jax.jvp(classic, primals, [dfn.loc, dfn.scale, dfn.quantile])
+    return _asymmetric_laplace(inner, x, dx, dinner)
+
+
+@register_coframe(dist.VonMises)
+def _von_mises(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
+    kappa = jnp.asarray(fn.concentration)
+    ratio = i1e(kappa) / i0e(kappa)  # the mean resultant length
+    w = 1.0 / jnp.maximum(kappa, 100.0)  # beyond 100 the difference cancels
+    series = w**2 * (0.5 + w * (0.25 + w * (0.375 + w * (25 / 32 + w * (65 / 32)))))
+    small = jnp.minimum(kappa, 100.0)
+    inner = i1e(small) / i0e(small)
+    slope = jnp.where(kappa > 100.0, series, 1.0 - inner / small - inner**2)
+    shift = or_zero(dx) - dfn.loc
+    return stacked(jnp.sqrt(kappa * ratio) * shift, jnp.sqrt(slope) * dfn.concentration)
 
 
 # E[s_x^2], E[s_x s_scale], E[s_scale^2] at scale 1.
@@ -98,14 +149,14 @@ _SCALE = {
 @register_coframe(*_SCALE)
 def _scale(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     a, b, c = _SCALE[type(fn)]
-    xi, sigma = _or_zero(dx) / fn.scale, dfn.scale / fn.scale
-    return _stack(np.sqrt(c) * sigma + b / np.sqrt(c) * xi, np.sqrt(a - b * b / c) * xi)
+    xi, sigma = or_zero(dx) / fn.scale, dfn.scale / fn.scale
+    return stacked(np.sqrt(c) * sigma + b / np.sqrt(c) * xi, np.sqrt(a - b * b / c) * xi)
 
 
 @register_coframe(dist.StudentT)
 def _student_t(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     nu = jnp.asarray(fn.df)
-    xi, sigma = (_or_zero(dx) - dfn.loc) / fn.scale, dfn.scale / fn.scale
+    xi, sigma = (or_zero(dx) - dfn.loc) / fn.scale, dfn.scale / fn.scale
     cross = -2.0 / ((nu + 1.0) * (nu + 3.0))
     diagonal = 2.0 * nu / (nu + 3.0)
     # The exact expression cancels to nu^-4; beyond 100 its own expansion is the accurate form.
@@ -117,7 +168,7 @@ def _student_t(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     )
     large = _student_t_series(1.0 / jnp.maximum(nu, 100.0))
     rest = jnp.where(nu > 100.0, large, exact)
-    return _stack(
+    return stacked(
         jnp.sqrt((nu + 1.0) / (nu + 3.0)) * xi,
         jnp.sqrt(diagonal) * sigma + cross / jnp.sqrt(diagonal) * dfn.df,
         jnp.sqrt(rest) * dfn.df,
@@ -131,11 +182,11 @@ def _student_t_series(w: Array) -> Array:
 
 @register_coframe(dist.Exponential)
 def _exponential(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(fn.rate * _or_zero(dx), dfn.rate / fn.rate)
+    return stacked(fn.rate * or_zero(dx), dfn.rate / fn.rate)
 
 
-def _trigamma_excess(a: Array) -> Array:
-    # psi'(a) - 1/a, by its expansion where the difference would cancel.
+def trigamma_excess(a: Array) -> Array:
+    """psi'(a) - 1/a, by its expansion where the difference would cancel."""
     w = 1.0 / jnp.maximum(a, 1e3)
     series = w**2 * (0.5 + w / 6.0 - w**3 / 30.0)
     small = jnp.minimum(a, 1e3)
@@ -147,7 +198,7 @@ def _gamma(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     a, b = jnp.asarray(fn.concentration), fn.rate
     dt = 0.0 if dx is None else dx / x
     first = jnp.sqrt(a) * (dt + dfn.rate / b - dfn.concentration / a)
-    return _stack(first, jnp.sqrt(_trigamma_excess(a)) * dfn.concentration)
+    return stacked(first, jnp.sqrt(trigamma_excess(a)) * dfn.concentration)
 
 
 @register_coframe(dist.LogNormal)
@@ -155,11 +206,11 @@ def _log_normal(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     s, sigma = fn.scale, dfn.base_dist.scale / fn.scale
     loc = dfn.base_dist.loc / s
     if dx is None:
-        return _stack(loc, np.sqrt(2.0) * sigma)
+        return stacked(loc, np.sqrt(2.0) * sigma)
     unit = jnp.exp(s**2 / 2.0 - fn.loc) * dx
     excess = jnp.expm1(s**2)
     rest = jnp.sqrt(excess + (excess - s**2) / s**2)  # E[s_x^2] less what loc and scale explain
-    return _stack(loc - unit / s, np.sqrt(2.0) * (sigma + unit), rest * unit)
+    return stacked(loc - unit / s, np.sqrt(2.0) * (sigma + unit), rest * unit)
 
 
 @register_coframe(dist.Dirichlet)
@@ -169,15 +220,15 @@ def _dirichlet(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
 
 @register_coframe(dist.Beta)
 def _beta(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    alpha = _stack(fn.concentration1, fn.concentration0)
-    dalpha = _stack(dfn.concentration1, dfn.concentration0)
-    return _log_ratio(alpha, dalpha, None if dx is None else _stack(dx / x, -dx / (1.0 - x)))
+    alpha = stacked(fn.concentration1, fn.concentration0)
+    dalpha = stacked(dfn.concentration1, dfn.concentration0)
+    return _log_ratio(alpha, dalpha, None if dx is None else stacked(dx / x, -dx / (1.0 - x)))
 
 
 def _log_ratio(alpha: Array, dalpha: Array, dlog: Array | None) -> Array:
     """Dirichlet: Cov[alpha - alpha0 x, log x] in log-ratio coordinates and concentrations."""
     k, total = alpha.shape[-1], alpha.sum(-1, keepdims=True)[..., None]
-    eye = jnp.eye(k, dtype=alpha.dtype)
+    eye = jnp.broadcast_to(jnp.eye(k, dtype=alpha.dtype), (*alpha.shape, k))
     trigamma = polygamma(1, alpha)[..., None] * eye - polygamma(1, total)
     if dlog is None:
         return _apply_transposed_cholesky(trigamma, dalpha)
@@ -204,28 +255,28 @@ def _uniform(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     if dx is None:
         return jnp.zeros((*fn.batch_shape, 0))
     width = fn.high - fn.low
-    return _stack(dx * width / ((x - fn.low) * (fn.high - x)) / np.sqrt(3.0))
+    return stacked(dx * width / ((x - fn.low) * (fn.high - x)) / np.sqrt(3.0))
 
 
 @register_coframe(dist.BernoulliLogits)
 def _bernoulli_logits(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(dfn.logits * _sd_of_logit(fn.logits))
+    return stacked(dfn.logits * _sd_of_logit(fn.logits))
 
 
 @register_coframe(dist.BernoulliProbs)
 def _bernoulli_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(dfn.probs / jnp.sqrt(fn.probs * (1.0 - fn.probs)))
+    return stacked(dfn.probs / jnp.sqrt(fn.probs * (1.0 - fn.probs)))
 
 
 @register_coframe(dist.BinomialLogits)
 def _binomial_logits(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(_root_count(fn, fn.logits) * dfn.logits * _sd_of_logit(fn.logits))
+    return stacked(_root_count(fn, fn.logits) * dfn.logits * _sd_of_logit(fn.logits))
 
 
 @register_coframe(dist.BinomialProbs)
 def _binomial_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     deviation = jnp.sqrt(fn.probs * (1.0 - fn.probs))
-    return _stack(_root_count(fn, fn.probs) * dfn.probs / deviation)
+    return stacked(_root_count(fn, fn.probs) * dfn.probs / deviation)
 
 
 def _root_count(fn: Any, like: Any) -> Array:
@@ -274,17 +325,17 @@ def _multinomial_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
 
 @register_coframe(dist.Poisson)
 def _poisson(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(dfn.rate / jnp.sqrt(fn.rate))
+    return stacked(dfn.rate / jnp.sqrt(fn.rate))
 
 
 @register_coframe(dist.GeometricProbs)
 def _geometric_probs(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(dfn.probs / (fn.probs * jnp.sqrt(1.0 - fn.probs)))
+    return stacked(dfn.probs / (fn.probs * jnp.sqrt(1.0 - fn.probs)))
 
 
 @register_coframe(dist.GeometricLogits)
 def _geometric_logits(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _stack(dfn.logits * jnp.exp(0.5 * jax.nn.log_sigmoid(-fn.logits)))
+    return stacked(dfn.logits * jnp.exp(0.5 * jax.nn.log_sigmoid(-fn.logits)))
 
 
 @register_coframe(dist.GammaPoisson)
@@ -295,7 +346,7 @@ def _gamma_poisson(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     information = _negative_binomial_dispersion(c, mean)
     informed = information > 0  # below rounding in the Poisson limit
     root = jnp.where(informed, jnp.sqrt(jnp.where(informed, information, 1.0)), 0.0)
-    return _stack(dmean / jnp.sqrt(mean + mean**2 / c), root * dfn.concentration)
+    return stacked(dmean / jnp.sqrt(mean + mean**2 / c), root * dfn.concentration)
 
 
 def _double_exponential_nodes(count: int = 121, reach: float = 3.6) -> tuple[np.ndarray, ...]:
@@ -333,35 +384,3 @@ def _stretch(t: Any) -> Array:
     w = near**2
     series = w * (1 / 12 - w * (1 / 720 - w * (1 / 30240 - w * (1 / 1209600 - w / 47900160))))
     return jnp.where(t < 0.25, 0.5 * near + series, -far / jnp.expm1(-far) - 1.0)
-
-
-@register_coframe(dist.MultivariateNormal)
-def _multivariate_normal(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    return _gaussian(fn.scale_tril, dfn.scale_tril, _or_zero(dx) - dfn.loc)
-
-
-@register_coframe(dist.LowRankMultivariateNormal)
-def _low_rank_multivariate_normal(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    def tril(factor: Array, diagonal: Array) -> Array:
-        eye = jnp.eye(diagonal.shape[-1], dtype=factor.dtype)
-        return jnp.linalg.cholesky(
-            factor @ jnp.swapaxes(factor, -1, -2) + diagonal[..., None] * eye
-        )
-
-    primal, tangent = jax.jvp(tril, (fn.cov_factor, fn.cov_diag), (dfn.cov_factor, dfn.cov_diag))
-    return _gaussian(primal, tangent, _or_zero(dx) - dfn.loc)
-
-
-def _gaussian(tril: Array, dtril: Array, shift: Array) -> Array:
-    """|L^-1 shift|^2 + 1/2 tr[(W + W^T)^2] with W = L^-1 dL, lower triangular."""
-    n = tril.shape[-1]
-    batch = jnp.broadcast_shapes(tril.shape[:-2], shift.shape[:-1])
-    tril, dtril = (jnp.broadcast_to(m, (*batch, n, n)) for m in (tril, dtril))
-    location = solve_triangular(tril, jnp.broadcast_to(shift, (*batch, n))[..., None], lower=True)
-    w = solve_triangular(tril, dtril, lower=True)
-    # For lower-triangular W: 1/2 tr[(W + W^T)^2] = 2 sum_i W_ii^2 + sum_{i>j} W_ij^2.
-    weights = jnp.tril(jnp.ones((n, n), tril.dtype), -1) + np.sqrt(2.0) * jnp.eye(
-        n, dtype=tril.dtype
-    )
-    rows, columns = np.tril_indices(n)
-    return jnp.concatenate([location[..., 0], (weights * w)[..., rows, columns]], -1)

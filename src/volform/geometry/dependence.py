@@ -30,6 +30,27 @@ def moves(flags: Any) -> bool:
     return any(jax.tree.leaves(flags))
 
 
+def has_open_loop(f: Callable[..., Any], *args: Any) -> bool:
+    """Tell whether a function holds a loop of unknown length, as an adaptive solver does."""
+    return _holds_while(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def _holds_while(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name == "while"
+        or any(
+            _holds_while(getattr(inner, "jaxpr", inner))
+            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
+            if _is_program(inner)
+        )
+        for eqn in jaxpr.eqns
+    )
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
 def _reached(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
     reached = {var for var, flag in zip(jaxpr.invars, inputs, strict=True) if flag}
     for eqn in jaxpr.eqns:

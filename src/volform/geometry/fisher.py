@@ -15,13 +15,11 @@ from volform.geometry.dependence import dependence
 from volform.geometry.fisher_routes import (
     MonteCarlo,
     NoInformation,
-    Route,
-    ScoreTangents,
     choose_route,
-    tangent_like,
 )
 from volform.geometry.metric import Metric, call_at
 from volform.geometry.questions import is_symmetric, name_of
+from volform.geometry.scores import Route, ScoreTangents, tangent_like
 from volform.linalg.structured import DenseOperator, Point, size_of
 
 
@@ -30,8 +28,9 @@ class Fisher(Metric):
 
     The chain rule is automatic: with z the parameters of the distribution, `F = J_z^T F_z J_z`.
     F_z comes in closed form for the common families, else as the Hessian of NumPyro's
-    `kl_divergence` in its second argument, else by enumeration of a finite support, else by
-    Monte Carlo. Independent elements of the distribution's batch are summed.
+    `kl_divergence` in its second argument, else by enumeration of a finite support, in two parts
+    (zero-inflated and hurdle families), by quadrature for families on the line, else by Monte
+    Carlo. Independent elements of the distribution's batch are summed.
 
     Args:
         family: maps a point to a NumPyro distribution: `family(value)` for one site,

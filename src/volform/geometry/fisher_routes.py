@@ -2,11 +2,11 @@
 
 Every route gives the same thing: the (d, d) matrix G_ij = E[(s . t_i)(s . t_j)] of the joint score
 s = d log p(x | z) / d(x, z) along d tangents t_i, summed over the batch. In order of preference:
-closed form, Hessian of NumPyro's Kullback-Leibler divergence, enumeration of a finite support,
-Monte Carlo with a given key.
+closed form, Hessian of NumPyro's Kullback-Leibler divergence, enumeration of a finite support, two
+parts, quadrature, Monte Carlo with a given key, and for a latent value its unconstrained
+coordinate.
 """
 
-import abc
 from typing import Any
 
 import equinox as eqx
@@ -19,60 +19,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
 from volform.errors import MetricError
-from volform.geometry import coframes
+from volform.geometry import coframes, matrix_coframes  # noqa: F401  (registers its rules)
 from volform.geometry.dependence import moves
-
-
-class ScoreTangents(eqx.Module):
-    """Tangents of one site: of its value and of its distribution, with a leading axis d.
-
-    Attributes:
-        x: the value; dx: its tangents, None where the value is observed.
-        dt: tangents of the value in NumPyro's unconstrained coordinates, None where observed.
-        fn: the distribution; dfn: its tangents, a pytree like `fn` (zeros for integers).
-        weight: per-element factor (scale and mask handlers), broadcast against the batch.
-    """
-
-    x: Any
-    dx: Any
-    dt: Any
-    fn: dist.Distribution
-    dfn: Any
-    weight: Any = 1.0
-
-    def reduced(self) -> "ScoreTangents":
-        """The same move with masks in the weight and replicates of observed sites counted once."""
-        fn, dfn, weight = self.fn, self.dfn, self.weight
-        while True:
-            if isinstance(fn, dist.MaskedDistribution):
-                weight = weight * jnp.asarray(fn._mask, jnp.result_type(float))
-            elif isinstance(fn, dist.ExpandedDistribution) and self.dx is None:
-                weight = _sum_to(jnp.broadcast_to(weight, fn.batch_shape), fn.base_dist.batch_shape)
-            else:
-                return ScoreTangents(self.x, self.dx, self.dt, fn, dfn, weight)
-            fn, dfn = fn.base_dist, dfn.base_dist
-
-
-def _sum_to(weight: Array, shape: tuple[int, ...]) -> Array:
-    weight = weight.sum(tuple(range(weight.ndim - len(shape))))
-    ones = tuple(i for i, n in enumerate(shape) if n == 1 and weight.shape[i] != 1)
-    return weight.sum(ones, keepdims=True)
-
-
-class Route(eqx.Module):
-    """Method by which the information of a family is computed."""
-
-    @abc.abstractmethod
-    def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
-        """G_ij of `move`: shape (d, d), symmetric positive semi-definite."""
-
-    @abc.abstractmethod
-    def root(self, move: ScoreTangents) -> Float[Array, "d m"]:
-        """R of `move` with `R R^T = G`: shape (d, m)."""
-
-    @abc.abstractmethod
-    def __str__(self) -> str:
-        """The name shown in the `repr` of a metric."""
+from volform.geometry.score_quadrature import ScoreQuadrature, has_quadrature
+from volform.geometry.scores import (
+    CENSORED,
+    Route,
+    ScoreTangents,
+    root_of,
+    shifted,
+    square,
+    unwrapped,
+    weighted,
+)
+from volform.geometry.split_routes import AtZero, Censored
 
 
 class ClosedForm(Route):
@@ -80,12 +40,12 @@ class ClosedForm(Route):
 
     def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
         """Gram matrix of the coframe."""
-        return _square(self.root(move))
+        return square(self.root(move))
 
     def root(self, move: ScoreTangents) -> Float[Array, "d m"]:
         """The coframe along each tangent."""
         e = jax.vmap(lambda dx, dfn: _coframe(move.fn, move.x, dx, dfn))(move.dx, move.dfn)
-        return _weighted(e, move.weight)
+        return weighted(e, move.weight)
 
     def __str__(self) -> str:
         return "closed form"
@@ -98,16 +58,15 @@ class DivergenceHessian(Route):
         """Hessian in t at 0 of the sum of KL(fn || fn + sum_i t_i dfn_i)."""
 
         def divergence(t: Float[Array, " d"]) -> Float[Array, ""]:
-            moved = _shift(move.fn, jax.tree.map(lambda v: jnp.tensordot(t, v, 1), move.dfn))
+            moved = shifted(move.fn, jax.tree.map(lambda v: jnp.tensordot(t, v, 1), move.dfn))
             return jnp.sum(move.weight * dist.kl_divergence(move.fn, moved))
 
         d = jax.tree.leaves(move.dfn)[0].shape[0]
         return jax.hessian(divergence)(jnp.zeros(d, jnp.result_type(float)))
 
     def root(self, move: ScoreTangents) -> Float[Array, "d d"]:
-        """Root by the eigenvectors of G; rounding below zero is cut off."""
-        values, vectors = jnp.linalg.eigh(self.gram(move))
-        return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
+        """Root by the eigenvectors of G."""
+        return root_of(self.gram(move))
 
     def __str__(self) -> str:
         return "Hessian of the KL divergence"
@@ -120,7 +79,7 @@ class Enumeration(Route):
 
     def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
         """Gram matrix of the scores, weighted by the probabilities of the support."""
-        return _square(self.root(move))
+        return square(self.root(move))
 
     def root(self, move: ScoreTangents) -> Float[Array, "d m"]:
         """Scores along each tangent, by the roots of the probabilities of the support."""
@@ -147,7 +106,7 @@ class MonteCarlo(Route):
 
     def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
         """Gram matrix of the scores at the draws."""
-        return _square(self.root(move))
+        return square(self.root(move))
 
     def root(self, move: ScoreTangents) -> Float[Array, "d m"]:
         """Scores along each tangent at the draws."""
@@ -158,12 +117,33 @@ class MonteCarlo(Route):
         return f"Monte Carlo, {self.draws} draws"
 
 
+class InUnconstrainedCoordinate(Route):
+    """The flat metric of a latent value in NumPyro's unconstrained coordinates, |dt|^2.
+
+    The last resort: it measures the value where nothing is known of its scores, and says nothing of
+    the parameters of its family.
+    """
+
+    def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
+        """Gram matrix of the tangents."""
+        return square(self.root(move))
+
+    def root(self, move: ScoreTangents) -> Float[Array, "d m"]:
+        """The tangents, by the roots of the weights."""
+        fn: Any = move.fn
+        weight = jnp.broadcast_to(move.weight, fn.batch_shape)
+        return weighted(move.dt.reshape(len(move.dt), *fn.batch_shape, -1), weight)
+
+    def __str__(self) -> str:
+        return "unconstrained coordinate"
+
+
 class NoInformation(Route):
     """No information: factors, improper priors, point masses, parameters that do not move."""
 
     def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
         """Zeros."""
-        return _square(self.root(move))
+        return square(self.root(move))
 
     def root(self, move: ScoreTangents) -> Float[Array, "d 0"]:
         """No columns."""
@@ -192,9 +172,10 @@ def choose_route(
         name: what to call the distribution in an error.
 
     Raises:
-        MetricError: when only Monte Carlo would do and no `sampler` is given.
+        MetricError: of an observed family, when only Monte Carlo would do and no `sampler` is
+            given.
     """
-    core = _core(fn)
+    core = unwrapped(fn)
     if isinstance(core, dist.Unit | dist.ImproperUniform | dist.Delta):
         return NoInformation()
     if not latent and not moves(moving):
@@ -206,23 +187,34 @@ def choose_route(
     enumeration = None if latent else _enumeration(fn)
     if enumeration is not None:
         return enumeration
+    if not latent and isinstance(core, _IN_PARTS):
+        inner = choose_route(
+            core.base_dist,
+            latent=False,
+            moving=unwrapped(moving).base_dist,
+            sampler=sampler,
+            name=name,
+        )
+        return Censored(inner, name) if isinstance(core, CENSORED) else AtZero(inner)
+    if not isinstance(core, _IN_PARTS) and has_quadrature(fn):
+        return ScoreQuadrature()
     if sampler is not None:
         return sampler
+    if latent and fn.support is not None and not fn.support.is_discrete:
+        return InUnconstrainedCoordinate()
     raise MetricError(
-        f"The Fisher information of `{type(core).__name__}` at `{name}` has no closed form here; "
+        f"The Fisher information of the observed family `{type(core).__name__}` at `{name}` has no "
+        "closed form here, and its values are not on a line, where quadrature would do; "
         "give a key for Monte Carlo: `Fisher(..., key=jax.random.key(0))`, likewise for "
         "`LikelihoodFisher` and `JointFisher`, or register a KL divergence with NumPyro."
     )
 
 
-def _core(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
+_IN_PARTS = (dist.ZeroInflatedProbs, dist.HurdleProbs, *CENSORED)
 
 
 def _closed(fn: Any, moving: Any) -> bool:
-    fn, moving = _core(fn), _core(moving)
+    fn, moving = unwrapped(fn), unwrapped(moving)
     if coframes.in_closed_form(fn):
         return True
     if isinstance(fn, dist.TransformedDistribution):
@@ -247,7 +239,7 @@ def _has_divergence(fn: dist.Distribution) -> bool:
 def _enumeration(fn: dist.Distribution) -> Enumeration | None:
     if not fn.has_enumerate_support:
         return None
-    core = _core(fn)
+    core = unwrapped(fn)
     if isinstance(core, dist.BetaBinomial) and not fn.event_shape:
         # NumPyro enumerates equal counts only, and none that are arguments of a compiled function
         count = core.total_count
@@ -257,15 +249,6 @@ def _enumeration(fn: dist.Distribution) -> Enumeration | None:
     except (NotImplementedError, jax.errors.ConcretizationTypeError):
         return None
     return Enumeration()
-
-
-def tangent_like(primal: Any, tangent: Any) -> Any:
-    """Tangents with float0 (of integer leaves) replaced by zeros, so that arithmetic works."""
-    return jax.tree.map(
-        lambda p, t: jnp.zeros(jnp.shape(p)) if t.dtype == jax.dtypes.float0 else t,
-        primal,
-        tangent,
-    )
 
 
 def _coframe(fn: Any, x: Any, dx: Any, dfn: Any) -> Float[Array, "*batch m"]:
@@ -294,24 +277,6 @@ def _pulled_through(transforms: Any, x: Any, dx: Any) -> tuple[Any, Any]:
     return x, dx
 
 
-def _weighted(e: Float[Array, "d *batch m"], weight: Any) -> Float[Array, "d n"]:
-    weight = jnp.broadcast_to(jnp.asarray(weight, e.dtype), e.shape[1:-1])
-    e = e * jnp.sqrt(weight)[None, ..., None]
-    return e.reshape(e.shape[0], -1)
-
-
-def _square(root: Float[Array, "d m"]) -> Float[Array, "d d"]:
-    return root @ root.T
-
-
-def _shift(fn: Any, step: Any) -> Any:
-    def moved(leaf: Any, delta: Any) -> Any:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return leaf + delta if is_float else leaf
-
-    return jax.tree.map(moved, fn, step)
-
-
 def _score_root(move: ScoreTangents, points: Any, weights: Any) -> Float[Array, "d m"]:
     def score(dt: Any, dfn: Any) -> Float[Array, "n *batch"]:
         def at(x: Any) -> Array:
@@ -321,7 +286,7 @@ def _score_root(move: ScoreTangents, points: Any, weights: Any) -> Float[Array, 
 
     s = jax.vmap(score)(move.dt, move.dfn)
     e = jnp.sqrt(weights)[None] * s
-    return _weighted(e[..., None], move.weight)
+    return weighted(e[..., None], move.weight)
 
 
 def _log_density_along(fn: Any, x: Any, dt: Any, dfn: Any) -> tuple[Any, tuple, tuple]:
@@ -341,7 +306,7 @@ def _log_density_along(fn: Any, x: Any, dt: Any, dfn: Any) -> tuple[Any, tuple, 
 
 
 def _shift_and_score(fn: Any, dfn: Any, eps: Any, x: Any) -> Array:
-    return _shift(fn, jax.tree.map(lambda v: eps * v, dfn)).log_prob(x)
+    return shifted(fn, jax.tree.map(lambda v: eps * v, dfn)).log_prob(x)
 
 
 def _draws(fn: Any, key: PRNGKeyArray, count: int) -> tuple[Any, Any]:
@@ -349,8 +314,7 @@ def _draws(fn: Any, key: PRNGKeyArray, count: int) -> tuple[Any, Any]:
     if isinstance(fn, dist.MixtureSameFamily):
         core = fn
         x = core.component_distribution.sample(key, (count,))  # (count, *batch, k, *event)
-        axis = core.mixture_dim - len(core.event_shape)
-        x = jnp.moveaxis(x, axis, 1)
+        x = jnp.moveaxis(x, core.mixture_dim, 1)
         probs = jnp.moveaxis(jnp.asarray(core.mixing_distribution.probs), -1, 0)
         weights = jnp.broadcast_to(probs / count, (count, *probs.shape))
         return _merge(x), _merge(weights)

@@ -46,9 +46,10 @@ def smoothed(
     with np.errstate(over="ignore"):
         normalized, k_hat = _psislw(log_weights - shift)
     # ArviZ normalizes; all weights but those of the tail differ from theirs by one constant.
-    body = np.argsort(log_weights)[: len(log_weights) // 2]
-    finite = body[np.isfinite(log_weights[body])]
-    body = finite if finite.size else np.array([np.argmax(log_weights)])
+    # Of the lower half of those that are not zero: the largest is of the tail, which is smoothed.
+    order = np.argsort(log_weights)
+    order = order[np.isfinite(log_weights[order])]
+    body = order[: max(len(order) // 2, 1)]
     return normalized + np.median(log_weights[body] - normalized[body]), float(k_hat)
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
-from numpyro.infer import log_likelihood
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import key_of
 from volform.errors import ModelError
 from volform.inference import arviz_compat
 from volform.inference.laplace.approximation import LaplaceApproximation
@@ -42,17 +42,15 @@ def to_arviz(
     >>> draws["mu"].shape
     (1, 200)
     """
-    samples = approx.sample(jax.random.key(0) if key is None else key, draws)
+    samples = approx.sample(key_of(key, "to_arviz", ModelError), draws)
     groups, dims = groups_of(approx.posterior, samples)
     return arviz_compat.built(groups, _attributes(approx, samples.outside), dims)
 
 
 def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
     """The groups of an ArviZ object, and the dimensions of their variables."""
-    args, kwargs = posterior.program.arguments()
     named = jax.vmap(lambda u: posterior.values(u, posterior.known))(samples.u)
     trace = posterior.program.run(posterior.values(samples.u[0]))
-    likelihoods = log_likelihood(posterior.model, samples.values, *args, **kwargs)
     observed = {
         name: np.asarray(trace[name]["value"])
         for name in posterior.observed
@@ -60,9 +58,7 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
     }
     groups = {
         "posterior": {name: np.asarray(value)[None] for name, value in named.items()},
-        "log_likelihood": {
-            name: np.asarray(value)[None] for name, value in likelihoods.items() if name in observed
-        },
+        "log_likelihood": _pointwise(posterior, samples.u, tuple(observed)),
         "observed_data": observed,
     }
     dims = {
@@ -71,6 +67,19 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
     dims |= {name: _plates(trace[name], value.ndim) for name, value in observed.items()}
     dims = {name: plates for name, plates in dims.items() if plates}
     return {name: group for name, group in groups.items() if group}, dims
+
+
+def _pointwise(
+    posterior: Posterior, u: Float[Array, "n d"], names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Log likelihood of each datum at each draw, in one chain."""
+
+    def of_draw(u: Float[Array, " d"]) -> dict[str, Array]:
+        trace = posterior.program.run(posterior.values(u))
+        return {name: trace[name]["fn"].log_prob(trace[name]["value"]) for name in names}
+
+    found = jax.jit(lambda u: jax.lax.map(of_draw, u))(u)
+    return {name: np.asarray(value)[None] for name, value in found.items()}
 
 
 def _attributes(approx: LaplaceApproximation, outside: int) -> dict[str, Any]:

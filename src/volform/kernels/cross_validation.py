@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.checks import require_positive
+from volform.checks import key_of, require_positive
 from volform.errors import KernelError
 from volform.kernels.checks import require_inputs, require_targets
 from volform.kernels.gaussian_process import Prediction
@@ -71,7 +71,7 @@ def held_out(
         raise KernelError(
             f"`folds` is {folds!r}; it should be an integer from 2 to the number of rows, {len(x)}."
         )
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "held_out", KernelError)
     order = np.asarray(jax.random.permutation(key, len(x)))
     terms = []
     for test in np.array_split(order, folds):

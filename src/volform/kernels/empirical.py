@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import require_key, require_whole
 from volform.errors import MetricError, NetworkError
 from volform.geometry.metric import Euclidean, Metric
 from volform.kernels.checks import require_inputs, require_pair
@@ -135,6 +136,8 @@ def empirical_nngp(
     x1 = require_inputs(x1, "x1")
     x2 = x1 if x2 is None else require_inputs(x2, "x2")
     require_pair(x1, x2)
+    require_key(key, "key", "empirical_nngp", NetworkError)
+    require_whole(draws, "draws", "empirical_nngp", NetworkError)
     if draws < 2:
         raise NetworkError(f"`draws` is {draws}; a mean with a standard error takes at least 2.")
     both = jnp.concatenate([x1, x2])

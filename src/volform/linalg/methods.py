@@ -1,5 +1,6 @@
 """Methods for functionals of an operator: exact, or from products with random vectors."""
 
+from os import PathLike
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from volform.checks import require_whole
+from volform.checks import require_key, require_whole
 from volform.errors import OperatorError
 from volform.limits import EXACT_UP_TO
 from volform.linalg.operator import is_known
@@ -44,7 +45,8 @@ class Krylov(Method):
         batch: vectors worked on at once, which bounds the memory; by default ten for traces and
             diagonals, all of them for Lanczos quadrature.
         checkpoint: path of a file (npz) that Lanczos quadrature writes after each batch, and goes
-            on from: a log-determinant or spectral density of hours survives being killed.
+            on from: a log-determinant or spectral density of hours survives being killed. A file
+            of another operator or other settings is refused.
 
     References:
         Hutchinson (1990); Ubaru, Chen & Saad (2017), Fast estimation of tr(f(A)) via stochastic
@@ -55,14 +57,20 @@ class Krylov(Method):
     probes: int = eqx.field(static=True, default=64)
     depth: int = eqx.field(static=True, default=48)
     batch: int | None = eqx.field(static=True, default=None)
-    checkpoint: str | None = eqx.field(static=True, default=None)
+    checkpoint: str | PathLike | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         """Check the numbers."""
+        require_key(self.key, "key", "Krylov")
         _require_probes(self.probes, "Krylov")
         require_whole(self.depth, "depth", "Krylov")
         if self.batch is not None:
             require_whole(self.batch, "batch", "Krylov")
+        if not isinstance(self.checkpoint, str | PathLike | None):
+            raise OperatorError(
+                f"`checkpoint` of Krylov is {self.checkpoint!r}; it should be a path, or None to "
+                "keep no file."
+            )
 
 
 class XTrace(Method):
@@ -86,6 +94,7 @@ class XTrace(Method):
 
     def __check_init__(self) -> None:
         """Check the numbers."""
+        require_key(self.key, "key", "XTrace")
         _require_probes(self.probes, "XTrace")
 
 

@@ -27,6 +27,7 @@ from volform.models.fisher_metrics import (
     LikelihoodFisher as LikelihoodFisher,
 )
 from volform.models.layout import (
+    Layout as Layout,
     Site as Site,
 )
 from volform.models.model_metric import (
@@ -41,9 +42,22 @@ from volform.models.posterior import (
     condition as condition,
     with_sites_fixed as with_sites_fixed,
 )
+from volform.models.prior_draws import (
+    prior_draws as prior_draws,
+    tempered as tempered,
+    weighed_draws as weighed_draws,
+)
 from volform.models.priors import (
     Jeffreys as Jeffreys,
     VolumeDensity as VolumeDensity,
+)
+from volform.models.symmetries import (
+    SAME as SAME,
+    Symmetry as Symmetry,
+    count_images as count_images,
+    find_symmetries as find_symmetries,
+    images as images,
+    is_fixed_point as is_fixed_point,
 )
 from volform.moved import moved_from as _moved_from
 

@@ -1,10 +1,8 @@
 """Attaching metrics to the sites of a NumPyro model, as an effect handler."""
 
-import inspect
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from volform.errors import MetricError, ModelError
@@ -111,64 +109,6 @@ def require_metric(value: Any, where: str) -> None:
             f"{where} holds {value!r} of type {type(value).__name__}; it should hold metrics, for "
             "example `vf.Euclidean()` or `vf.Fisher(dist.Normal)`."
         )
-
-
-class Observer(Messenger):
-    """Notes what the model wrote as `numpyro.sample`, whatever handlers made of it.
-
-    `handlers.reparam`, around the model or inside it, makes a deterministic site of a sample site
-    and drops its settings before a handler further out sees it. But while it does so it samples an
-    auxiliary site, and then the message that it is working on is there to be read on Python's
-    call stack.
-
-    Attributes:
-        metrics: what `infer={"metric": ...}` said, by site.
-        equivalent_modes: what `infer={"equivalent_modes": ...}` said, by site.
-    """
-
-    def __init__(self, fn: Callable):
-        self._rewritten: list[str] = []
-        self._auxiliary: set[Any] = set()
-        self.metrics: dict[str, Any] = {}
-        self.equivalent_modes: dict[str, Any] = {}
-        super().__init__(fn)
-
-    def process_message(self, msg: Any) -> None:
-        """Notes the site; NumPyro hands `note` into the body of `scan` and `cond`."""
-        if msg["type"] == "control_flow":
-            msg["kwargs"]["substitute_stack"].append(("substitute", self.note))
-        else:
-            self.note(msg)
-
-    def note(self, msg: Any) -> None:
-        """Notes a sample site, and those that are being rewritten in terms of it."""
-        for origin in _being_rewritten():
-            self._auxiliary.add(msg.get("name"))
-            self._rewritten.append(origin["name"])
-            self._note_settings(origin)
-        if msg["type"] == "sample":
-            self._note_settings(msg)
-
-    @property
-    def rewritten(self) -> tuple[str, ...]:
-        """Names of the sample sites that were made deterministic, without auxiliary ones."""
-        return tuple(name for name in self._rewritten if name not in self._auxiliary)
-
-    def _note_settings(self, msg: Any) -> None:
-        if "equivalent_modes" in msg["infer"]:
-            self.equivalent_modes[msg["name"]] = msg["infer"]["equivalent_modes"]
-        metric = msg["infer"].get("metric")
-        if metric is not None:
-            require_metric(metric, f"`infer` of the site `{msg['name']}`")
-            self.metrics[msg["name"]] = metric
-
-
-def _being_rewritten() -> Iterator[dict[str, Any]]:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is handlers.reparam.process_message.__code__:
-            yield frame.f_locals["msg"]
-        frame = frame.f_back
 
 
 def attached_metrics(model: Callable) -> tuple[dict[Sites, Metric], Metric | None]:

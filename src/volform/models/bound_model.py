@@ -43,6 +43,9 @@ class BoundModel(eqx.Module):
     observed: tuple[str, ...] = eqx.field(static=True)
     known: tuple[str, ...] = eqx.field(static=True)
 
+    # By identity, since arrays have no hash: `jax.jit(bound.log_density)` asks for one.
+    __hash__ = object.__hash__
+
     @property
     def dim(self) -> int:
         """Number of unconstrained coordinates d."""
@@ -84,7 +87,7 @@ class BoundModel(eqx.Module):
             u: unconstrained point, shape (d,).
         """
         values, log_det = self.layout.constrain_with_log_det(u)
-        return self.program.run_with_density(values)[0] + log_det
+        return self.program.log_density(values) + log_det
 
     def log_likelihood(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """log p(data | u): the sum over the observed sites, `numpyro.factor` included.

@@ -13,6 +13,7 @@ from numpyro.distributions import (
     Independent,
     MaskedDistribution,
     Unit,
+    constraints,
 )
 
 from volform.errors import DataError
@@ -26,13 +27,23 @@ def require_observed(name: str, fn: Any, value: Any) -> None:
     """
     if _is_unchecked(fn, value):
         return
+    if isinstance(value, list | tuple):
+        raise DataError(
+            f"The observed site `{name}` has a {type(value).__name__} for data, which NumPyro does "
+            "not calculate with; pass an array, `jnp.asarray(...)`, of the data."
+        )
     value = on_host(value)
+    if value.dtype.kind not in "biufc":
+        raise DataError(
+            f"The observed site `{name}` has data of the type {value.dtype}; they should be "
+            "numbers. Drop what is missing, and write text as integer codes."
+        )
     if value.size == 0:
         raise DataError(
             f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
         )
     _require_equal_lengths(name, value.shape, tuple(fn.shape()), len(fn.event_shape))
-    used = _used(fn, value)
+    used = used_entries(fn, value)
     _require_nowhere(
         np.issubdtype(value.dtype, np.inexact) & used & ~np.isfinite(value),
         f"The observed site `{name}` holds {{}} values that are NaN or infinite, the first at "
@@ -51,7 +62,7 @@ def require_in_support(name: str, fn: Any, value: Any) -> None:
     inside = fn.support(jnp.asarray(value))
     if isinstance(inside, Tracer):  # under jit, where nothing is known yet
         return
-    inside, used = on_host(inside), _used(fn, on_host(value))
+    inside, used = on_host(inside), used_entries(fn, on_host(value))
     _require_nowhere(
         ~inside & (used if inside.shape == used.shape else True),
         f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
@@ -93,6 +104,27 @@ def is_point_mass(fn: Any) -> bool:
     return isinstance(core_of(fn), Delta)
 
 
+def require_no_table(leaf: Any) -> None:
+    """Refuse data frames, which may be meant as a matrix or as columns by name.
+
+    Raises:
+        DataError: for what has columns.
+    """
+    if hasattr(leaf, "columns"):
+        raise DataError(
+            f"An argument of the model is a table, {type(leaf).__name__} of shape "
+            f"{np.shape(leaf)}, which may be meant as a matrix or by columns. Pass "
+            "`table.to_numpy()` for the one, and `table['y']`, `dict(table)` or `**table` for the "
+            "other."
+        )
+
+
+def is_circular(fn: Any) -> bool:
+    """Tell whether the values of a distribution are angles."""
+    support = core_of(fn).support
+    return isinstance(getattr(support, "base_constraint", support), type(constraints.circular))
+
+
 def core_of(fn: Any) -> Any:
     """The distribution under masks, expansions and reinterpreted batch dimensions."""
     while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
@@ -100,7 +132,7 @@ def core_of(fn: Any) -> Any:
     return fn
 
 
-def _used(fn: Any, value: Any) -> Any:
+def used_entries(fn: Any, value: Any) -> np.ndarray:
     """Entries of the value that enter the density: those that no mask leaves out."""
     used = np.ones(value.shape, bool)
     while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):

@@ -10,23 +10,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to
 
+from volform.checks import require_key, require_whole
 from volform.errors import MetricError
 from volform.geometry.dependence import dependence, moves
 from volform.geometry.fisher_routes import (
     MonteCarlo,
     NoInformation,
-    Route,
-    ScoreTangents,
     choose_route,
-    tangent_like,
 )
 from volform.geometry.questions import is_symmetric, name_of
+from volform.geometry.scores import CENSORED, Route, ScoreTangents, tangent_like
 from volform.models.bound_model import BoundModel
 from volform.models.data_checks import core_of
 from volform.models.model_metric import ModelMetric, respelled
 from volform.models.priors import VolumeDensity
-
-Trace = dict[str, Any]
+from volform.models.spelled_out import Trace, spelled_out
 
 
 class SiteFisher(ModelMetric):
@@ -34,6 +32,12 @@ class SiteFisher(ModelMetric):
 
     key: eqx.AbstractVar[PRNGKeyArray | None]
     draws: eqx.AbstractVar[int]
+
+    def __check_init__(self) -> None:
+        """Check the key and the number of draws."""
+        if self.key is not None:
+            require_key(self.key, "key", type(self).__name__, MetricError)
+        require_whole(self.draws, "draws", type(self).__name__, MetricError)
 
     @abc.abstractmethod
     def counts(self, site: dict[str, Any]) -> bool:
@@ -97,9 +101,11 @@ class JointFisher(SiteFisher):
     latent values, and `S_s = E_{x ~ p(. | z)}[s s^T]` with s = d log p(x | z) / d(x, z); rows of x
     only where the site is latent. For Normal(loc, scale) in the order (x, loc, scale) S is
     [[1, -1, 0], [-1, 1, 0], [0, 0, 2]] / scale^2. Positive definite for proper hierarchical
-    models. The x-row is in the value's own coordinate, except for Gamma, Beta, Dirichlet, Uniform
-    and families without a closed form, where it is in log x, logit x, log-ratios or NumPyro's
-    unconstrained coordinates: there the score in x itself need not be square-integrable.
+    models. The x-row is in the value's own coordinate, except for Gamma, Beta, Dirichlet, Uniform,
+    Weibull, LKJ, Wishart and families without a closed form, where it is in log x, logit x,
+    log-ratios or NumPyro's unconstrained coordinates: there the score in x itself need not be
+    square-integrable. A latent value for whose family nothing is known has the flat metric of its
+    unconstrained coordinate. The `repr` of the posterior tells the route of each site.
 
     Args:
         reference: another spelling of the same model to read the geometry from; then centered and
@@ -108,7 +114,7 @@ class JointFisher(SiteFisher):
         draws: number of Monte Carlo draws.
 
     Raises:
-        MetricError: at `condition`, when a family needs `key`.
+        MetricError: at `condition`, when an observed family needs `key`.
 
     >>> import numpyro, numpyro.distributions as dist, volform as vf
     >>> def model():
@@ -161,8 +167,9 @@ class BoundFisher(ModelMetric):
         total = jnp.zeros((u.size, u.size), u.dtype)
         for name, route in self.routes.items():
             state, tangent = states[name], moved[name]
+            dx = tangent["x"] if name in self.moving else None
             move = ScoreTangents(
-                state["x"], tangent["x"], tangent["t"], state["fn"], tangent["fn"], state["weight"]
+                state["x"], dx, tangent["t"], state["fn"], tangent["fn"], state["weight"]
             )
             total += route.gram(move.reduced())
         return total
@@ -180,8 +187,8 @@ def _(metric: SiteFisher | BoundFisher) -> bool:
 def _trace_of(model: BoundModel, spelling: BoundModel | None) -> Callable[[Array], Trace]:
     """The trace that the metric is read off, as a function of the model's own u."""
     if spelling is None:
-        return model.trace
-    return lambda u: spelling.program.run(model.values(u, spelling.names))
+        return lambda u: spelled_out(model.trace(u))
+    return lambda u: spelled_out(spelling.program.run(model.values(u, spelling.names)))
 
 
 def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
@@ -193,7 +200,8 @@ def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
     if site["is_observed"] and batch != fn.batch_shape:
         fn = fn.expand(batch)
     if not moving:
-        return {"x": None, "t": None, "fn": fn, "weight": weight}
+        needed = value if isinstance(core_of(fn), CENSORED) else None
+        return {"x": needed, "t": None, "fn": fn, "weight": weight}
     return {"x": value, "t": biject_to(fn.support).inv(value), "fn": fn, "weight": weight}
 
 
@@ -216,27 +224,32 @@ def bind_information(
         MetricError: when no site of the sum carries information, or a family needs a key.
     """
     trace_at, u = _trace_of(model, spelling), jnp.zeros(model.dim)
-    seen: dict[str, dict[str, Any]] = {}
+    sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
 
-    def sites(u: Float[Array, " d"]) -> dict[str, Any]:
-        for name, site in trace_at(u).items():
-            if _has_family(site) and metric.counts(site):
-                seen[name] = {"fn": site_state(site, False)["fn"], "value": site["value"]}
-        return seen
+    def sites(u: Float[Array, " d"]) -> dict[str, Trace]:
+        return {
+            name: {"fn": site_state(site, False)["fn"], "value": site["value"]}
+            for name, site in trace_at(u).items()
+            if _has_family(site) and metric.counts(site)
+        }
 
     flags = dependence(sites, u)
-    moving = frozenset(name for name in seen if moves(flags[name]["value"]))
-    sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
-    routes = {
-        name: choose_route(
-            site["fn"],
-            latent=name in moving,
-            moving=flags[name]["fn"],
-            sampler=sampler,
-            name=name,
-        )
-        for name, site in seen.items()
-    }
+    moving = frozenset(name for name in flags if moves(flags[name]["value"]))
+    routes: dict[str, Route] = {}
+
+    def choose(u: Float[Array, " d"]) -> Float[Array, " d"]:
+        for name, site in sites(u).items():
+            routes[name] = choose_route(
+                site["fn"],
+                latent=name in moving,
+                moving=flags[name]["fn"],
+                sampler=sampler,
+                name=name,
+            )
+        return u
+
+    # A second trace: families choose by their types and constants, and none outlives its trace.
+    jax.eval_shape(choose, u)
     heard = {name: route for name, route in routes.items() if not isinstance(route, NoInformation)}
     if not heard:
         found = f"only {list(routes)}, without information" if routes else "no such site"

@@ -14,10 +14,16 @@ from numpyro.distributions.transforms import Transform
 
 from volform.errors import DataError, MetricError, ModelError
 from volform.geometry.dependence import dependence, moves
-from volform.models.attaching import Observer
-from volform.models.data_checks import is_point_mass, require_in_support, require_observed
+from volform.models.attaching import require_metric
+from volform.models.data_checks import (
+    is_circular,
+    is_point_mass,
+    require_in_support,
+    require_observed,
+)
 from volform.models.layout import Layout, Site
 from volform.models.model_with_data import ModelWithData, with_constant_data
+from volform.models.observing import Observer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Inspection:
         deterministic: names of deterministic sites, those made by `handlers.reparam` included.
         rewritten: those of them that the model wrote as sample sites.
         metrics: the metrics that the model itself holds, `infer={"metric": ...}`.
+        held: what else the density depends on: `numpyro.param` sites, `numpyro.prng_key`.
     """
 
     layout: Layout
@@ -39,6 +46,7 @@ class Inspection:
     deterministic: tuple[str, ...]
     rewritten: tuple[str, ...]
     metrics: dict[str, Any]
+    held: tuple[str, ...] = ()
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -56,6 +64,8 @@ def inspect_model(program: ModelWithData) -> Inspection:
             wrong length.
     """
     observer, trace = _first_trace(program)
+    for name, metric in observer.metrics.items():
+        require_metric(metric, f"`infer` of the site `{name}`")
     _require_all_data(trace)
     samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
     latent = {name: site for name, site in samples.items() if not site["is_observed"]}
@@ -69,13 +79,19 @@ def inspect_model(program: ModelWithData) -> Inspection:
     for name, (fn, value) in observed.items():
         require_observed(name, fn, value)
     layout = _layout(latent)
-    program = _traceable(program, layout)
+    program = _recorded(program, layout)
     _require_fixed_supports(program, layout, list(samples))
     for name, (fn, value) in observed.items():
         require_in_support(name, fn, value)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
     return Inspection(
-        layout, program, tuple(observed), deterministic, observer.rewritten, observer.metrics
+        layout,
+        program,
+        tuple(observed),
+        deterministic,
+        observer.rewritten,
+        observer.metrics,
+        program.held(layout.constrain(jnp.zeros(layout.dim))),
     )
 
 
@@ -135,7 +151,8 @@ def _layout(latent: dict[str, Any]) -> Layout:
     for name, site in latent.items():
         chart = _chart_of(name, site["fn"])
         shape = tuple(jnp.shape(site["value"]))
-        sites.append(Site(name, chart, shape, tuple(chart.inverse_shape(shape)), start))
+        coordinates = tuple(chart.inverse_shape(shape))
+        sites.append(Site(name, chart, shape, coordinates, start, is_circular(site["fn"])))
         start += sites[-1].size
     return Layout(tuple(sites))
 
@@ -150,37 +167,37 @@ def _require_all_data(trace: dict[str, Any]) -> None:
             )
 
 
-def _traceable(program: ModelWithData, layout: Layout) -> ModelWithData:
-    """The program with its data as leaves if the model can be traced so, else as constants."""
-
-    def density(program: ModelWithData, u: Float[Array, " d"]) -> Array:
-        return program.run_with_density(layout.constrain(u))[0]
-
+def _recorded(program: ModelWithData, layout: Layout) -> ModelWithData:
+    """The program, recorded with its data as leaves if the model can be traced so."""
+    values = layout.constrain(jnp.zeros(layout.dim))
     try:
-        eqx.filter_eval_shape(density, program, jnp.zeros(layout.dim))
+        return program.record(values)
+    except ModelError:
+        raise
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ValueError):
-        return with_constant_data(program)
-    return program
-
-
-def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[str]) -> None:
-    """Refuses supports and metrics that depend on the parameters."""
-
-    def fixed(u: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
-        observer = Observer(program.model)
-        trace = ModelWithData(observer, program.data).run(layout.constrain(u))
-        metrics = {name: jax.tree.leaves(metric) for name, metric in observer.metrics.items()}
-        arrays = {name: [x for x in leaves if eqx.is_array(x)] for name, leaves in metrics.items()}
-        return {name: trace[name]["fn"].support for name in names}, arrays
-
+        program = with_constant_data(program)
     try:
-        supports, metrics = dependence(fixed, jnp.zeros(layout.dim))
+        return program.record(values)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ModelError(
             f"`{program.name}` uses the value of a latent site in Python, by `if`, `float()` or "
             "NumPy, so that JAX cannot trace it. Use `jnp.where`, `jax.lax.cond` and `jax.numpy`; "
             f"NumPyro's own inference needs the same. JAX says: {_first_line(error)}"
         ) from error
+
+
+def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[str]) -> None:
+    """Refuses supports and metrics that depend on the parameters."""
+
+    def fixed(u: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
+        trace, metrics = program.outputs(
+            layout.constrain(u), lambda found: (found.trace, found.metrics)
+        )
+        leaves = {name: jax.tree.leaves(metric) for name, metric in metrics.items()}
+        arrays = {name: [x for x in found if eqx.is_array(x)] for name, found in leaves.items()}
+        return {name: trace[name]["fn"].support for name in names}, arrays
+
+    supports, metrics = dependence(fixed, jnp.zeros(layout.dim))
     moving = [name for name in names if moves(supports[name])]
     if moving:
         raise ModelError(

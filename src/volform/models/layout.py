@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
-from numpyro.distributions.transforms import Transform
+from jaxtyping import Array, Bool, Float
+from numpyro.distributions.transforms import IdentityTransform, Transform
 
 from volform.errors import DataError, UnknownSiteError
 from volform.models.model_with_data import ModelWithData
@@ -24,6 +24,8 @@ class Site(eqx.Module):
         shape: shape of the value.
         coordinates: shape of the unconstrained coordinates (smaller for embedded supports).
         start: first entry in the flat vector.
+        circular: whether the value is an angle. The chart then has its cut opposite to the data's
+            direction, where NumPyro cuts the circle at pi, through whatever lies there.
     """
 
     name: str = eqx.field(static=True)
@@ -31,11 +33,18 @@ class Site(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     coordinates: tuple[int, ...] = eqx.field(static=True)
     start: int = eqx.field(static=True)
+    circular: bool = eqx.field(static=True, default=False)
 
     @property
     def size(self) -> int:
         """Number of unconstrained coordinates."""
         return math.prod(self.coordinates)
+
+    @property
+    def is_line(self) -> bool:
+        """Tell whether the values are their own unconstrained coordinates."""
+        chart = getattr(self.chart, "base_transform", self.chart)  # of an IndependentTransform
+        return isinstance(chart, IdentityTransform)
 
     @property
     def segment(self) -> slice:
@@ -45,6 +54,11 @@ class Site(eqx.Module):
     def part(self, u: Float[Array, " d"]) -> Array:
         """The site's unconstrained coordinates in their own shape."""
         return u[self.segment].reshape(self.coordinates)
+
+    def value(self, u: Float[Array, " d"]) -> Array:
+        """The site's value at a flat unconstrained point; angles in [-pi, pi)."""
+        value = jnp.asarray(self.chart(self.part(u)))
+        return jnp.mod(value + jnp.pi, 2.0 * jnp.pi) - jnp.pi if self.circular else value
 
     def coordinates_of(self, value: Any, argument: str) -> Float[Array, " n"]:
         """The unconstrained coordinates of a value, flat.
@@ -61,6 +75,9 @@ class Site(eqx.Module):
                 f"The value of `{self.name}` in `{argument}` has shape {value.shape}; the site has "
                 f"shape {self.shape}."
             ) from error
+        if self.circular:
+            middle = self.chart(jnp.zeros(self.coordinates, value.dtype))
+            value = middle + jnp.mod(value - middle + jnp.pi, 2.0 * jnp.pi) - jnp.pi
         u = jnp.asarray(self.chart.inv(value))
         if not isinstance(u, Tracer) and not _is_inverse(self.chart, u, value):
             raise DataError(
@@ -68,6 +85,10 @@ class Site(eqx.Module):
                 f"{self.chart.codomain}: {np.array2string(np.asarray(value), threshold=6)}."
             )
         return jnp.ravel(u)
+
+
+def _is_floating(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def _is_inverse(chart: Transform, u: Array, value: Array) -> bool:
@@ -91,6 +112,11 @@ class Layout(eqx.Module):
         """Names of the latent sites."""
         return tuple(site.name for site in self.sites)
 
+    @property
+    def lines(self) -> Bool[np.ndarray, " d"]:
+        """Coordinates that are values themselves, of sites on the whole line."""
+        return np.concatenate([np.full(site.size, site.is_line) for site in self.sites])
+
     def site(self, name: str) -> Site:
         """The latent site called `name`."""
         return self.sites[self.names.index(name)]
@@ -101,24 +127,29 @@ class Layout(eqx.Module):
         Raises:
             DataError: when u is no vector of d floating-point numbers.
         """
-        self._require_point(u)
-        return {site.name: jnp.asarray(site.chart(site.part(u))) for site in self.sites}
+        self.require_point(u)
+        return {site.name: site.value(u) for site in self.sites}
 
     def constrain_with_log_det(
         self, u: Float[Array, " d"]
     ) -> tuple[dict[str, Array], Float[Array, ""]]:
         """Values, and the sum of `log |det dv/du|` over the charts."""
-        self._require_point(u)
+        self.require_point(u)
         values, total = {}, jnp.zeros((), u.dtype)
         for site in self.sites:
             part = site.part(u)
-            values[site.name] = site.chart(part)
-            total += jnp.sum(site.chart.log_abs_det_jacobian(part, values[site.name]))
+            values[site.name] = site.value(u)
+            total += jnp.sum(site.chart.log_abs_det_jacobian(part, site.chart(part)))
         return values, total
 
-    def _require_point(self, u: Any) -> None:
-        shape, dtype = jnp.shape(u), jnp.result_type(u)
-        if shape != (self.dim,) or not jnp.issubdtype(dtype, jnp.floating):
+    def require_point(self, u: Any) -> None:
+        """Check that u is an unconstrained point of this model.
+
+        Raises:
+            DataError: when u is no vector of d floating-point numbers.
+        """
+        shape, dtype = np.shape(u), getattr(u, "dtype", type(u).__name__)
+        if shape != (self.dim,) or not _is_floating(u):
             raise DataError(
                 f"`u` has shape {shape} and dtype {dtype}; an unconstrained point of this model is "
                 f"a floating-point vector of shape ({self.dim},), as `posterior.unconstrain` gives."

@@ -1,5 +1,7 @@
 """A NumPyro model with data and metric: densities and geometry on R^d."""
 
+import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError
+from volform.errors import ModelError, TrustWarning
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.questions import name_of
 from volform.linalg.structured import exact_logdet
@@ -23,10 +25,13 @@ from volform.models.attaching import (
 )
 from volform.models.binding import MetricTerm, TermBinder, assemble, bind
 from volform.models.bound_model import BoundModel
+from volform.models.circles import centered_on_circles
 from volform.models.inspection import inspect_model
 from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
 from volform.models.model_with_data import ModelWithData, make_program
+from volform.models.prior_draws import weighed_draws
+from volform.results import notes_on_held
 
 
 class Attachment(eqx.Module):
@@ -51,6 +56,7 @@ class Posterior(eqx.Module):
         known: names of all values that a metric may be attached to.
         metric_name: the metric in words, shown with every result.
         attachments: the metrics that were attached to the model from outside.
+        held: what the density depends on and is held: `numpyro.param` sites, `numpyro.prng_key`.
     """
 
     layout: Layout
@@ -60,6 +66,7 @@ class Posterior(eqx.Module):
     known: tuple[str, ...] = eqx.field(static=True)
     metric_name: str = eqx.field(static=True)
     attachments: tuple[Attachment, ...] = ()
+    held: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def dim(self) -> int:
@@ -127,11 +134,15 @@ class Posterior(eqx.Module):
 
         Identity, diagonal and block-diagonal metrics stay so.
         """
+        self.layout.require_point(u)
         return assemble(self.parts, self.bound_model, u)
 
     def log_volume(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """`1/2 log det G_u(u)`: the volume element against Lebesgue measure in u."""
         return 0.5 * exact_logdet(self.metric(u))
+
+    # By identity, since arrays have no hash: `jax.jit(posterior.log_density)` asks for one.
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)
@@ -140,7 +151,7 @@ class Posterior(eqx.Module):
             f"Posterior of {self.program.name}: {self.dim} parameters "
             f"({sites}), observed {', '.join(self.observed) or 'nothing'}\n"
             f"metric {self.metric_name}\n  {parts}"
-        )
+        ) + "".join(f"\n{note}" for note in notes_on_held(self.held))
 
 
 def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
@@ -150,15 +161,25 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         model: a NumPyro model, usually from `attach`; without metrics every site has
             `Euclidean()` in its own value coordinates.
         *args: the model's arguments.
-        **kwargs: the model's keyword arguments, the data among them.
+        **kwargs: the model's keyword arguments, the data among them: arrays of NumPy or JAX, or
+            what `np.asarray` makes one of, such as a column of pandas or polars, or an xarray
+            `DataArray`.
+
+    The model is recorded: its Python runs here and, for draws from the prior and densities, never
+    again. What globals, closures, objects and tables hold now is what the posterior is of.
 
     Returns:
         A `Posterior`: densities and metric as functions of an unconstrained point.
 
+    Warns:
+        TrustWarning: when the density depends on a `numpyro.param` or a `numpyro.prng_key`.
+
     Raises:
-        ModelError: discrete or subsampled latent sites, no latent site, moving support.
+        ModelError: discrete or subsampled latent sites, no latent site, moving support; a model
+            that is another function each time, by random numbers of NumPy or counters.
         UnknownSiteError: a metric attached to a site that the model does not have.
-        DataError: observed data that are NaN, infinite, empty or of unequal length.
+        DataError: observed data that are NaN, infinite, empty, of unequal length or no numbers; a
+            table, which may be meant as a matrix or by columns.
         MetricError: a metric that cannot be bound to the model.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
@@ -172,7 +193,10 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
       LikelihoodFisher() [y: closed form]
     """
     require_model(model)
-    return _conditioned(model, args, kwargs, frozenset())
+    posterior = _conditioned(model, args, kwargs, frozenset())
+    for note in notes_on_held(posterior.held):
+        warnings.warn(f"`{posterior.program.name}`: {note}", TrustWarning, stacklevel=2)
+    return posterior
 
 
 def _conditioned(
@@ -189,6 +213,8 @@ def _conditioned(
     inspection = inspect_model(program)
     layout, program, observed = inspection.layout, inspection.program, inspection.observed
     known = inspection.known
+    layout = centered_on_circles(BoundModel(program, layout, observed, known), weighed_draws)
+    inspection = dataclasses.replace(inspection, layout=layout)
     if wide is None:
         outside = _named_in(by_site)  # which wins, also where it is a group
         found = inspection.metrics.items()
@@ -204,7 +230,8 @@ def _conditioned(
     parts, title = _bind_all(binder, by_site, wide)
     for part in parts:
         binder.require_valid(part)
-    return Posterior(layout, program, parts, observed, known, title, attachments)
+    held = inspection.held
+    return Posterior(layout, program, parts, observed, known, title, attachments, held)
 
 
 def with_sites_fixed(
@@ -234,6 +261,7 @@ def with_sites_fixed(
     model: Any = FixedSites(posterior.model, values, shown=groups)
     for a in posterior.attachments:
         model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
+    posterior.program.require_unchanged()
     args, kwargs = posterior.program.arguments()
     return _conditioned(model, args, kwargs, fixed)
 

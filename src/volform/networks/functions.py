@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from volform.checks import require_key
 from volform.errors import NetworkError
 from volform.networks.network import require_real
 
@@ -53,6 +54,7 @@ class Function(eqx.Module):
 
     def init(self, key: PRNGKeyArray) -> dict[str, Array]:
         """Parameters drawn from the prior."""
+        require_key(key, "key", "init", NetworkError)
         keys = jax.random.split(key, len(self.names))
         pairs = zip(self.names, keys, strict=True)
         return {name: jnp.asarray(self.priors[name].sample(k)) for name, k in pairs}

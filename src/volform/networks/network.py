@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.checks import require_positive
+from volform.checks import require_key, require_positive
 from volform.errors import DataError, NetworkError
 from volform.geometry.metric import Euclidean
 from volform.networks.layers import Stage, performed
@@ -115,6 +115,7 @@ class Network(eqx.Module):
                 of weights (`SP`, `NTP` and `ImprovedSP`).
             inputs: the number of features, or the shape (height, width, channels) of an image.
         """
+        require_key(key, "key", "init", NetworkError)
         needed = self.parameters(inputs)
         keys = jax.random.split(key, len(needed))
         draws = zip(keys, needed, strict=True)

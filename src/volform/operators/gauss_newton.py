@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from volform.checks import require_whole
+from volform.checks import require_key, require_whole
 from volform.operators.gram import DrawnRoot, FisherRoot, Gram, OutputHessian, ScoreRoot
 from volform.operators.per_example import (
     Family,
@@ -195,6 +195,7 @@ def monte_carlo_fisher(
     >>> 900 < F.as_matrix().item() < 1100
     True
     """
+    require_key(key, "key", "monte_carlo_fisher")
     require_whole(draws, "draws", "monte_carlo_fisher")
     params, data = checked("monte_carlo_fisher", network, likelihood, params, data, chunk)
     return Gram(network, params, data, root=DrawnRoot(likelihood, key, draws), chunk=chunk)

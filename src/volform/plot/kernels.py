@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from volform.architectures.architecture import Architecture
+from volform.checks import key_of
 from volform.kernels.layers.activation import Activation
 from volform.networks.parametrization import NTP, SP, Fans, Scaling, WithPrior
 from volform.plot import canvas
@@ -106,7 +107,7 @@ def prior_functions(
     ax = canvas.new_axes(1, 5.2, 3.4)[0] if ax is None else ax
     x = jnp.linspace(-reach, reach, POINTS)[:, None]
     network = architecture.network(width)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    keys = jax.random.split(key_of(key, "prior_functions"), draws)
     functions = jax.vmap(lambda key: network.apply(network.init(key, 1), x)[:, 0])(keys)
     spread = 2 * np.sqrt(np.diagonal(np.asarray(architecture.layers().kernel(x).nngp)))
     inputs = np.asarray(x)[:, 0]

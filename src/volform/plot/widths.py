@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.architectures.architecture import Architecture
 from volform.architectures.width_scaling import ntk_by_layer
-from volform.checks import require_whole
+from volform.checks import key_of, require_whole
 from volform.errors import KernelError
 from volform.kernels.checks import require_inputs
 from volform.kernels.empirical import empirical_ntk
@@ -228,7 +228,7 @@ def kernel_convergence(
     if not widths:
         raise KernelError(f"`widths` is {widths!r}; it should hold at least one number of units.")
     ax = canvas.new_axes(1, 4.6, 3.6)[0] if ax is None else ax
-    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    keys = jax.random.split(key_of(key, "kernel_convergence"), draws)
     squares = jnp.stack([_squares(architecture.layers(width), x, keys) for width in widths])
     distances = np.sqrt(squares.mean(1))
     for column, name in enumerate(("NNGP", "NTK")):

@@ -2,6 +2,7 @@
 
 from volform.inference.evidence.automatic import (
     Automatic as Automatic,
+    evidence as evidence,
 )
 from volform.inference.evidence.bridge import (
     Bridge as Bridge,
@@ -17,7 +18,6 @@ from volform.inference.evidence.empirical_bayes import (
 from volform.inference.evidence.estimator import (
     Estimator as Estimator,
     Laplace as Laplace,
-    evidence as evidence,
 )
 from volform.inference.evidence.importance import (
     FEWEST_DRAWS as FEWEST_DRAWS,

@@ -22,6 +22,8 @@ from volform.results import Cost, Evidence, Level, Trust
 OVERDISPERSED = 3.0  # degrees of freedom of the starts of the chains
 UNCONSTRAINED = UnconstrainedChart("where NUTS moves")
 R_HAT_LIMIT = 1.05  # above it the chains have not mixed
+# Of 2 d standard normal numbers below d = 500 one is above 6 once in a million.
+STEIN_LIMIT = 6.0
 DRAWS_AT_ONCE = 1000  # draws evaluated at once; bounds the memory
 
 
@@ -81,21 +83,41 @@ class Bridge(Estimator):
             float(np.abs(values.mean(0) @ np.array([0.5, -0.5]))),
             float(values.mean(1).std(ddof=1)) if self.repeats > 1 else 0.0,
         )
+        checked = 0 if self.samples is None else chains.u[..., 0].size
         used = sum(fold.at_draws.size for fold in folds)
         spread = {} if self.repeats == 1 else {"spread": float(values.std(ddof=1))}
         return problem.estimated(
             float(values.mean()),
             error,
             method=f"bridge sampling ({used:,} draws)",
-            trust=_trust(posterior, chains, error).but(_reservations(problem)),
+            trust=self._trust(posterior, chains, error).but(self._reservations(problem)),
             diagnostics={
                 "r_hat": float(chains.r_hat().max()),
                 "effective_draws": float(chains.effective().min()),
             }
+            | ({"divergent": float(chains.divergent)} if chains.divergent else {})
             | spread,
-            cost=Cost(2 * used * (1 + self.repeats), chains.gradients),
+            cost=Cost(2 * used * (1 + self.repeats), chains.gradients + checked),
             regimes=chains.regimes,
         )
+
+    def _trust(self, posterior: Posterior, chains: Chains, error: float) -> Trust:
+        worst = 0.0 if self.samples is None else _stein_score(posterior, chains.u)
+        if not worst <= STEIN_LIMIT:
+            return Trust(
+                Level.POOR,
+                f"the draws in `samples` are not from this posterior: a mean that is zero under it "
+                f"is {worst:.0f} of its standard errors away",
+            )
+        return _trust(posterior, chains, error)
+
+    def _reservations(self, problem: Problem) -> tuple[str, ...]:
+        if self.samples is not None and problem.provenance.equivalent_modes is None:
+            return ()  # a search costs more than draws that are at hand
+        try:
+            return problem.reservations
+        except VolformError:  # there is no mode, so that no number of copies is missing
+            return ()
 
     def _chains(self, problem: Problem, key: PRNGKeyArray) -> Chains:
         if self.samples is not None:
@@ -111,11 +133,26 @@ class Bridge(Estimator):
             return run_nuts(problem.posterior, then, starts, covariance, self.warmup, each)
 
 
-def _reservations(problem: Problem) -> tuple[str, ...]:
-    try:
-        return problem.reservations
-    except VolformError:  # there is no mode, so that no number of copies is missing
-        return ()
+def _stein_score(posterior: Posterior, u: Float[Array, "c n d"]) -> float:
+    """Largest number of standard errors by which draws fail Stein's identities for p_u.
+
+    `E[d_i log p] = 0` and `E[(u_i - m_i) d_i log p] = -1` hold for draws from p alone; draws that
+    are shifted fail the first, draws that are tempered the second.
+    """
+    slopes = np.asarray(_gradients(posterior, u.reshape(-1, u.shape[-1]))).reshape(u.shape)
+    centered = np.asarray(u) - np.asarray(u).mean((0, 1))
+    scores = []
+    for statistic in (slopes, centered * slopes + 1.0):
+        effective = np.clip(effective_sample_size(statistic), 1.0, statistic[..., 0].size)
+        deviation = np.sqrt(statistic.var((0, 1)) / effective)
+        scores.append(np.abs(statistic.mean((0, 1))) / np.maximum(deviation, 1e-300))
+    return float(np.max(scores))
+
+
+@eqx.filter_jit
+def _gradients(posterior: Posterior, u: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    slope = jax.grad(posterior.log_density_lebesgue)
+    return jax.lax.map(slope, u, batch_size=min(len(u), DRAWS_AT_ONCE))
 
 
 def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, Any]:

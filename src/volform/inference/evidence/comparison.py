@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
+from volform.checks import key_of, require_names
 from volform.errors import ModelError, TrustWarning, VolformError
 from volform.inference.evidence.automatic import Automatic
-from volform.inference.evidence.estimator import Estimator, estimator_of, problem_of
+from volform.inference.evidence.estimator import Estimator, Problem, estimator_of, problem_of
+from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
 from volform.results import Evidence, Level
 
@@ -157,8 +159,8 @@ def compare(
         key: key of searches and draws; `jax.random.key(0)` by default.
         by: the estimator; by default the cheapest that can be trusted, tried in the order
             Laplace, importance sampling, bridge sampling.
-        loo: whether to give the leave-one-out predictive density, by ArviZ on draws of the Laplace
-            approximation, beside the evidence.
+        loo: whether to give the leave-one-out predictive density beside the evidence, by ArviZ on
+            weighted draws around the modes; left out where those weights cannot be trusted.
 
     Returns:
         A `Comparison`: a table, with cautions where data or metrics differ, where errors are
@@ -187,8 +189,9 @@ def compare(
             "`models` of compare should be a dict of a posterior or an evidence for each name; "
             f"got {type(models).__name__} {models!r}."
         )
+    require_names(models, "models", "compare", ModelError)
     estimator = estimator_of(by, Automatic())
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "compare", ModelError)
     found: dict[str, Evidence] = {}
     scores: dict[str, Loo | None] = {}
     for index, (name, model) in enumerate(models.items()):
@@ -199,7 +202,7 @@ def compare(
                 continue
             problem = problem_of(model, jax.random.fold_in(key, index))
             found[name] = estimator.estimate(problem)
-            scores[name] = loo_of(problem) if loo else None
+            scores[name] = _loo(problem) if loo else None
         except VolformError as error:
             message = f"The model {name!r} of `models` cannot be compared: {error}"
             raise type(error)(message) from error
@@ -207,9 +210,18 @@ def compare(
         reasons = "; ".join(f"{name}: {e.trust}" for name, e in found.items())
         raise ModelError(f"No evidence in `models` is a finite number to be ranked by ({reasons}).")
     cautions = _cautions(found)
-    if len({e.provenance.data for e in found.values()}) > 1:
+    if _have_other_data(found):
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
     return Comparison(_rows(found, scores), tuple(cautions))
+
+
+def _loo(problem: Problem) -> Loo | None:
+    """LOO on the draws of `Importance()`; None without a mode, or where few draws carry them."""
+    try:
+        drawn = Importance().weighted(problem)
+    except VolformError:
+        return None
+    return loo_of(problem, drawn.w, drawn.log_weights) if drawn.k_hat <= K_HAT_LIMIT else None
 
 
 def _rows(found: dict[str, Evidence], scores: dict[str, Loo | None]) -> tuple[Row, ...]:
@@ -247,10 +259,16 @@ def _delta(shares: Float[np.ndarray, " k"], errors: Float[np.ndarray, " k"]) -> 
 
 def _cautions(found: dict[str, Evidence]) -> list[str]:
     cautions = []
-    if len({e.provenance.data for e in found.values()}) > 1:
+    if _have_other_data(found):
         cautions.append(
             "the models have different data, so that their evidences cannot be compared: "
             + "; ".join(f"{name} {_shapes(e)}" for name, e in found.items())
+        )
+    written = [f"{n}: {', '.join(f)}" for n, e in found.items() if (f := e.provenance.by_factor)]
+    if written and len(found) > 1:
+        cautions.append(
+            "whether the models have the same data cannot be told of likelihoods by "
+            f"`numpyro.factor` ({'; '.join(written)})"
         )
     used = {name: e for name, e in found.items() if e.metric is not None}
     if any(not _are_equal(e.metric, other.metric) for e, other in pairwise(used.values())):
@@ -272,6 +290,12 @@ def _cautions(found: dict[str, Evidence]) -> list[str]:
             cautions.append(f"{name} is not to be trusted ({trust})")
         cautions += [f"{name}: {note}" for note in found[name].provenance.notes()]
     return cautions
+
+
+def _have_other_data(found: dict[str, Evidence]) -> bool:
+    """True if models have different data; of values made of parameters nothing can be said."""
+    known = {e.provenance.data for e in found.values() if e.provenance.is_of_known_data}
+    return len(known) > 1
 
 
 def _are_equal(one: Any, other: Any) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
+from volform.checks import key_of, require_whole
 from volform.errors import ModelError
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.correction import correction
@@ -125,7 +126,8 @@ def maximize_evidence(
 
     first = build(values)
     provenance_of(first).require_proper(allow_improper)
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "maximize_evidence", ModelError)
+    require_whole(max_steps, "max_steps", "maximize_evidence", ModelError)
     fit = laplace(find_map(first, key=key)).fit
     solver = optx.BFGS(rtol=1e-10, atol=1e-10) if solver is None else solver
 

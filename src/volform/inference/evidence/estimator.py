@@ -1,4 +1,4 @@
-"""One way in to the evidence of a model, whatever the estimator."""
+"""Estimators of an evidence, and the problem that they share."""
 
 import abc
 import dataclasses
@@ -9,20 +9,29 @@ from functools import cached_property
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import ONE_BY_ONE, key_of, require_untraced
 from volform.errors import ModelError
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.log_evidence import are_copies, laplace_evidence, without_copies
 from volform.inference.modes.expansion import SecondOrder
-from volform.inference.modes.mode import MAP, ExpansionPoint
+from volform.inference.modes.images import MOST_IMAGES, with_images
+from volform.inference.modes.mode import MAP, SEEN_ONCE, ExpansionPoint, Mode, seen_once
 from volform.inference.modes.search import find_map
+from volform.limits import BFGS_UP_TO
+from volform.models.bound_model import BoundModel
 from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
-from volform.results import Cost, Evidence, Provenance, Regime, Trust
-
-STARTS_FOR_MODES = 8  # of a search whose modes are to be summed
+from volform.models.symmetries import (
+    SAME,
+    Symmetry,
+    count_images,
+    find_symmetries,
+    is_fixed_point,
+)
+from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +55,7 @@ class Problem:
         """The MAP, found when it is first asked for."""
         if self.given is not None:
             return self.given
-        return find_map(
-            self.posterior, key=jax.random.fold_in(self.key, 0), starts=STARTS_FOR_MODES
-        )
+        return find_map(self.posterior, key=jax.random.fold_in(self.key, 0))
 
     @cached_property
     def approx(self) -> LaplaceApproximation:
@@ -59,11 +66,38 @@ class Problem:
     def modes(self) -> list[SecondOrder]:
         """Expansions at the distinct strict modes, copies by a symmetry included, the best first.
 
+        Copies that the search did not find are taken from those that it did, and searched from.
+
         Raises:
             ConvergenceError: when the search found none.
         """
         _ = self.approx  # which refuses a point that is no strict mode
-        return [mode.at for mode in self.fit.modes] or [self.fit.at]
+        found = [mode.at for mode in self.fit.modes] or [self.fit.at]
+        return with_images(self.fit, self.symmetries, found) if self.symmetries else found
+
+    @cached_property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """Symmetries of the density, looked for where the modes show any: copies, or zeros."""
+        _ = self.approx
+        found = [mode.at for mode in self.fit.modes] or [self.fit.at]
+        model = self.posterior.bound_model
+        if len(without_copies(found)) == len(found) and not _has_zeros(model, found[0].u):
+            return ()
+        return find_symmetries(model, jax.random.fold_in(self.key, 5))
+
+    @property
+    def seen_once(self) -> float:
+        """Share of the evidence of the modes that one start alone found; copies are one mode."""
+        merged: list[Mode] = []
+        for mode in self.fit.modes:
+            alike = [
+                i for i, m in enumerate(merged) if self.symmetries and are_copies(m.at, mode.at)
+            ]
+            if alike:
+                merged[alike[0]] = Mode(merged[alike[0]].at, merged[alike[0]].starts + mode.starts)
+            else:
+                merged.append(mode)
+        return seen_once(merged)
 
     @cached_property
     def reservations(self) -> tuple[str, ...]:
@@ -79,7 +113,16 @@ class Problem:
                 f"far modes may be missing: {sites} has no proper prior whose draws the search "
                 "could start from"
             )
-        expected = self.provenance.equivalent_modes or 1
+        if self.fit.modes and self.seen_once > SEEN_ONCE:
+            reasons.append(
+                f"modes that one start alone found hold {self.seen_once:.0%} of the evidence: "
+                "others may be missing"
+            )
+        if self.fixed_by:
+            reasons.append(self.fixed_by)
+        if self.posterior.dim > BFGS_UP_TO:
+            reasons.append(f"above {BFGS_UP_TO:,} parameters other modes are not looked for")
+        expected = self.copies
         found = sum(are_copies(mode, self.modes[0]) for mode in self.modes) if expected > 1 else 1
         if found < expected:
             reasons.append(
@@ -87,6 +130,22 @@ class Problem:
                 f"{math.log(expected / found):.3f}"
             )
         return tuple(reasons)
+
+    @cached_property
+    def copies(self) -> int:
+        """Number of copies of the best mode: by the symmetries, or as the model declares it."""
+        if self.symmetries:
+            return count_images(self.posterior.bound_model, self.symmetries, self.modes[0].u)
+        return self.provenance.equivalent_modes or 1
+
+    @cached_property
+    def fixed_by(self) -> str:
+        """The symmetry that leaves the best mode where it is, in words; empty where none does."""
+        model, u = self.posterior.bound_model, self.modes[0].u
+        fixed = [s for s in self.symmetries if is_fixed_point(model, s, u)]
+        if not fixed:
+            return ""
+        return f"the mode is the fixed point of a symmetry ({fixed[0]}): it predicts nothing"
 
     @property
     def searched(self) -> Cost:
@@ -146,62 +205,34 @@ class Laplace(Estimator):
 
     def estimate(self, problem: Problem) -> Evidence:
         """The sum of the modes' Laplace evidences; copies that are multiplied for count once."""
-        modes = problem.modes
-        return laplace_evidence(
+        modes, provenance = problem.modes, problem.provenance
+        notes = [f"symmetries found: {', '.join(map(str, problem.symmetries))}"]
+        if problem.symmetries:
+            enumerated = problem.copies <= MOST_IMAGES
+            provenance = provenance._replace(
+                equivalent_modes=None if enumerated else problem.copies
+            )
+        found = laplace_evidence(
             problem.fit,
-            without_copies(modes) if problem.provenance.equivalent_modes else modes,
-            problem.provenance,
+            without_copies(modes) if provenance.equivalent_modes else modes,
+            provenance,
             second_order=self.second_order,
-            notes=(),
+            notes=notes if problem.symmetries else (),
         )
+        if problem.fixed_by:
+            found = dataclasses.replace(found, trust=Trust(Level.POOR, problem.fixed_by))
+        return found
 
 
-def evidence(
-    target: Posterior | MAP | LaplaceApproximation,
-    *,
-    by: Estimator | None = None,
-    key: PRNGKeyArray | None = None,
-    allow_improper: bool = False,
-    equivalent_modes: int | None = None,
-) -> Evidence:
-    """The evidence of a model, `Z = integral of p(data, theta) d theta`, by an estimator.
-
-    Every estimator gives one type of result, with its error, its cost, and a verdict on how far
-    it can be trusted.
-
-    Args:
-        target: a `Posterior`, or a `MAP` or Laplace approximation of it that is at hand already.
-        by: `Laplace()`, `Importance()`, `Bridge()` or `Quadrature()`; Laplace by default, with
-            the curvature and structure of the `target` where it has its own.
-        key: key of the search and of the draws; `jax.random.key(0)` by default.
-        allow_improper: whether to give the formal integral under an improper or unnormalized
-            prior, labelled so.
-        equivalent_modes: number of modes that are copies of each other by a symmetry of the
-            model: k! for k exchangeable mixture components, h! 2^h for h tanh units. By default
-            what the model declares, `numpyro.sample(..., infer={"equivalent_modes": n})`. Laplace
-            multiplies by it, which is valid while the modes do not overlap; the other estimators
-            integrate over what they reach, and say how many of the modes were found.
-
-    Returns:
-        An `Evidence`.
-
-    Raises:
-        ModelError: an improper prior, or a `target` or `by` of another type.
-        ConvergenceError: when the estimator needs a strict mode and there is none.
-
-    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
-    >>> def model(y):
-    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-    >>> posterior = vf.condition(model, jnp.array([0.5, 1.5]))
-    >>> found = vf.evidence(posterior, by=vf.Quadrature())
-    >>> round(float(found.log_z), 6), found.trust.level.value
-    (-2.970517, 'good')
-    """
-    if by is None and isinstance(target, LaplaceApproximation) and target.title:
-        return target.evidence
-    estimator = estimator_of(by, Laplace())
-    return estimator.estimate(problem_of(target, key, allow_improper, equivalent_modes))
+def _has_zeros(model: BoundModel, u: Float[Array, " d"]) -> bool:
+    """Tell whether several sites on the line are zero at u, as at a fixed point of their signs."""
+    values = model.values(u)
+    zeros = [
+        site.name
+        for site in model.layout.sites
+        if site.is_line and bool(jnp.max(jnp.abs(values[site.name]), initial=0.0) < SAME)
+    ]
+    return len(zeros) > 1
 
 
 def estimator_of(by: object, default: Estimator) -> Estimator:
@@ -237,9 +268,10 @@ def problem_of(
             f"`target` should be a Posterior from `vf.condition`, or a result of `vf.find_map` or "
             f"`vf.laplace`; got {type(target).__name__}."
         )
+    require_untraced(posterior, "target", "evidence", ONE_BY_ONE, ModelError)
     provenance = provenance_of(posterior)
     provenance.require_proper(allow_improper)
     if equivalent_modes is not None:
         provenance = provenance.with_equivalent_modes(equivalent_modes)
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "evidence", ModelError)
     return Problem(posterior, provenance, key, fit if isinstance(fit, MAP) else None)

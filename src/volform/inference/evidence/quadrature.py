@@ -10,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError
+from volform.errors import ModelError, VolformError
 from volform.inference.evidence.estimator import Estimator, Problem
+from volform.inference.modes.expansion import objective
 from volform.limits import QUADRATURE_UP_TO
 from volform.models.posterior import Posterior
+from volform.models.prior_draws import tempered, weighed_draws
 from volform.results import Cost, Evidence, Level, Trust
 
 RANGE = 3.5  # of t: |z| up to sinh(pi/2 sinh(3.5)) = 1e11 standard deviations
+# Nats by which log q^G may be higher at a node than at the best mode that was found: rounding of a
+# factor that cancels its prior far out was 350.
+ABOVE_MODE = 10.0
 NEAR = 1.5  # of t: 14 standard deviations
 FAR = 20.0  # standard deviations, beyond which nodes may be too sparse to notice a mode
 NODES_AT_ONCE = 10_000  # nodes evaluated at once; bounds the memory
@@ -52,43 +57,62 @@ class Quadrature(Estimator):
                 f"Quadrature takes at most {QUADRATURE_UP_TO} parameters, the `posterior` has "
                 f"{posterior.dim}; use `vf.Importance()` or `vf.Bridge()`."
             )
-        at = problem.modes[0]
-        whitener = at.whitener
-        log_z, error, used, undefined = _refined(
-            posterior, at.u, whitener, self.tolerance, self.nodes
+        center, whitener = _center(problem)
+        log_z, error, used, undefined, top = _refined(
+            posterior, center, whitener, self.tolerance, self.nodes
         )
         notes = [f"{undefined} nodes with a density of NaN, counted as zero"] if undefined else []
         return problem.estimated(
             log_z,
             error,
             method="quadrature",
-            trust=_trust(error).but(_far_modes(problem)),
+            trust=_trust(error, _above(problem, top)).but(_far_modes(problem)),
             diagnostics={"change_at_last_refinement": error, "nodes": float(used)},
             cost=Cost(densities=used),
             notes=notes,
         )
 
 
+def _center(problem: Problem) -> tuple[Any, Any]:
+    """A center and a scale of the nodes: of the mode, or where there is none of prior draws.
+
+    A box, a ring or a plateau has no strict mode. The rule takes any tail, so that it needs the
+    place and the scale to a factor only: those of a thousand draws under a power of the likelihood.
+    """
+    try:
+        at = problem.modes[0]
+    except VolformError:
+        draws, log_weights = weighed_draws(
+            problem.posterior.bound_model, jax.random.fold_in(problem.key, 4)
+        )
+        weights = jax.nn.softmax(tempered(log_weights))
+        center = weights @ draws
+        scatter = (draws - center).T @ (weights[:, None] * (draws - center))
+        return center, jnp.linalg.cholesky(scatter)
+    return at.u, at.whitener
+
+
 def _refined(
     posterior: Posterior, center: Any, whitener: Any, tolerance: float, most: int
-) -> tuple[float, float, int, int]:
-    """Log Z, its change at the last refinement, nodes used, and those with a density of NaN."""
+) -> tuple[float, float, int, int, Any]:
+    """Log Z, its change at the last refinement, nodes used, those of NaN, and the heaviest's u."""
     d, step = posterior.dim, 0.5
-    total, undefined, used = -np.inf, 0, 0
+    total, undefined, used, heaviest, top = -np.inf, 0, 0, -np.inf, center
     change, before = math.inf, math.nan
     for level in itertools.count():
         new = _grid(step, d, level > 0)
         if used + len(new) > most:
             break
-        part, bad = _sum(posterior, center, whitener, new)
+        part, bad, term, at = _sum(posterior, center, whitener, new)
         used, undefined = used + len(new), undefined + int(bad)
+        heaviest, top = (term, at) if term > heaviest else (heaviest, top)
         total = np.logaddexp(total, float(part))
         log_z = total + d * math.log(step)
         change, before = abs(log_z - before), log_z
         if level > 1 and change < tolerance:
             break
         step *= 0.5
-    return before, change, used, undefined
+    return before, change, used, undefined, top
 
 
 def _grid(step: float, d: int, only_new: bool) -> Float[np.ndarray, "n d"]:
@@ -103,21 +127,24 @@ def _grid(step: float, d: int, only_new: bool) -> Float[np.ndarray, "n d"]:
 
 def _sum(
     posterior: Posterior, center: Any, whitener: Any, nodes: Float[np.ndarray, "n d"]
-) -> tuple[Any, Any]:
-    """Log of the sum over nodes, in pieces of equal shape so that one program serves all."""
+) -> tuple[Any, Any, Any, Any]:
+    """Log of the sum over nodes, those of NaN, the heaviest term and its u.
+
+    In pieces of equal shape, so that one program serves all.
+    """
     batch = min(NODES_AT_ONCE, 1 << (len(nodes) - 1).bit_length())
     padding = -len(nodes) % batch
     padded = np.concatenate([nodes, np.full((padding, nodes.shape[1]), np.nan)])
     pieces = padded.reshape(-1, batch, nodes.shape[1])
     sums = [_piece(posterior, center, whitener, jnp.asarray(piece)) for piece in pieces]
-    totals, bad = map(np.asarray, zip(*sums, strict=True))
-    return np.logaddexp.reduce(totals), bad.sum()
+    totals, bad, most, at = map(np.asarray, zip(*sums, strict=True))
+    return np.logaddexp.reduce(totals), bad.sum(), most.max(), at[most.argmax()]
 
 
 @eqx.filter_jit
 def _piece(
     posterior: Posterior, center: Any, whitener: Any, nodes: Float[Array, "n d"]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     log_scale = jnp.linalg.slogdet(whitener)[1]
 
     def term(t: Float[Array, " d"]) -> tuple[Array, Array]:
@@ -131,7 +158,9 @@ def _piece(
         return jnp.where(good, log_p + log_jacobian + log_scale, -jnp.inf), bad
 
     terms, bad = jax.vmap(term)(nodes)
-    return jax.nn.logsumexp(terms), jnp.sum(bad)
+    top = jnp.argmax(terms)
+    at = center + whitener @ jnp.sinh(0.5 * jnp.pi * jnp.sinh(nodes[top]))
+    return jax.nn.logsumexp(terms), jnp.sum(bad), terms[top], at
 
 
 def _log_cosh(x: Array) -> Array:
@@ -140,7 +169,10 @@ def _log_cosh(x: Array) -> Array:
 
 def _far_modes(problem: Problem) -> list[str]:
     """Modes between which and the one that the nodes are dense at they are sparse."""
-    first = problem.modes[0]
+    try:
+        first = problem.modes[0]
+    except VolformError:
+        return []
     # W^-1 = W^T H, of W^T H W = I.
     back = first.whitener.T @ first.hessian
     gaps = [float(jnp.max(jnp.abs(back @ (mode.u - first.u)))) for mode in problem.modes]
@@ -150,8 +182,20 @@ def _far_modes(problem: Problem) -> list[str]:
     return [f"another mode lies {farthest:.0f} standard deviations away, where nodes are sparse"]
 
 
-def _trust(error: float) -> Trust:
+def _above(problem: Problem, u: Any) -> float:
+    """By how much log q^G at the heaviest node is above that of the best mode."""
+    try:
+        best = float(problem.modes[0].value)
+    except VolformError:
+        return 0.0
+    return best - float(objective(jnp.asarray(u), problem.posterior))
+
+
+def _trust(error: float, above: float) -> Trust:
     text = f"the last refinement changed log Z by {error:.1g}"
+    if not above < ABOVE_MODE:
+        higher = f"log q^G is {above:.0f} higher at a node than at the best mode"
+        return Trust(Level.POOR, f"{text}; {higher}: a mode was missed, or rounding is summed")
     if error < 1e-6:
         return Trust(Level.GOOD, text)
     return Trust(Level.FAIR if error < 0.01 else Level.POOR, text)

@@ -9,6 +9,7 @@ from volform.inference.laplace.correction import (
 )
 from volform.inference.laplace.draws import (
     Samples as Samples,
+    samples_at as samples_at,
 )
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
@@ -27,6 +28,7 @@ from volform.inference.laplace.linearized import (
 )
 from volform.inference.laplace.log_evidence import (
     are_copies as are_copies,
+    errors_of as errors_of,
     first_order as first_order,
     laplace_evidence as laplace_evidence,
     log_evidence as log_evidence,
@@ -35,6 +37,7 @@ from volform.inference.laplace.log_evidence import (
 from volform.inference.laplace.mixture import (
     Proposal as Proposal,
     adapted as adapted,
+    moments_of as moments_of,
     proposal_at as proposal_at,
 )
 from volform.inference.laplace.structures import (

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import Predictive
 
+from volform.checks import key_of, require_key, require_whole
 from volform.errors import ConvergenceError, ModelError, SaddleError
 from volform.inference.laplace.draws import Samples, TangentGaussian, draw, key_and_arguments
 from volform.inference.laplace.explanation import Explanation, explained
@@ -173,6 +174,8 @@ class LaplaceApproximation(eqx.Module):
             key: key of the draws.
             draws: number of draws n.
         """
+        require_key(key, "key", "sample", ModelError)
+        require_whole(draws, "draws", "sample", ModelError)
         tangent = TangentGaussian(self.posterior, self.chart, self.at.u, self.precision)
         return draw(self.posterior, tangent, key, draws)
 
@@ -296,8 +299,8 @@ def laplace(
     if isinstance(target, MAP):
         place: ExpansionPoint = target
     elif at is None:
-        key = jax.random.key(0) if key is None else key
-        is_large = curvature is not None and target.dim > HESSIAN_UP_TO
+        key = key_of(key, "laplace", ModelError)
+        is_large = curvature is not None and getattr(target, "dim", 0) > HESSIAN_UP_TO
         search = stationary_point if is_large else find_map
         place = search(target, key=key, progress=progress)
     else:

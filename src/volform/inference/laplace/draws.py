@@ -9,8 +9,9 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import require_key
 from volform.errors import ConvergenceError, ModelError
-from volform.inference.laplace.gaussian_chart import GaussianChart
+from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
 from volform.inference.laplace.mixture import Proposal
 from volform.linalg.under_metric import whitening_maps
 from volform.models.posterior import Posterior
@@ -54,7 +55,7 @@ class TangentGaussian(eqx.Module):
         normal = jax.random.normal(key, (draws, self.u.size), self.u.dtype)
         _, up = whitening_maps(self.precision)
         center, push = jax.linearize(lambda u: self.chart.flatten(self.posterior, u)[0], self.u)
-        return center + jax.vmap(lambda z: push(up(z)))(normal)
+        return center[None] + jax.vmap(lambda z: push(up(z)))(normal)
 
 
 def draw(
@@ -82,6 +83,14 @@ def draw(
 
 
 @eqx.filter_jit
+def samples_at(posterior: Posterior, w: Float[Array, "n d"]) -> Samples:
+    """The draws at points w, in the support, of the chart that the metric is flat in."""
+    chart = sampling_chart(posterior)
+    u = jax.vmap(lambda w: chart.unflatten(posterior, w)[0])(w)
+    return Samples(jax.vmap(posterior.values)(u), u, 0)
+
+
+@eqx.filter_jit
 def _points(
     posterior: Posterior, proposal: Proposal | TangentGaussian, key: PRNGKeyArray, draws: int
 ) -> Any:
@@ -94,6 +103,7 @@ def key_and_arguments(args: tuple) -> tuple[Any, tuple]:
         first = args[0]
         is_typed = isinstance(first, Array) and jnp.issubdtype(first.dtype, jax.dtypes.prng_key)
         if is_typed or (isinstance(first, Array) and first.dtype == jnp.uint32):
+            require_key(first, "key", "predictive", ModelError)
             return first, args[1:]
     raise ModelError(
         f"`predictive` got {'no argument' if not args else type(args[0]).__name__} where draws "

@@ -157,7 +157,7 @@ def _half_log_dets(operator: Any, sites: tuple[Site, ...]) -> tuple[list[float],
     matrix = operator.as_matrix()
     units = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
     units = jnp.where(units > 0.0, units, 1.0)
-    lower = jnp.linalg.cholesky(matrix / (units[:, None] * units))
+    lower = jnp.linalg.cholesky(matrix / jnp.outer(units, units))
     logs = jnp.log(jnp.diagonal(lower)) + jnp.log(units)
     halves = [float(jnp.sum(logs[site.segment])) for site in sites]
     return halves, _IN_ORDER if _is_coupled(np.asarray(matrix), sites) else _BY_BLOCK

@@ -47,12 +47,16 @@ class DataPriorSplit(eqx.Module):
             u: where.
             added: what to add to the outputs of each layer.
         """
-        moving, _, layers = self._run(u, added)
-        return moving, layers
+        hooks, program = LayerHooks(added), self.posterior.program
+        program.require_unchanged()  # a recording does not hear the hooks
+        with hooks:
+            trace = program.run_python(self.posterior.values(u)).trace
+        return self._split(trace)[0], hooks.layers
 
     def losses(self) -> Callable[[SiteOutputs], Float[Array, ""]]:
         """`-log p(y | outputs)` as a function of the outputs."""
-        _, (fixed, scales), _ = self._run(self.u)
+        trace = self.posterior.program.run(self.posterior.values(self.u))
+        _, (fixed, scales) = self._split(trace)
 
         def loss(z: SiteOutputs) -> Float[Array, ""]:
             sites = eqx.combine(z, fixed)
@@ -79,7 +83,7 @@ class DataPriorSplit(eqx.Module):
     def data_product(self) -> HessianProduct:
         """`v -> J^T L J v`; everything that does not depend on v is computed once."""
         loss = self.losses()
-        z, push = jax.linearize(lambda u: self.outputs(u)[0], self.u)
+        z, push = jax.linearize(self.parameters, self.u)
         pull = jax.linear_transpose(push, self.u)
         _, output_hessian = jax.linearize(jax.grad(loss), z)
         return lambda v: pull(output_hessian(push(v)))[0]
@@ -104,16 +108,15 @@ class DataPriorSplit(eqx.Module):
         raised = cho_solve((jnp.linalg.cholesky(metric.as_matrix()), True), slope)
         return plain - christoffel_along(self.posterior.metric, self.u, raised)
 
-    def _run(
-        self, u: Float[Array, " d"], added: Any = None
-    ) -> tuple[SiteOutputs, Any, list[LayerRecord]]:
-        hooks = LayerHooks(added)
-        with hooks:
-            trace = self.posterior.program.run(self.posterior.values(u))
+    def parameters(self, u: Float[Array, " d"]) -> SiteOutputs:
+        """Parameters of the observed sites' distributions; the model's Python is not run."""
+        return self._split(self.posterior.program.run(self.posterior.values(u)))[0]
+
+    def _split(self, trace: dict[str, Any]) -> tuple[SiteOutputs, Any]:
         sites = {name: (trace[name]["fn"], trace[name]["value"]) for name in self.names}
         scales = {name: trace[name]["scale"] for name in self.names}
         moving, fixed = eqx.partition(sites, _is_floating)
-        return jax.tree.map(jnp.asarray, moving), (fixed, scales), hooks.layers
+        return jax.tree.map(jnp.asarray, moving), (fixed, scales)
 
 
 def data_sites(posterior: Posterior, u: Float[Array, " d"]) -> tuple[str, ...]:

@@ -354,8 +354,8 @@ def rest_diagonal(split: DataPriorSplit) -> Float[Array, " d"] | None:
     random ones with a chance of one in 32,768.
     """
     found = _against_signs(split)
-    gap = jnp.abs(found - found[0])
-    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[0])
+    gap = jnp.abs(found - found[:1])
+    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[:1])
     return found[0] if bool(jnp.all(close)) else None
 
 

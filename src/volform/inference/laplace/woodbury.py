@@ -42,7 +42,7 @@ def is_few(rows: int, parameters: int) -> bool:
 def _moving(split: DataPriorSplit) -> Bool[Array, " outputs"]:
     """Outputs that depend on u: those that move along a random direction."""
     tangent = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
-    _, along = jax.jvp(lambda u: ravel_pytree(split.outputs(u)[0])[0], (split.u,), (tangent,))
+    _, along = jax.jvp(lambda u: ravel_pytree(split.parameters(u))[0], (split.u,), (tangent,))
     return along != 0
 
 
@@ -51,8 +51,8 @@ def _directions(
     split: DataPriorSplit, rest: Float[Array, " d"], moving: Array
 ) -> tuple[Float[Array, "m d"], Float[Array, " m"], Float[Array, ""]]:
     """V and lambda, and the lowest eigenvalue of L in units of the largest, to rounding."""
-    z, push = jax.linearize(lambda u: ravel_pytree(split.outputs(u)[0])[0], split.u)
-    _, unravel = ravel_pytree(split.outputs(split.u)[0])
+    z, push = jax.linearize(lambda u: ravel_pytree(split.parameters(u))[0], split.u)
+    _, unravel = ravel_pytree(split.parameters(split.u))
     pull, loss = jax.linear_transpose(push, split.u), split.losses()
     _, output_hessian = jax.linearize(jax.grad(lambda z: loss(unravel(z))), z)
 
@@ -68,8 +68,8 @@ def _directions(
         return pull(jnp.zeros_like(z).at[moving].set(weights))[0] * jax.lax.rsqrt(rest)
 
     roots = jnp.sqrt(jnp.maximum(curvatures, 0))
-    rows = jax.lax.map(row, (axes * roots).T, batch_size=64)
+    rows = jax.lax.map(row, (axes * roots[None]).T, batch_size=64)
     values, vectors = jnp.linalg.eigh(rows @ rows.T)
     values = jnp.maximum(values, 0)
     shrunk = jnp.where(values > 0, jax.lax.rsqrt(jnp.where(values > 0, values, 1)), 0)
-    return (shrunk[:, None] * (vectors.T @ rows)) * jax.lax.rsqrt(rest), values, lowest
+    return (shrunk[:, None] * (vectors.T @ rows)) * jax.lax.rsqrt(rest)[None], values, lowest

@@ -5,15 +5,23 @@ from volform.inference.modes.expansion import (
     SecondOrder as SecondOrder,
     expand_first as expand_first,
     hessian_of as hessian_of,
+    lacks_forward_mode as lacks_forward_mode,
     objective as objective,
     volume_error as volume_error,
 )
 from volform.inference.modes.given_point import map_at as map_at, place_at as place_at
+from volform.inference.modes.images import (
+    MOST_IMAGES as MOST_IMAGES,
+    with_images as with_images,
+)
 from volform.inference.modes.mode import (
     MAP as MAP,
+    SEEN_ONCE as SEEN_ONCE,
     ExpansionPoint as ExpansionPoint,
+    Mode as Mode,
     default_tolerance as default_tolerance,
     require_room as require_room,
+    seen_once as seen_once,
 )
 from volform.inference.modes.newton import (
     newton as newton,

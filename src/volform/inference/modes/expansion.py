@@ -91,17 +91,32 @@ def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
 
 
 def hessian_of(function: Any, u: Float[Array, " d"], batch: int = 64) -> tuple[Any, Any, Any]:
-    """Value, gradient and Hessian, by forward over reverse, `batch` columns at a time."""
-    (value, gradient), push = jax.linearize(jax.value_and_grad(function), u)
+    """Value, gradient and Hessian, by forward over reverse, `batch` columns at a time.
 
-    def column(direction: Float[Array, " d"]) -> Float[Array, " d"]:
-        return push(direction)[1]
-
+    By reverse over reverse where the function has a reverse derivative of its own and no forward
+    one, as solvers of differential equations have.
+    """
     eye = jnp.eye(u.size, dtype=u.dtype)
-    columns = (
-        jax.vmap(column)(eye) if u.size <= batch else jax.lax.map(column, eye, batch_size=batch)
-    )
+
+    def columns_by(column: Any) -> Float[Array, "d d"]:
+        if u.size <= batch:
+            return jax.vmap(column)(eye)
+        return jax.lax.map(column, eye, batch_size=batch)
+
+    try:  # it is only products with the linearized function that find no forward derivative
+        (value, gradient), push = jax.linearize(jax.value_and_grad(function), u)
+        columns = columns_by(lambda direction: push(direction)[1])
+    except (TypeError, NotImplementedError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        (value, gradient), pull = jax.vjp(jax.value_and_grad(function), u)
+        columns = columns_by(lambda direction: pull((jnp.zeros_like(value), direction))[0])
     return value, gradient, 0.5 * (columns + columns.T)
+
+
+def lacks_forward_mode(error: Exception) -> bool:
+    """Tell whether it is JAX's refusal to take a custom_vjp function forward, once or twice."""
+    return "custom_vjp" in str(error) or "custom_lin" in str(error)
 
 
 def expand_second(posterior: Posterior, u: Float[Array, " d"]) -> SecondOrder:
@@ -128,7 +143,7 @@ def _root(matrix: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array,
     """Units s and lower triangular L with `matrix = diag(s) L L^T diag(s)`."""
     units = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
     units = jnp.where(units > 0.0, units, 1.0)
-    return units, jnp.linalg.cholesky(matrix / (units[:, None] * units))
+    return units, jnp.linalg.cholesky(matrix / jnp.outer(units, units))
 
 
 @jax.jit
@@ -141,7 +156,7 @@ def _decrement(
     slope = gradient / units
 
     def by_eigenbasis() -> Float[Array, ""]:
-        values, vectors = jnp.linalg.eigh(hessian / (units[:, None] * units))
+        values, vectors = jnp.linalg.eigh(hessian / jnp.outer(units, units))
         return jnp.linalg.norm((vectors.T @ slope) / jnp.sqrt(jnp.abs(values)))
 
     def by_factor() -> Float[Array, ""]:

@@ -23,6 +23,9 @@ BEYOND_STEP = 1.01
 NUDGE = 1e-6
 # Bisections of the shift: 2^-60 is below rounding.
 BISECTIONS = 60
+# Of the coordinates that a chart bends, logarithms and logits of values: a step of e^5 in the
+# value. One of e^67, which a quadratic model asks for far out, keeps a solver of equations busy.
+LONGEST_BENT = 5.0
 
 
 class NewtonState(eqx.Module):
@@ -40,10 +43,11 @@ class NewtonState(eqx.Module):
 
 
 class SearchResult(eqx.Module):
-    """End of a search: the expansion there, and the steps of Newton's method."""
+    """End of a search: the expansion there, steps of Newton's method, starts that ended here."""
 
     at: SecondOrder
     steps: Int[Array, ""]
+    starts: int = eqx.field(static=True, default=1)
 
 
 @eqx.filter_jit
@@ -72,6 +76,7 @@ def newton(
 ) -> NewtonState:
     """Newton's method from one point: the last state of its trajectory."""
     rounding = max(ROUNDING, 100.0 * float(jnp.finfo(u.dtype).eps))
+    is_bent = jnp.asarray(~posterior.layout.lines)
 
     def unfinished(state: NewtonState) -> Bool[Array, ""]:
         at = state.at
@@ -89,6 +94,8 @@ def newton(
         scale = jnp.maximum(state.scale, jnp.sqrt(jnp.abs(jnp.diagonal(best.hessian))))
         units = jnp.where(scale > 0.0, scale, 1.0)
         move, radius, decrement = _step(best, units, jnp.where(first, jnp.inf, radius))
+        longest = jnp.max(jnp.abs(jnp.where(is_bent, move, 0.0)))
+        move = move * jnp.where(longest > LONGEST_BENT, LONGEST_BENT / longest, 1.0)
         predicted = -(best.gradient @ move + 0.5 * move @ best.hessian @ move)
         following = TrialStep(move, predicted, decrement, radius, attempt.steps + 1, stalled)
         return NewtonState(best, scale, following)
@@ -110,7 +117,7 @@ def _step(
     An infinite radius is given a length: that of the Newton step; at a saddle, where that may be
     zero, the length at which l changes by about one.
     """
-    gradient, hessian = at.gradient / units, at.hessian / (units[:, None] * units)
+    gradient, hessian = at.gradient / units, at.hessian / jnp.outer(units, units)
     factor = jnp.linalg.cholesky(hessian)
 
     def newton() -> tuple[Array, Array, Array]:
@@ -123,8 +130,11 @@ def _step(
     def within_ball() -> tuple[Array, Array, Array]:
         eigenvalues, vectors = jnp.linalg.eigh(hessian)
         slope = vectors.T @ gradient
-        length = jnp.linalg.norm(slope / jnp.abs(eigenvalues))
-        given = jnp.maximum(BEYOND_STEP * length, jax.lax.rsqrt(jnp.abs(eigenvalues[0])))
+        # Below half of the digits an eigenvalue is flat to rounding, which says nothing of lengths.
+        flat = jnp.sqrt(jnp.finfo(slope.dtype).eps) * jnp.max(jnp.abs(eigenvalues))
+        sizes = jnp.maximum(jnp.abs(eigenvalues), flat)
+        length = jnp.linalg.norm(slope / sizes)
+        given = jnp.maximum(BEYOND_STEP * length, jax.lax.rsqrt(sizes[0]))
         bound = jnp.where(jnp.isinf(radius), given, radius)
         step = vectors @ _trust_region_step(slope, eigenvalues, bound)
         return step, bound, jnp.full_like(bound, jnp.inf)

@@ -1,5 +1,6 @@
 """Searches for the mode of q^G, and for points where its gradient vanishes."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,22 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import (
+    ONE_BY_ONE,
+    key_of,
+    require_positive,
+    require_untraced,
+    require_whole,
+)
 from volform.errors import ModelError
 from volform.inference.modes import verdicts
-from volform.inference.modes.bfgs import bfgs_from, prior_draws, starting_points
-from volform.inference.modes.expansion import expand_first, objective
+from volform.inference.modes.bfgs import bfgs_from
+from volform.inference.modes.branches import summands
+from volform.inference.modes.expansion import SecondOrder, expand_first, objective
 from volform.inference.modes.mode import (
     MAP,
+    SEEN_ONCE,
     ExpansionPoint,
     Mode,
     default_tolerance,
     require_room,
+    seen_once,
     warn_of_precision,
 )
 from volform.inference.modes.newton import SearchResult, newton_from
 from volform.inference.modes.newton_cg import NewtonCGState, newton_cg, newton_cg_from
+from volform.inference.modes.starts import starting_points
 from volform.limits import BFGS_UP_TO, HESSIAN_UP_TO, NEWTON_FROM_ALL_UP_TO
 from volform.models.posterior import Posterior
+from volform.models.prior_draws import prior_draws
 from volform.progress import waiting
 from volform.results import Cost, Regime
 
@@ -33,13 +46,20 @@ STARTS, STEPS = 3, 500
 # Of a strict mode, in standard deviations: its Newton decrement, and the distance of two ends that
 # are one mode. A thousandth moves log q^G by 10^-6 / 2.
 RESOLUTION = 1e-3
+# Starts by default. Newton's method from 40 finds the best mode of a sinusoid's frequency in 18 of
+# 18 searches, by BFGS from 8 none did in 6; run .002 s in 3 dimensions, .56 s in 60.
+NEWTON_STARTS, DESCENT_STARTS = 40, 8
+SUMMAND_STARTS = 8  # of the search in each summand of a density, which is simpler than their sum
+MORE_ROUNDS = 3  # of starts, where modes that one start alone found hold much of the evidence
+# Of two ends of a descent that are taken for one, in standard deviations: BFGS stops at 1e-4 of l.
+DESCENT_RESOLUTION = 0.1
 
 
 def find_map(
     posterior: Posterior,
     *,
     key: PRNGKeyArray | None = None,
-    starts: int = 4,
+    starts: int | None = None,
     initial: dict[str, Any] | None = None,
     tolerance: float | None = None,
     max_steps: int = 200,
@@ -47,15 +67,22 @@ def find_map(
 ) -> MAP:
     """Find the mode of q^G = p / sqrt(det G), the invariant maximum a posteriori.
 
-    BFGS (optimistix) from several starts at once, above 1,000 parameters Newton's method by
-    conjugate gradients; then Newton's method with the exact Hessian of -log q^G in a trust region.
-    The mode is one and the same point of the parameter manifold however the model is parametrized.
-    Compiled once for each model and shape of data.
+    Newton's method with the exact Hessian of -log q^G in a trust region, up to 60 parameters from
+    every start; above from the distinct ends of BFGS (optimistix), and above 1,000 from the best
+    end of Newton's method by conjugate gradients. The mode is one and the same point of the
+    parameter manifold however the model is parametrized. Compiled once for each model and shape of
+    data.
+
+    Starts are taken from 1,000 draws of the prior: half of them the most likely that lie apart,
+    half by a power of the likelihood; and a few as NumPyro starts. Of a density with
+    `jnp.logaddexp(a, b)`, each summand is searched too. Where modes that one start alone
+    found hold more than a twentieth of the evidence (by Laplace), there are likely to be more, and
+    by default three more rounds of starts look for them.
 
     Args:
         posterior: from `condition`.
         key: key of the random starts; `jax.random.key(0)` by default.
-        starts: number of starts: the origin of u, uniform on (-2, 2)^d, and prior draws.
+        starts: number of starts, exactly; by default 40 up to 60 parameters, and 8 above.
         initial: values of the latent sites to start from as well.
         tolerance: bound on the gradient norm in the metric's norm, or on the Newton decrement
             (the distance to the mode in standard deviations), whichever is met first; 1e-8 in
@@ -89,51 +116,105 @@ def find_map(
             f"`posterior` should be a Posterior from `vf.condition(model, *data)`; got "
             f"{type(posterior).__name__}."
         )
+    if starts is not None:
+        require_whole(starts, "starts", "find_map", ModelError)
+    require_whole(max_steps, "max_steps", "find_map", ModelError)
+    if tolerance is not None:
+        require_positive(tolerance, "tolerance", "or None for that of the dtype", ModelError)
+    require_untraced(posterior, "posterior", "find_map", ONE_BY_ONE, ModelError)
     require_room(posterior)
-    key = jax.random.key(0) if key is None else key
+    key = key_of(key, "find_map", ModelError)
+    tolerance = default_tolerance(jnp.zeros(()).dtype) if tolerance is None else tolerance
+    first = None if initial is None else posterior.layout.unconstrain(initial, "initial")[None]
+    by_newton = posterior.dim <= NEWTON_FROM_ALL_UP_TO
+    count = (NEWTON_STARTS if by_newton else DESCENT_STARTS) if starts is None else starts
+    rounds = 1 + MORE_ROUNDS if starts is None and by_newton else 1
+    ends: list[SearchResult] = []
+    modes: list[Mode] = []
+    gradients = newton_steps = 0
     with waiting("find_map", progress) as phase:
-        points = starting_points(posterior, key, starts)
-        if initial is not None:
-            points = jnp.concatenate(
-                [posterior.layout.unconstrain(initial, "initial")[None], points]
-            )
-        tolerance = default_tolerance(points.dtype) if tolerance is None else tolerance
-        phase(f"descent from {len(points)} starts in {posterior.dim} dimensions")
-        if posterior.dim > BFGS_UP_TO:
-            states = newton_cg_from(posterior, points, 1e-4, max_steps)
-            ends, counts = states.u, states.gradients
-        else:
-            ends, counts = bfgs_from(posterior, points, max_steps)
-        values = np.asarray(_objectives(posterior, ends))
-        if not np.any(np.isfinite(values)):
-            verdicts.explain_no_start(posterior, points)
-        phase("Newton")
-        ends = ends[np.isfinite(values)]
-        regime = _regime(posterior.dim, len(ends))
-        if posterior.dim > NEWTON_FROM_ALL_UP_TO:
-            ends = ends[np.nanargmin(values[np.isfinite(values)])][None]
-        found = newton_from(posterior, ends, tolerance, max_steps)
-    ends, modes = _ranked(found), []
-    for end in ends:
-        _gather(modes, posterior, end)
-    best = next((end for end in ends if modes and bool(jnp.all(end.at.u == modes[0].u))), ends[0])
+        for number in range(rounds):
+            points = starting_points(posterior, jax.random.fold_in(key, number), count)
+            if number == 0:
+                inside = _ends_in_summands(posterior, points[:SUMMAND_STARTS], tolerance, max_steps)
+                points = jnp.concatenate([inside, points])
+            if first is not None and number == 0:
+                points = jnp.concatenate([first, points])
+            phase(f"search from {len(points)} starts in {posterior.dim} dimensions")
+            search = _newton_from_all if by_newton else _newton_from_ends
+            found, descent = search(posterior, points, tolerance, max_steps)
+            ends, gradients = ends + found, gradients + descent
+            newton_steps += sum(int(end.steps) for end in found)
+            modes = _modes(posterior, ends)
+            lost = not any(bool(jnp.isfinite(end.at.value)) for end in found)
+            if lost or (modes and seen_once(modes) <= SEEN_ONCE):
+                break
+    best = _best(posterior, ends, modes)
     verdict = verdicts.classify(posterior, best, tolerance, max_steps)
     warn_of_precision(best.at)
-    steps = int(counts.sum()), int(found.steps.sum())
-    cost = Cost(0, steps[0] + steps[1] * (posterior.dim + 1))
-    count = len(ends)
+    cost = Cost(0, gradients + newton_steps * (posterior.dim + 1))
     return MAP(
-        posterior, best.at, verdict, cost, tuple(modes), count, steps, tolerance, regime=regime
+        posterior,
+        best.at,
+        verdict,
+        cost,
+        tuple(modes),
+        sum(end.starts for end in ends),
+        (gradients, newton_steps),
+        tolerance,
+        regime=_regime(posterior.dim),
     )
 
 
-def _regime(dim: int, starts: int) -> Regime:
+def _ends_in_summands(
+    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> Float[Array, "k d"]:
+    parts: list[Any] = summands(posterior)
+    ends = [newton_from(part, points, tolerance, max_steps).at for part in parts]
+    return jnp.concatenate([points[:0], *(end.u[jnp.isfinite(end.value)] for end in ends)])
+
+
+def _newton_from_all(
+    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> tuple[list[SearchResult], int]:
+    found = newton_from(posterior, points, tolerance, max_steps)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(points))], 0
+
+
+def _newton_from_ends(
+    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
+) -> tuple[list[SearchResult], int]:
+    """Newton's method from the distinct ends of a descent; above 1,000 parameters from the best."""
+    if posterior.dim > BFGS_UP_TO:
+        states = newton_cg_from(posterior, points, 1e-4, max_steps)
+        left, counts = list(states.u), states.gradients
+    else:
+        left, counts = bfgs_from(posterior, points, max_steps)
+        left = list(left)
+    values = np.asarray(_objectives(posterior, jnp.stack(left)))
+    left = [left[i] for i in np.argsort(_or_infinite(values))]
+    found: list[SearchResult] = []
+    while left and not (found and posterior.dim > BFGS_UP_TO):
+        end = newton_from(posterior, left[0][None], tolerance, max_steps)
+        end = jax.tree.map(lambda leaf: leaf[0], end)
+        rest = [u for u in left[1:] if not lies_within(end.at, u, DESCENT_RESOLUTION)]
+        found.append(dataclasses.replace(end, starts=len(left) - len(rest)))
+        left = rest
+    if left:
+        found[0] = dataclasses.replace(found[0], starts=found[0].starts + len(left))
+    return found, int(counts.sum())
+
+
+def _regime(dim: int) -> Regime:
     """The way in which `find_map` computes."""
     if dim > BFGS_UP_TO:
-        return Regime("conjugate gradients from every start, dense Hessian at the best", BFGS_UP_TO)
-    if dim > NEWTON_FROM_ALL_UP_TO and starts > 1:
         return Regime(
-            "dense Hessian from the best start only, other modes not seen", NEWTON_FROM_ALL_UP_TO
+            "conjugate gradients from every start, dense Hessian at the best, other modes not seen",
+            BFGS_UP_TO,
+        )
+    if dim > NEWTON_FROM_ALL_UP_TO:
+        return Regime(
+            "BFGS from every start, dense Hessian at distinct ends", NEWTON_FROM_ALL_UP_TO
         )
     return Regime("dense Hessian")
 
@@ -153,7 +234,7 @@ def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool)
         ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
     """
     with waiting("laplace", progress) as phase:
-        draws = prior_draws(posterior, key, STARTS - 1)
+        draws = prior_draws(posterior.bound_model, key, STARTS - 1)
         points = jnp.concatenate([jnp.zeros_like(draws[:1]), draws])
         tolerance = default_tolerance(points.dtype)
         ends = []
@@ -185,32 +266,51 @@ def _judged(end: NewtonCGState, gradient_norm: float, tolerance: float) -> verdi
     )
 
 
-def _ranked(found: SearchResult) -> list[SearchResult]:
-    """The ends of the searches, the highest q^G first."""
-    values = np.asarray(found.at.value)
-    order = np.argsort(np.where(np.isnan(values), np.inf, values))
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in order]
-
-
-def _gather(modes: list[Mode], posterior: Posterior, end: SearchResult) -> None:
-    """Count `end` to its mode, if it is a strict one.
+def _modes(posterior: Posterior, ends: list[SearchResult]) -> list[Mode]:
+    """The distinct strict modes among the ends, the highest q^G first, with their starts counted.
 
     Toward points where the metric is singular q^G is unbounded (a mixture with equal components
     under its Fisher metric); ends there, and at the edge of the support, are no modes. Ends within
     1e-3 posterior standard deviations of each other are one.
     """
-    at = end.at
+    order = np.argsort(_or_infinite(np.array([float(end.at.value) for end in ends])))
+    modes: list[Mode] = []
+    for end in (ends[index] for index in order):
+        alike = next((i for i, m in enumerate(modes) if lies_within(end.at, m.u, RESOLUTION)), None)
+        if alike is not None:
+            modes[alike] = Mode(modes[alike].at, modes[alike].starts + end.starts)
+        elif is_strict_mode(posterior, end.at):
+            modes.append(Mode(end.at, end.starts))
+    return modes
+
+
+def is_strict_mode(posterior: Posterior, at: SecondOrder) -> bool:
+    """Tell whether a search that ended here found a mode, away from edges and singularities."""
     is_strict = bool(jnp.isfinite(at.log_det)) and float(at.decrement) < RESOLUTION
-    if not is_strict or not verdicts.is_regular(np.asarray(at.gram), at.u.dtype):
-        return
-    if verdicts.at_the_edge(posterior, at.u):
-        return
-    for position, mode in enumerate(modes):
-        gap = mode.u - at.u
-        if float(gap @ at.hessian @ gap) < RESOLUTION**2:
-            modes[position] = Mode(mode.at, mode.starts + 1)
-            return
-    modes.append(Mode(at, 1))
+    is_regular = is_strict and verdicts.is_regular(np.asarray(at.gram), at.u.dtype)
+    return is_regular and not verdicts.at_the_edge(posterior, at)
+
+
+def lies_within(at: SecondOrder, u: Float[Array, " d"], deviations: float) -> bool:
+    """Tell whether u lies within so many standard deviations of the expansion's point."""
+    gap = u - at.u
+    return 0.0 <= float(gap @ at.hessian @ gap) < deviations**2
+
+
+def _best(posterior: Posterior, ends: list[SearchResult], modes: list[Mode]) -> SearchResult:
+    """The end at the best mode; where there is none, the highest end of finite density."""
+    if modes:
+        return next(end for end in ends if end.at is modes[0].at)
+    values = [float(end.at.value) for end in ends]
+    best = ends[int(np.argmin(_or_infinite(np.array(values))))]
+    if not bool(jnp.isfinite(best.at.value)):
+        verdicts.explain_no_start(posterior, [end.at.u for end in ends])
+    return best
+
+
+def _or_infinite(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    # Where a chart saturates det G is zero, and -log q^G minus infinity: no mode either.
+    return np.where(np.isfinite(values), values, np.inf)
 
 
 @eqx.filter_jit

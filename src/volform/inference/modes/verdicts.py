@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions.transforms import IdentityTransform
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.linalg.operator import fits
@@ -84,7 +83,7 @@ def classify(posterior: Posterior, state: Any, tolerance: float, max_steps: int)
     curvature = curvature_verdict(posterior, at)
     if stationary and isinstance(curvature, Minimum):
         return curvature
-    edge = at_the_edge(posterior, at.u)
+    edge = running_off(posterior, at.u)
     if edge:
         where = ", ".join(f"{name} = {value}" for name, value in edge.items())
         return NotConverged(
@@ -103,21 +102,33 @@ def classify(posterior: Posterior, state: Any, tolerance: float, max_steps: int)
     )
 
 
-def at_the_edge(posterior: Posterior, u: Any) -> dict[str, str]:
+def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
+    """Sites at an edge of the support, or at infinity, that a search took for a mode.
+
+    Where l rises toward an edge as `c exp(a u)`, its Newton decrement is the root of that, and
+    small far out: but then the standard deviation in u is 1 / (a decrement), hundreds in logarithms
+    of the value. A mode at a small scale, of `s = e^-14` say, has one of about 1.
+    """
+    deviations = np.linalg.norm(np.asarray(at.whitener), axis=1)
+    is_edge = ~(deviations < 100.0) | posterior.layout.lines
+    return _running_off(posterior, np.where(is_edge, np.asarray(at.u), 0.0), at.u)
+
+
+def running_off(posterior: Posterior, u: Any) -> dict[str, str]:
     """Sites that ran off: constrained ones to e^-12 of the edge, any to 10^12."""
+    return _running_off(posterior, np.asarray(u), u)
+
+
+def _running_off(posterior: Posterior, looked_at: Any, u: Any) -> dict[str, str]:
     values = posterior.values(u)
-    # e^-12 is 6 x 10^-6 of an interval, nearer to its edge than priors put modes; a search that
-    # rises toward the edge passes it in a few steps. 10^12 is no scale of a parameter in any unit.
+    # e^-12 is 6 x 10^-6 of an interval; a search that rises toward the edge passes it in a few
+    # steps. 10^12 is no scale of a parameter in any unit.
+    far = np.abs(looked_at) > np.where(posterior.layout.lines, 1e12, 12.0)
     return {
         site.name: np.array2string(np.asarray(values[site.name]), precision=3, threshold=6)
         for site in posterior.layout.sites
-        if np.abs(u[site.segment]).max(initial=0.0) > (1e12 if _is_affine(site.chart) else 12.0)
+        if far[site.segment].any()
     }
-
-
-def _is_affine(chart: Any) -> bool:
-    chart = getattr(chart, "base_transform", chart)  # of an IndependentTransform
-    return isinstance(chart, IdentityTransform)
 
 
 def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.checks import require_key
 from volform.errors import NetworkError
 from volform.kernels.checks import require_inputs, require_pair
 from volform.kernels.propagation.inputs import Examples
@@ -202,6 +203,7 @@ class Layer(eqx.Module):
         >>> k.Dense(3, b_std=1.0).init(jax.random.key(0), (1, 2))["w"].shape
         (3, 2)
         """
+        require_key(key, "key", "init", NetworkError)
         return self.draw(key, tuple(shape[1:]), whole(parametrization))[0]
 
     def apply(
