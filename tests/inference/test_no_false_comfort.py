@@ -210,6 +210,22 @@ def test_solvers_of_differential_equations() -> None:
     assert "the likelihood has a derivative of its own" in found.note
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_start_lost_on_a_plateau_is_not_counted_to_the_mode(d: int) -> None:
+    """By its own Hessian, which is zero, every mode is near to it."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (d,)))
+        numpyro.factor("well", jnp.maximum(-0.5 * x @ x, -50.0))
+
+    posterior = vf.condition(model)
+    fit = vf.find_map(posterior, starts=3, initial={"x": jnp.full(d, 100.0)})
+    assert fit.converged
+    assert_allclose(fit.values["x"], np.zeros(d), atol=1e-8)
+    assert (fit.starts, fit.modes[0].starts) == (4, 3)
+    assert "1 of 4 starts ended at no strict mode" in repr(fit)
+
+
 # --- Draws of something else
 
 

@@ -71,21 +71,23 @@ class Problem:
         Raises:
             ConvergenceError: when the search found none.
         """
-        _ = self.approx  # which refuses a point that is no strict mode
-        found = [mode.at for mode in self.fit.modes] or [self.fit.at]
+        found = self._found
         return with_images(self.fit, self.symmetries, found) if self.symmetries else found
+
+    @property
+    def _found(self) -> list[SecondOrder]:
+        _ = self.approx  # which refuses a point that is no strict mode
+        return [mode.at for mode in self.fit.modes] or [self.fit.at]
 
     @cached_property
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Symmetries of the density, looked for where the modes show any: copies, or zeros."""
-        _ = self.approx
-        found = [mode.at for mode in self.fit.modes] or [self.fit.at]
-        model = self.posterior.bound_model
+        found, model = self._found, self.posterior.bound_model
         if len(without_copies(found)) == len(found) and not _has_zeros(model, found[0].u):
             return ()
         return find_symmetries(model, jax.random.fold_in(self.key, 5))
 
-    @property
+    @cached_property
     def seen_once(self) -> float:
         """Share of the evidence of the modes that one start alone found; copies are one mode."""
         merged: list[Mode] = []
@@ -206,8 +208,9 @@ class Laplace(Estimator):
     def estimate(self, problem: Problem) -> Evidence:
         """The sum of the modes' Laplace evidences; copies that are multiplied for count once."""
         modes, provenance = problem.modes, problem.provenance
-        notes = [f"symmetries found: {', '.join(map(str, problem.symmetries))}"]
+        notes: tuple[str, ...] = ()
         if problem.symmetries:
+            notes = (f"symmetries found: {', '.join(map(str, problem.symmetries))}",)
             enumerated = problem.copies <= MOST_IMAGES
             provenance = provenance._replace(
                 equivalent_modes=None if enumerated else problem.copies
@@ -217,7 +220,7 @@ class Laplace(Estimator):
             without_copies(modes) if provenance.equivalent_modes else modes,
             provenance,
             second_order=self.second_order,
-            notes=notes if problem.symmetries else (),
+            notes=notes,
         )
         if problem.fixed_by:
             found = dataclasses.replace(found, trust=Trust(Level.POOR, problem.fixed_by))

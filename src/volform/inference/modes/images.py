@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.newton import newton_from
-from volform.inference.modes.search import NEWTON_STARTS, is_strict_mode, lies_within
+from volform.inference.modes.search import (
+    DESCENT_RESOLUTION,
+    NEWTON_STARTS,
+    NEWTON_STEPS,
+    is_strict_mode,
+    lies_within,
+)
 from volform.models.symmetries import Symmetry, count_images, images
 
 MOST_IMAGES = 256  # that are enumerated; 5! are 120, and 5! 2^5 are 3,840
@@ -30,14 +36,14 @@ def with_images(
         missing = [
             u
             for u in map(jnp.asarray, images(model, symmetries, mode.u, MOST_IMAGES))
-            if not any(lies_within(other, u, 0.1) for other in every)
+            if not any(lies_within(other, u, DESCENT_RESOLUTION) for other in every)
         ]
         # As many points at a time as the search had, whose program serves again.
         at_once = min(fit.starts, NEWTON_STARTS)
         for start in range(0, len(missing), at_once):
             points = missing[start : start + at_once]
             padded = jnp.stack(points + [mode.u] * (at_once - len(points)))
-            ends = newton_from(posterior, padded, fit.tolerance, 200).at
+            ends = newton_from(posterior, padded, fit.tolerance, NEWTON_STEPS).at
             each = [jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(points))]
             every += [
                 at

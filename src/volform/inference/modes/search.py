@@ -50,6 +50,7 @@ RESOLUTION = 1e-3
 # 18 searches, by BFGS from 8 none did in 6; run .002 s in 3 dimensions, .56 s in 60.
 NEWTON_STARTS, DESCENT_STARTS = 40, 8
 SUMMAND_STARTS = 8  # of the search in each summand of a density, which is simpler than their sum
+NEWTON_STEPS = 200  # of each method, by default
 MORE_ROUNDS = 3  # of starts, where modes that one start alone found hold much of the evidence
 # Of two ends of a descent that are taken for one, in standard deviations: BFGS stops at 1e-4 of l.
 DESCENT_RESOLUTION = 0.1
@@ -62,7 +63,7 @@ def find_map(
     starts: int | None = None,
     initial: dict[str, Any] | None = None,
     tolerance: float | None = None,
-    max_steps: int = 200,
+    max_steps: int = NEWTON_STEPS,
     progress: bool = True,
 ) -> MAP:
     """Find the mode of q^G = p / sqrt(det G), the invariant maximum a posteriori.
@@ -197,7 +198,9 @@ def _newton_from_ends(
     while left and not (found and posterior.dim > BFGS_UP_TO):
         end = newton_from(posterior, left[0][None], tolerance, max_steps)
         end = jax.tree.map(lambda leaf: leaf[0], end)
-        rest = [u for u in left[1:] if not lies_within(end.at, u, DESCENT_RESOLUTION)]
+        rest = left[1:]
+        if is_strict_mode(posterior, end.at):
+            rest = [u for u in rest if not lies_within(end.at, u, DESCENT_RESOLUTION)]
         found.append(dataclasses.replace(end, starts=len(left) - len(rest)))
         left = rest
     if left:
@@ -276,11 +279,14 @@ def _modes(posterior: Posterior, ends: list[SearchResult]) -> list[Mode]:
     order = np.argsort(_or_infinite(np.array([float(end.at.value) for end in ends])))
     modes: list[Mode] = []
     for end in (ends[index] for index in order):
+        # First: by the Hessian of an end where q^G is flat, every mode is near.
+        if not is_strict_mode(posterior, end.at):
+            continue
         alike = next((i for i, m in enumerate(modes) if lies_within(end.at, m.u, RESOLUTION)), None)
-        if alike is not None:
-            modes[alike] = Mode(modes[alike].at, modes[alike].starts + end.starts)
-        elif is_strict_mode(posterior, end.at):
+        if alike is None:
             modes.append(Mode(end.at, end.starts))
+        else:
+            modes[alike] = Mode(modes[alike].at, modes[alike].starts + end.starts)
     return modes
 
 

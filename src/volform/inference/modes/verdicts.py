@@ -110,20 +110,15 @@ def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
     of the value. A mode at a small scale, of `s = e^-14` say, has one of about 1.
     """
     deviations = np.linalg.norm(np.asarray(at.whitener), axis=1)
-    is_edge = ~(deviations < 100.0) | posterior.layout.lines
-    return _running_off(posterior, np.where(is_edge, np.asarray(at.u), 0.0), at.u)
+    return running_off(posterior, at.u, ~(deviations < 100.0) | posterior.layout.lines)
 
 
-def running_off(posterior: Posterior, u: Any) -> dict[str, str]:
-    """Sites that ran off: constrained ones to e^-12 of the edge, any to 10^12."""
-    return _running_off(posterior, np.asarray(u), u)
-
-
-def _running_off(posterior: Posterior, looked_at: Any, u: Any) -> dict[str, str]:
+def running_off(posterior: Posterior, u: Any, among: Any = True) -> dict[str, str]:
+    """Sites that ran off, `among` coordinates: bent ones to e^-12 of the edge, any to 10^12."""
     values = posterior.values(u)
     # e^-12 is 6 x 10^-6 of an interval; a search that rises toward the edge passes it in a few
     # steps. 10^12 is no scale of a parameter in any unit.
-    far = np.abs(looked_at) > np.where(posterior.layout.lines, 1e12, 12.0)
+    far = among & (np.abs(np.asarray(u)) > np.where(posterior.layout.lines, 1e12, 12.0))
     return {
         site.name: np.array2string(np.asarray(values[site.name]), precision=3, threshold=6)
         for site in posterior.layout.sites
