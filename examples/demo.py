@@ -15,7 +15,6 @@ from pathlib import Path
 
 import architectures_table as networks
 import eight_schools_table as schools
-import jax
 import matplotlib.pyplot as plt
 import regression_table as regression
 from matplotlib.axes import Axes
@@ -23,14 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from volform.architectures import Survey
+from volform.compilation import keep_compiled
 
 BLUE, VERMILION = "#0072B2", "#D55E00"
-
-
-def keep_compiled(folder: str) -> None:
-    """Keep compiled code for the next demonstration, unless it is kept elsewhere already."""
-    jax.config.update("jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir or folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.Row], Survey]:
@@ -42,7 +36,6 @@ def fit_all(quick: bool, out: Path) -> tuple[list[schools.Row], list[regression.
         2,  # processes, since NumPyro's effect handlers are not safe in threads
         multiprocessing.get_context("spawn"),
         keep_compiled,
-        (str(out / ".compiled"),),
     ) as pool:
         of_networks = pool.submit(networks.survey, 20 if quick else 60, False, out, quick)
         of_schools = [

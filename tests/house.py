@@ -21,7 +21,7 @@ FLOORS = (
     ("plot",),
     ("cli", "__main__"),
 )
-SHARED = {"checks", "errors", "limits", "moved", "progress", "results"}
+SHARED = {"checks", "compilation", "errors", "generators", "limits", "moved", "progress", "results"}
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)

@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,12 @@ def test_old_names_say_where_they_are(room, old, new):
 def test_the_message_survives_an_import():
     with pytest.raises(ImportError, match=r"now `volform\.networks\.SP`"):
         exec("from volform.geometry import SP")
+
+
+def test_a_name_of_a_room_that_is_not_imported_yet():
+    program = "import volform as vf; vf.empirical_ntk"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "it stands in `volform.kernels`" in done.stderr
 
 
 def test_other_names_are_missing_as_ever():

@@ -1,15 +1,15 @@
 """volform: Bayesian inference with invariant densities, on NumPyro models."""
 
+import importlib as _importlib
+import typing as _typing
+
 from volform import (
-    architectures as architectures,
     geometry as geometry,
     inference as inference,
-    kernels as kernels,
     linalg as linalg,
     models as models,
     networks as networks,
     operators as operators,
-    plot as plot,
 )
 from volform.geometry import (
     Euclidean as Euclidean,
@@ -52,4 +52,22 @@ from volform.operators import (
     sharpness as sharpness,
 )
 
-__getattr__ = _moved_from(__name__)
+if _typing.TYPE_CHECKING:
+    from volform import (
+        architectures as architectures,
+        kernels as kernels,
+        plot as plot,
+    )
+
+# Rooms that are imported when they are first asked for: .1 s that few programs need.
+_LATER = ("architectures", "kernels", "plot")
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _LATER:
+        return _importlib.import_module(f"{__name__}.{name}")
+    return _moved_from(__name__)(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -9,10 +9,10 @@ from if not from a time. Results say in their `regime` on which side they were c
 QUADRATURE_UP_TO = 3
 # Of `Automatic`, which asks for NUTS next: 10^4 densities at two parameters against 10^5 gradients.
 AUTOMATIC_QUADRATURE_UP_TO = 2
-# Fourth derivatives are long programs that run once, and were compiled faster without XLA's
-# optimizations when this was chosen. Measured now, first call and later: without 3.1 and .016 s,
-# with 1.6 and .004 at 30; 3.7 and .056, 2.4 and .013 at 60 (with them second, after the trace).
-QUICKLY_COMPILED_UP_TO = 30
+# Hessians at 14 d points against the program of fourth derivatives. First call and later, under
+# JointFisher(): .2 and .2 s against 3.6 and .3 at 10, 1.4 and 1.4 against 15 and .9 at 20, 4.4 and
+# 4.6 against 18 and 2.8 at 30.
+DIFFERENCES_UP_TO = 30
 # The correction contracts fourth derivatives along d^2 / 2 pairs of directions: 1,800 at 60.
 SECOND_ORDER_UP_TO = 60
 # Newton's method from four starts and from one: .007 and .003 s at 64, .47 and .19 at 128, 1.3 and

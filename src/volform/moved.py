@@ -94,7 +94,10 @@ def moved_from(room: str) -> Callable[[str], NoReturn]:
 
 def _elsewhere(room: str, name: str) -> str:
     """The rooms that have the name, as the end of a sentence."""
-    prefix = f"{room.partition('.')[0]}."
+    package = room.partition(".")[0]
+    for member in [] if name.startswith("_") else dir(sys.modules[package]):
+        getattr(sys.modules[package], member)  # some rooms are imported when they are asked for
+    prefix = f"{package}."
     loaded = {m: module for m, module in sys.modules.items() if m.startswith(prefix)}
     rooms = [
         m for m, module in sorted(loaded.items()) if m.count(".") == 1 and name in vars(module)

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from volform.errors import ModelError
+
+
+def scalar(value: float, dtype: Any = float) -> Float[Array, ""]:
+    """A number as an array of JAX, for which `jnp.asarray` would compile a program."""
+    return jax.device_put(np.asarray(value, jnp.result_type(dtype)))
 
 
 class Level(enum.Enum):
@@ -39,6 +46,12 @@ class Trust(eqx.Module):
             return self
         level = Level.FAIR if self.level is Level.GOOD else self.level
         return Trust(level, "; ".join([self.reason, *reservations]))
+
+    def given(self, condition: str) -> "Trust":
+        """The same verdict; if it is good, with what it rests on and no check of it can see."""
+        if self.level is not Level.GOOD:
+            return self
+        return Trust(self.level, f"{self.reason}; {condition}")
 
     def __str__(self) -> str:
         return f"{self.level.value}: {self.reason}"
@@ -248,7 +261,11 @@ class Evidence(eqx.Module):
     @property
     def log_z_second_order(self) -> Float[Array, ""] | None:
         """`log_z + log(1 + c)`; NaN where c <= -1, None where there is no c."""
-        return None if self.correction is None else self.log_z + jnp.log1p(self.correction)
+        if self.correction is None:
+            return None
+        c = float(self.correction)
+        second = float(self.log_z) + (math.log1p(c) if c > -1.0 else math.nan)
+        return scalar(second, jnp.result_type(self.log_z))
 
     def __repr__(self) -> str:
         text = f"log Z {float(self.log_z):.3f}"

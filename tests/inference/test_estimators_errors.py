@@ -85,9 +85,13 @@ def test_options_of_importance() -> None:
         vf.Importance(df=0.0)
 
 
-@pytest.mark.parametrize("options", [{"repeats": 0}, {"chains": 0}])
+@pytest.mark.parametrize(
+    "options", [{"repeats": 0}, {"chains": 0}, {"draws": 2.5}, {"warmup": True}]
+)
 def test_options_of_bridge(options: dict[str, int]) -> None:
-    with pytest.raises(ModelError, match="`repeats` and `chains` of Bridge should be at least 1"):
+    with pytest.raises(
+        ModelError, match=r"of Bridge is .*; it should be a whole number of at least one"
+    ):
         vf.Bridge(**options)
 
 

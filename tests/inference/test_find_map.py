@@ -132,6 +132,8 @@ def test_initial_values_are_a_start_as_well() -> None:
     assert {np.sign(mode.u[0]) for mode in fit.modes} <= {-1.0, 1.0}
     with pytest.raises(UnknownSiteError, match="`initial` lacks the latent sites"):
         vf.find_map(wells_of(0.5), key=KEY, initial={"x": 1.0})
+    with pytest.raises(UnknownSiteError, match=r"`initial` holds \['z'\], which are no sites"):
+        vf.find_map(wells_of(0.5), key=KEY, initial={"x": 1.0, "y": 1.0, "z": 0.0})
 
 
 def test_the_same_key_gives_the_same_search() -> None:

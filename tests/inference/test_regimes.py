@@ -89,7 +89,7 @@ def test_descent(d: int, regime: Regime) -> None:
 @pytest.mark.standard_promotion  # NUTS
 @pytest.mark.parametrize("d", [200, 201])
 def test_mass_matrix(d: int) -> None:
-    chains = run_nuts(posterior_of(d), KEY, jnp.zeros((1, d)), jnp.eye(d), 1, 2)
+    chains = run_nuts(posterior_of(d), KEY, jnp.zeros((1, d)), jnp.eye(d), 1, 2, 0.9, print)
     assert chains.regimes == ((Regime("NUTS with a diagonal mass matrix", 200),) if d > 200 else ())
 
 

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.linalg
 import scipy.stats
-from tests.kernels.nets import EDGE, X2, X, around
+from tests.kernels.nets import EDGE, X2, X, around, compilations
 
 import volform as vf
 from volform import kernels as k
@@ -150,6 +150,46 @@ def test_training_of_finite_networks(key):
     error = outputs.std(0) / np.sqrt(200)
     assert np.all(np.abs(outputs.mean(0) - limit.mean) < 4 * error)
     np.testing.assert_allclose(np.cov(outputs.T), limit.covariance, rtol=0.35, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda x, y, _, noise: k.evidence(RELU, x, y, noise=noise).log_z,
+        lambda x, y, new, noise: k.predict(RELU, x, y, new, noise=noise),
+        lambda x, y, new, noise: k.predict_trained(RELU, x, y, new, noise=noise),
+        lambda x, y, new, noise: k.predict_trained(RELU, x, y, new, noise=noise, time=0.3),
+    ],
+    ids=["evidence", "predict", "trained for ever", "trained"],
+)
+def test_one_program_serves_all_numbers_of_a_step(law):
+    """Of examples and of new ones; the law is that of no more examples than there are."""
+    rng = np.random.default_rng(0)
+    x, new = rng.normal(size=(24, 3)), rng.normal(size=(8, 3))
+    y = np.stack([np.sin(x[:, 0]), x[:, 1]], 1)
+    law(x[:22], y[:22], new[:3], 0.3)
+    with compilations() as seen:
+        found = law(x[:21], y[:21], new[:5], 0.2)
+    assert not seen
+    expected = jax.jit(law)(x[:21], y[:21], new[:5], 0.2)
+    for part, wanted in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert isinstance(part, jax.Array)
+        assert (part.shape, part.dtype) == (wanted.shape, wanted.dtype)
+        np.testing.assert_allclose(part, wanted, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("w_std", [1e-8, 1e10])
+@pytest.mark.parametrize("time", [math.inf, 3.0])
+def test_rows_that_fill_up_set_no_scale(w_std, time):
+    """Of 5 examples in a program for 8, with variances far from one."""
+    x, variance = X[:5], w_std**2
+    found = k.predict_trained(
+        k.Dense(1, w_std), x, Y[:5], X2, jitter=0.1 * variance, time=time / variance
+    )
+    gram, cross = x @ x.T / 4 + 0.1 * np.eye(5), X2 @ x.T / 4
+    left = np.zeros((5, 5)) if time == math.inf else scipy.linalg.expm(-gram * time)
+    expected = cross @ np.linalg.solve(gram, Y[:5] - left @ Y[:5])
+    np.testing.assert_allclose(found.mean, expected, rtol=1e-10)
 
 
 def test_jitter_is_only_what_is_asked_for():

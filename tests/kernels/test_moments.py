@@ -138,6 +138,28 @@ def test_angle_has_the_derivative_of_an_angle():
     np.testing.assert_allclose(jax.jit(jax.grad(angle))(0.0), five, rtol=1e-10)
 
 
+def test_sums_have_the_derivatives_of_longer_vectors():
+    """The first two, of all four moments: the size that the area is divided by has none left."""
+    rng = np.random.default_rng(0)
+    starts, along = rng.normal(size=(2, 4, 1, 3))
+
+    def moments_at(t, parts):
+        left, right = (
+            jnp.concatenate([(starts + t * along)[i] for i in pair], 1) for pair in parts
+        )
+        found = inputs.of_inputs(left, right)
+        return found.times(left.shape[1] / 3)
+
+    def by_sum(t):
+        return moments_at(t, ((0,), (1,))).plus(moments_at(t, ((2,), (3,))))
+
+    def at_once(t):
+        return moments_at(t, ((0, 2), (1, 3)))
+
+    for slope in (jax.jacrev, lambda f: jax.jacfwd(jax.jacrev(f))):
+        require_equal(jax.jit(slope(by_sum))(0.3), jax.jit(slope(at_once))(0.3), rtol=1e-12)
+
+
 # --- Windows
 
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import SEQUENCES, X, conv, dense
+from tests.kernels.nets import SEQUENCES, X, compilations, conv, dense
 
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
 from volform.kernels import iterative
-from volform.kernels.propagation import inputs, moments
+from volform.kernels.layers.layer import whole
+from volform.kernels.propagation import inputs, moments, sizes
 from volform.linalg import Exact, Krylov, XTrace, trace
 from volform.networks import SP
 
@@ -74,16 +75,68 @@ def test_tiles_give_the_same_kernels(tile):
     ],
 )
 def test_one_program_gives_the_kernels_of_layers(net, x):
-    """Layer by layer; compiled as a whole; and in tiles."""
+    """Layer by layer; compiled as a whole, with more rows or without; and in tiles."""
 
     def compiled(x):
         return [net.kernel(x, parametrization=SP(), tile=tile) for tile in (None, 3)]
 
-    kernel = net.kernel(x, parametrization=SP())
-    for found in jax.jit(compiled)(x):
+    kernel = net.block(jnp.asarray(x), jnp.asarray(x), whole(SP()), is_same=True)
+    for found in [net.kernel(x, parametrization=SP()), *jax.jit(compiled)(x)]:
         for part, expected in zip(found, kernel, strict=True):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(part / scale, expected / scale, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("features", [3, 40])
+def test_one_program_serves_all_numbers_of_a_step(features):
+    """The kernels are those of no more rows than there are; other weights take the same one."""
+    x, other = RNG.normal(size=(112, features)), RNG.normal(size=(40, features))
+    net, again = (k.serial(k.Dense(8, w_std, 0.2), k.Relu(), k.Dense(8)) for w_std in (1.4, 1.3))
+    net.kernel(x[:100])
+    net.kernel(x[:100], other[:37])
+    with compilations() as seen:
+        found = [net.kernel(x[:97]), net.kernel(x[:101]), net.kernel(x), again.kernel(x[:98])]
+        found.append(net.kernel(x[:99], other[:39]))
+    assert not seen
+    plain = jax.jit(lambda net, *x: net.kernel(*x))
+    expected = [plain(net, x[:97]), plain(net, x[:101]), plain(net, x), plain(again, x[:98])]
+    expected.append(plain(net, x[:99], other[:39]))
+    for kernel, wanted in zip(found, expected, strict=True):
+        for part, values in zip(kernel, wanted, strict=True):
+            assert isinstance(part, jax.Array)
+            assert part.dtype == values.dtype
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(part / scale, values / scale, rtol=1e-14, atol=1e-14)
+    for part in found[1]:
+        np.testing.assert_array_equal(part, part.T)
+
+
+def test_steps():
+    """No less than there are and hardly more, and never what columns share a line of cache by."""
+    found = np.array([sizes.stepped(count, 362) for count in range(1, 400)])
+    counts = np.arange(1, 400)
+    assert np.all(found >= counts)
+    assert np.all(found[8:] <= 1.25 * counts[8:] + 8)
+    assert np.all(np.diff(found) >= 0)
+    np.testing.assert_array_equal(found[362:], counts[362:])
+    assert np.all(found[:362] % 64)
+    assert len(set(found[:362])) == 23
+    assert sizes.stepped(3, 5) == 5
+
+
+def test_arrays_stay_where_they_are():
+    """On a device that was chosen, or on any; and they do not change with what they came from."""
+    memory = np.zeros(5 * 40 + 8)
+    x = memory[-memory.ctypes.data // 8 % 8 :][:200].reshape(5, 40)  # which JAX may use as its own
+    x[:] = WIDE[:5]
+    given = sizes.as_array(x)
+    x[:] = 0.0
+    np.testing.assert_array_equal(given, WIDE[:5])
+    chosen = jax.device_put(given, jax.devices()[0])
+    for inputs_, is_chosen in ((given, False), (chosen, True)):
+        found = NET.kernel(inputs_)
+        assert found.ntk.committed == is_chosen
+        np.testing.assert_allclose(found.ntk, NET.kernel(WIDE).ntk[:5, :5], rtol=1e-12)
 
 
 def test_roots_are_continuous():

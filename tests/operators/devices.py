@@ -57,7 +57,7 @@ def of_kernels() -> dict[str, Any]:
     x, y, v = rng.normal(size=(40, 34)), rng.normal(size=40), jnp.arange(40.0)
     x[3] = x[21]
     x, y = ops.sharded((x, y))
-    kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((4, 34)), tile=3)
+    kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((5, 34)), tile=3)
     matrix = k.ntk_operator(net, x, tile=4)
     estimate = k.evidence(net, x, y, noise=0.3, by=linalg.Krylov(jax.random.key(0), probes=4))
     return {

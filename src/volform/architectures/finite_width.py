@@ -1,9 +1,9 @@
 """The evidence of a network of finite width, its last layer integrated out in closed form."""
 
 import math
+from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_positive
+from volform.compilation import STEADY, Compiled
 from volform.errors import KernelError
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.importance import FEWEST_DRAWS, SmoothedWeights, log_mean, trust_of
@@ -81,7 +82,8 @@ def finite_evidence(
         )
     columns = y[:, None] if y.ndim == 1 else y
     key = key_of(key, "finite_evidence", KernelError)
-    each = np.asarray(_log_likelihoods(network, x, columns, noise, jax.random.split(key, draws)))
+    spread, keys = jnp.asarray(noise), jax.random.split(key, draws)
+    each = np.asarray(_log_likelihoods(network, x, columns, spread, keys))
     log_weights, k_hat = smoothed(each)
     log_z, error, effective = log_mean(log_weights, k_hat)
     drawn = SmoothedWeights(log_weights, k_hat, 0, 0, log_mean(each)[0] - log_mean(log_weights)[0])
@@ -99,7 +101,7 @@ def finite_evidence(
     )
 
 
-@eqx.filter_jit
+@partial(Compiled, options=STEADY)
 def _log_likelihoods(
     network: Network,
     x: Float[Array, "n ..."],

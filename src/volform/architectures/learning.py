@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
@@ -11,6 +9,7 @@ from jaxtyping import Array, Float
 
 from volform.architectures.architecture import Architecture
 from volform.checks import require_positive
+from volform.compilation import QUICK, QUICK_UP_TO, STEADY, Compiled
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.checks import require_inputs, require_targets
 from volform.kernels.gaussian_process import evidence
@@ -74,21 +73,37 @@ def learn(
     values = [architecture.w_std, noise]
     values += [] if architecture.b_std is None else [architecture.b_std]
     start = jnp.log(jnp.asarray(values, x.dtype))
-    solver = optx.BFGS(rtol=1e-8, atol=1e-8)
-    found = optx.minimise(
-        _loss, solver, start, args=(architecture, x, y), max_steps=MAX_STEPS, throw=False
-    )
-    slope = np.asarray(_slope(found.value, (architecture, x, y)))
+    layout = Architecture(architecture.depth, architecture.activation)
+    program = _programs[len(x) ** 2 <= QUICK_UP_TO]
+    end, slope = (np.asarray(part) for part in program(start, layout, x, y))
     if not np.max(np.abs(slope)) < TOLERANCE:
-        reached = np.exp(np.asarray(found.value)).tolist()
+        reached = np.exp(end).tolist()
         raise ConvergenceError(
             f"`architecture` {architecture!r} reached no maximum of the evidence: `w_std`, `noise` "
             f"and `b_std` ended at {reached}, where its slope is {slope.tolist()}. Compute in "
             "float64, start from other values, or give the values yourself."
         )
-    w_std, end, *rest = np.exp(np.asarray(found.value)).tolist()
+    w_std, noise, *rest = np.exp(end).tolist()
     biases = rest[0] if rest else None
-    return Learned(Architecture(architecture.depth, architecture.activation, w_std, biases), end)
+    return Learned(Architecture(architecture.depth, architecture.activation, w_std, biases), noise)
+
+
+def _search(
+    start: Float[Array, " p"], layout: Architecture, x: Array, y: Array
+) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
+    """The logarithms where the search ends, and the slope there."""
+    found = optx.minimise(
+        _loss,
+        optx.BFGS(rtol=1e-8, atol=1e-8),
+        start,
+        args=(layout, x, y),
+        max_steps=MAX_STEPS,
+        throw=False,
+    )
+    return found.value, found.state.f_info.grad
+
+
+_programs = Compiled(_search, STEADY), Compiled(_search, QUICK)
 
 
 def _with(architecture: Architecture, logs: Float[Array, " p"]) -> tuple[Architecture, Array]:
@@ -101,6 +116,3 @@ def _loss(logs: Float[Array, " p"], args: tuple[Architecture, Array, Array]) -> 
     architecture, x, y = args
     learned, noise = _with(architecture, logs)
     return -evidence(learned.layers(), x, y, noise=noise).log_z
-
-
-_slope = eqx.filter_jit(jax.grad(_loss))

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from rich.console import Console
-from rich.progress import Progress
 
 from volform.architectures.architecture import Architecture
 from volform.architectures.checks import require_choices, require_settings
@@ -33,6 +31,7 @@ from volform.linalg.operator import fits
 from volform.models.posterior import condition
 from volform.networks.likelihoods import regression
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
+from volform.progress import waiting
 from volform.results import Evidence, Level
 
 WIDE = 1000  # a width at which priors are told apart for all widths
@@ -229,7 +228,7 @@ def survey(
         draws: number of draws of hidden layers.
         folds: number of folds of held-out rows.
         key: key of draws, folds and searches; `jax.random.key(0)` by default.
-        progress: whether to show a bar, in a terminal.
+        progress: whether to show a line of what is done, in a terminal or a notebook.
 
     Returns:
         A `Survey`; print it, or take `entries`, `comparison`, `notes`.
@@ -272,23 +271,21 @@ def survey(
     study = _Study(jnp.asarray(x), jnp.asarray(y), key, draws, folds, by_laplace, [])
     found: list[Entry] = []
     failed: ConvergenceError | None = None
-    console = Console(stderr=True)
-    with Progress(
-        console=console, transient=True, disable=not (progress and console.is_terminal)
-    ) as bar:
-        task = bar.add_task("", total=len(starts) * len(widths) * len(parametrizations))
-        for (name, depth), start in starts.items():
-            bar.update(task, description=f"{name}, depth {depth}")
+    each = len(widths) * len(parametrizations)
+    with waiting("survey", progress) as phase:
+        for number, ((name, depth), start) in enumerate(starts.items()):
+            title = f"{name}, depth {depth}"
+            phase(title, number * each, len(starts) * each)
             try:
                 values = learn(start, x, y, noise=noise) if learned else Learned(start, noise)
             except ConvergenceError as error:
                 failed = error
-                study.notes.append(f"{name}, depth {depth}: left out. {error}")
-                bar.advance(task, len(widths) * len(parametrizations))
+                study.notes.append(f"{title}: left out. {error}")
                 continue
-            for entry in study.entries(Candidate(name, values), widths, parametrizations):
+            entries = study.entries(Candidate(name, values), widths, parametrizations)
+            for done, entry in enumerate(entries, number * each + 1):
                 found.append(entry)
-                bar.advance(task)
+                phase(title, done, len(starts) * each)
     if failed is not None and not found:
         raise failed
     found.sort(key=rank)

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from volform.architectures.architecture import Architecture
+from volform.compilation import QUICK, QUICK_UP_TO, STEADY, Compiled
 from volform.errors import NetworkError
 from volform.kernels.checks import require_inputs
 from volform.kernels.layers.composition import Serial
@@ -52,6 +54,14 @@ def ntk_by_layer(
     scaling = NTP() if parametrization is None else parametrization
     require_parametrization(scaling, "parametrization")
     x = require_inputs(x, "x")
+    # Numbers as arrays, or they would be compiled for their values.
+    net = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, net)
+    return _programs[len(x) ** 2 <= QUICK_UP_TO](net, scaling, x)
+
+
+def _parts(
+    net: Serial, scaling: Parametrization, x: Float[Array, "n ..."]
+) -> Float[Array, "layers n n"]:
     place = LayerContext(scaling, is_first=True, is_last=True, pairs=Pairs.NONE)
     state = of_examples(x, x, net.pairs_needed(place.pairs), is_same=True)
     parts: list[Array] = []
@@ -66,6 +76,9 @@ def ntk_by_layer(
             parts.append(onward(zero))
         state = layer.propagate_needed(state, where)
     return jnp.stack(parts)
+
+
+_programs = Compiled(_parts, STEADY), Compiled(_parts, QUICK)
 
 
 def ntk_growth(
@@ -100,12 +113,12 @@ def ntk_growth(
     (0.0, 1.0, 1.0)
     """
     low, high = (
-        jnp.trace(
+        np.trace(
             ntk_by_layer(architecture.layers(width), x, parametrization=parametrization),
             axis1=1,
             axis2=2,
         )
         for width in WIDTHS
     )
-    slopes = jnp.log(high / low) / jnp.log(WIDTHS[1] / WIDTHS[0])
+    slopes = np.log(high / low) / np.log(WIDTHS[1] / WIDTHS[0])
     return tuple(float(slope) for slope in slopes)

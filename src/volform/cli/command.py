@@ -18,6 +18,7 @@ from volform.cli.options import seed, whole
 from volform.cli.output import output_folder
 from volform.cli.report import print_tables, write_files
 from volform.cli.surveying import add_architectures
+from volform.compilation import keep_compiled
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
 from volform.geometry.metric import Euclidean, Metric
 from volform.inference.evidence.automatic import Automatic, evidence
@@ -164,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(left.code or 0)
     # Log-determinants and fourth derivatives need float64, and this is the program's own process.
     jax.config.update("jax_enable_x64", True)
+    keep_compiled()
     console = Console()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")

@@ -266,7 +266,8 @@ def _shown(text: str) -> str:
 
 def _read_npz(path: Path) -> Data:
     try:
-        with np.load(path) as stored:
+        # A file of our own: `np.load(path)` leaves its file open when the archive is broken.
+        with path.open("rb") as file, np.load(file) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(

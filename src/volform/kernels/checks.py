@@ -1,5 +1,6 @@
 """Checks of arguments, where their values are known."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from volform.errors import DataError, KernelError
+from volform.kernels.propagation.sizes import as_array
 
 
 def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
@@ -17,7 +19,7 @@ def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
         DataError: when it has no axis of features, is empty, is no floating-point array, or
             (outside `jit`) is not finite.
     """
-    x = jnp.asarray(x)
+    x = as_array(x)
     if x.ndim < 2:
         raise DataError(
             f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "
@@ -32,7 +34,7 @@ def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
     Raises:
         DataError: when it has another number of rows, is no floating-point array or not finite.
     """
-    y = jnp.asarray(y)
+    y = as_array(y)
     if y.ndim not in (1, 2) or y.shape[0] != rows:
         raise DataError(
             f"`y` has shape {y.shape} and `x` has {rows} rows; it should have shape ({rows},), or "
@@ -78,20 +80,19 @@ def require_pair(x1: Array, x2: Array) -> None:
 
 
 def require_factor(
-    factor: Float[Array, "n n"], matrix: Float[Array, "n n"], jitter: Any
-) -> Float[Array, "n n"]:
-    """`factor` itself, or KernelError where (outside `jit`) it says that there is none."""
+    factor: Float[Array, "n n"], matrix: Callable[[], Float[Array, "n n"]], jitter: Any
+) -> None:
+    """Raises KernelError where (outside `jit`) a factor of a covariance says that there is none."""
     if not isinstance(factor, Tracer) and not np.all(np.isfinite(factor)):
-        values = np.asarray(matrix, float)
+        values = np.asarray(matrix(), float)
         lowest, highest = np.linalg.eigvalsh(values)[[0, -1]]
         raise KernelError(
-            f"`net` and `x` give a covariance of shape {matrix.shape} that is not positive "
+            f"`net` and `x` give a covariance of shape {values.shape} that is not positive "
             f"definite with `jitter={jitter}`: its eigenvalues go from {lowest:.3g} to "
             f"{highest:.3g}.{_twins(values, jnp.finfo(factor.dtype).eps)} Leave out duplicate "
             "examples, give a `noise`, compute in float64, or ask for a `jitter` of about "
             f"{1e-6 * highest:.1g}."
         )
-    return factor
 
 
 def _twins(matrix: np.ndarray, eps: Any) -> str:

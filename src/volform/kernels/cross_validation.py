@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_positive
+from volform.compilation import QUICK, Compiled
 from volform.errors import KernelError
 from volform.kernels.checks import require_inputs, require_targets
 from volform.kernels.gaussian_process import Prediction
+from volform.kernels.propagation.sizes import as_array
 
 
 class Score(NamedTuple):
@@ -72,19 +73,27 @@ def held_out(
             f"`folds` is {folds!r}; it should be an integer from 2 to the number of rows, {len(x)}."
         )
     key = key_of(key, "held_out", KernelError)
-    order = np.asarray(jax.random.permutation(key, len(x)))
+    order = np.asarray(_shuffled(key, len(x)))
+    inputs, targets = np.asarray(x), np.asarray(y)  # JAX would compile each choice of rows
     terms = []
     for test in np.array_split(order, folds):
         seen = np.setdiff1d(order, test)
-        terms.append(_terms(predictor(x[seen], y[seen], x[test]), y[test], noise))
+        parts = inputs[seen], targets[seen], inputs[test]
+        terms.append(_terms(predictor(*map(as_array, parts)), targets[test], noise))
     square, density = np.concatenate(terms, 1).mean(1)  # every row counts the same
     return Score(float(np.sqrt(square)), float(density))
 
 
-def _terms(law: Prediction, y: Float[Array, "m ..."], noise: float) -> Float[np.ndarray, "2 terms"]:
+_shuffled = Compiled(jax.random.permutation, QUICK)
+
+
+def _terms(
+    law: Prediction, y: Float[np.ndarray, "m ..."], noise: float
+) -> Float[np.ndarray, "2 terms"]:
     """Squared errors and log densities of single targets."""
-    variance = jnp.diagonal(law.covariance) + noise**2
+    mean, covariance = (np.asarray(part) for part in law)
+    variance = np.diagonal(covariance) + noise**2
     variance = variance.reshape(-1, *(1,) * (y.ndim - 1))
-    square = (y - law.mean) ** 2
-    density = -(square / variance + jnp.log(2 * jnp.pi * variance)) / 2
+    square = (y - mean) ** 2
+    density = -(square / variance + np.log(2 * np.pi * variance)) / 2
     return np.stack([np.ravel(square), np.ravel(density)])

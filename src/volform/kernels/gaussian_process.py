@@ -1,6 +1,7 @@
 """Gaussian processes by the NNGP kernel: evidence, predictions, and a NumPyro distribution."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from volform.checks import require_positive
-from volform.errors import KernelError
-from volform.kernels.checks import require_factor, require_inputs, require_targets
+from volform.compilation import STEADY, Compiled
+from volform.kernels.checks import require_inputs, require_targets
 from volform.kernels.iterative import iterative_log_evidence, iterative_posterior
 from volform.kernels.layers.layer import Layer
+from volform.kernels.propagation.sizes import cut
+from volform.kernels.regression import Regression, factored, regression_of
 from volform.linalg.by_matrix import without_xtrace
 from volform.linalg.methods import Krylov, Method, chosen
 from volform.models.fingerprint import fingerprint
@@ -64,8 +66,10 @@ def gaussian_process(
     >>> k.gaussian_process(k.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
     [0.75, 0.75]
     """
-    factor = cholesky(net.kernel(require_inputs(x, "x")).nngp, noise, jitter)
-    return dist.MultivariateNormal(jnp.zeros(len(factor), factor.dtype), scale_tril=factor)
+    x = require_inputs(x, "x")
+    given = regression_of(net, x, noise=noise, jitter=jitter)
+    factor = cut(_fitted(_factor, given), len(x), len(x))
+    return dist.MultivariateNormal(jnp.zeros(len(x), factor.dtype), scale_tril=factor)
 
 
 def evidence(
@@ -118,8 +122,9 @@ def evidence(
         log_z, error = iterative_log_evidence(net, x, y, noise, jitter, method)
         how, trust = "conjugate gradients and Lanczos quadrature", "solutions converged"
     else:
-        log_z = _exact_log_evidence(cholesky(net.kernel(x).nngp, noise, jitter), y)
-        error, how, trust = jnp.zeros_like(log_z), "exact", "closed form, by a Gaussian process"
+        given = regression_of(net, x, y, noise=noise, jitter=jitter)
+        log_z, error = _fitted(_log_evidence, given)
+        how, trust = "exact", "closed form, by a Gaussian process"
     return Evidence(
         log_z,
         error,
@@ -134,11 +139,26 @@ def evidence(
     )
 
 
-def _exact_log_evidence(factor: Float[Array, "n n"], y: Float[Array, "n ..."]) -> Float[Array, ""]:
+def _fitted(program: Compiled, given: Regression) -> Any:
+    return factored(program, given, lambda: given.kernels()[0].nngp)
+
+
+@partial(Compiled, options=STEADY)
+def _factor(given: Regression) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+    factor = given.factor(given.kernels()[0].nngp)
+    return factor, factor
+
+
+@partial(Compiled, options=STEADY)
+def _log_evidence(given: Regression) -> tuple[tuple[Array, Array], Float[Array, "n n"]]:
+    factor = given.factor(given.kernels()[0].nngp)
+    y = given.masked(given.y)
     outputs = 1 if y.ndim == 1 else y.shape[1]
     white = solve_triangular(factor, y, lower=True)
-    size = jnp.sum(jnp.log(jnp.diagonal(factor))) + len(y) / 2 * math.log(2 * math.pi)
-    return -jnp.sum(white**2) / 2 - outputs * size
+    count = jnp.asarray(given.known, factor.dtype)
+    size = jnp.sum(jnp.log(jnp.diagonal(factor))) + count / 2 * math.log(2 * math.pi)
+    log_z = -jnp.sum(white**2) / 2 - outputs * size
+    return (log_z, jnp.zeros_like(log_z)), factor
 
 
 def provenance_of_targets(y: Any) -> Provenance:
@@ -190,41 +210,22 @@ def predict(
     """
     x = require_inputs(x, "x")
     y = require_targets(y, len(x))
+    new = require_inputs(new, "new")
     if isinstance(_chosen(by, "predict"), Krylov):
-        return Prediction(
-            *iterative_posterior(net, x, y, require_inputs(new, "new"), noise, jitter)
-        )
-    factor = cholesky(net.kernel(x).nngp, noise, jitter)
-    half = solve_triangular(factor, net.kernel(x, new).nngp, lower=True)
-    covariance = net.kernel(new).nngp - half.T @ half
-    mean = half.T @ solve_triangular(factor, y, lower=True)
-    return Prediction(mean, (covariance + covariance.T) / 2)
+        return Prediction(*iterative_posterior(net, x, y, new, noise, jitter))
+    law = _fitted(_posterior, regression_of(net, x, y, new, noise=noise, jitter=jitter))
+    return Prediction(cut(law.mean, len(new)), cut(law.covariance, len(new), len(new)))
+
+
+@partial(Compiled, options=STEADY)
+def _posterior(given: Regression) -> tuple[Prediction, Float[Array, "n n"]]:
+    own, cross, prior = (kernel.nngp for kernel in given.kernels())
+    factor = given.factor(own)
+    half = solve_triangular(factor, given.masked(cross), lower=True)
+    covariance = prior - half.T @ half
+    mean = half.T @ solve_triangular(factor, given.masked(given.y), lower=True)
+    return Prediction(mean, (covariance + covariance.T) / 2), factor
 
 
 def _chosen(by: Method | None, function: str) -> Method:
     return without_xtrace(chosen(by, 0), function)
-
-
-def cholesky(kernel: Float[Array, "n n"], noise: Any, jitter: Any) -> Float[Array, "n n"]:
-    """The lower Cholesky factor of `kernel + (noise^2 + jitter) I`; NaN where there is none.
-
-    A squared pivot within 8 roundings of the largest variance counts as zero: a singular matrix may
-    pass Cholesky by rounding, with a log-determinant that means nothing.
-
-    Raises:
-        KernelError: as for `gaussian_process`.
-    """
-    extra = jnp.zeros((), kernel.dtype) + jitter + (0.0 if noise is None else noise**2)
-    if noise is not None:
-        why = "the standard deviation of observations, or None for none"
-        require_positive(noise, "noise", why, KernelError)
-    if isinstance(jitter, float | int) and not 0 <= jitter < math.inf:
-        raise KernelError(
-            f"`jitter` is {jitter}; it should be a variance from 0 on that is added to the "
-            "diagonal of the covariance."
-        )
-    matrix = kernel + extra * jnp.eye(len(kernel), dtype=kernel.dtype)
-    factor = jnp.linalg.cholesky(matrix)
-    floor = 8 * jnp.finfo(kernel.dtype).eps * jnp.max(jnp.diagonal(matrix))
-    is_regular = jnp.all(jnp.diagonal(factor) ** 2 > floor)
-    return require_factor(jnp.where(is_regular, factor, jnp.nan), matrix, jitter)

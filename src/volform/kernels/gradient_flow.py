@@ -1,6 +1,7 @@
 """Gradient descent of an infinitely wide network, by its neural tangent kernel."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from volform.checks import require_positive
+from volform.compilation import STEADY, Compiled
 from volform.errors import KernelError
 from volform.kernels.checks import require_inputs, require_targets
-from volform.kernels.gaussian_process import Prediction, cholesky
+from volform.kernels.gaussian_process import Prediction
 from volform.kernels.layers.layer import Layer
+from volform.kernels.propagation.sizes import cut
+from volform.kernels.regression import Regression, factored, regression_of
 from volform.networks.parametrization import Parametrization
 
 
@@ -78,23 +81,35 @@ def predict_trained(
             f"`time` is {time}; it should be the duration of training, a number from 0 on or "
             "`math.inf`."
         )
-    own = net.kernel(x, parametrization=parametrization)
-    cross = net.kernel(x, new, parametrization=parametrization)
-    prior = net.kernel(new, parametrization=parametrization).nngp
-    if not isinstance(time, Tracer) and time == math.inf:
-        reach = cho_solve((cholesky(own.ntk, noise, jitter), True), cross.ntk).T
+    new = require_inputs(new, "new")
+    is_long = not isinstance(time, Tracer) and time == math.inf
+    when = None if is_long else jnp.asarray(time)
+    given = regression_of(
+        net, x, y, new, noise=noise, jitter=jitter, beside=(when, parametrization)
+    )
+
+    def kernel() -> Float[Array, "n n"]:
+        return given.kernels(parametrization)[0].ntk
+
+    law = factored(_trained, given, kernel, when, parametrization)
+    return Prediction(cut(law.mean, len(new)), cut(law.covariance, len(new), len(new)))
+
+
+@partial(Compiled, options=STEADY)
+def _trained(
+    given: Regression, time: Float[Array, ""] | None, parametrization: Parametrization | None
+) -> tuple[Prediction, Float[Array, "n n"] | None]:
+    own, cross, prior = given.kernels(parametrization)
+    ntk, nngp = given.masked(cross.ntk), given.masked(cross.nngp)
+    factor = None if time is not None else given.factor(own.ntk)
+    if factor is not None:
+        reach = cho_solve((factor, True), ntk).T
     else:
-        reach = cross.ntk.T @ _relaxation(_damped(own.ntk, noise, jitter), jnp.asarray(time))
-    drift = reach @ cross.nngp
-    covariance = prior - drift - drift.T + reach @ own.nngp @ reach.T
-    return Prediction(reach @ y, (covariance + covariance.T) / 2)
-
-
-def _damped(ntk: Float[Array, "n n"], noise: Any, jitter: Any) -> Float[Array, "n n"]:
-    if noise is not None:
-        require_positive(noise, "noise", "or None for no damping", KernelError)
-    extra = jitter + (0.0 if noise is None else noise**2)
-    return ntk + extra * jnp.eye(len(ntk), dtype=ntk.dtype)
+        reach = ntk.T @ _relaxation(given.covariance(own.ntk), time)
+    drift = reach @ nngp
+    covariance = prior.nngp - drift - drift.T + reach @ own.nngp @ reach.T
+    mean = reach @ given.masked(given.y)
+    return Prediction(mean, (covariance + covariance.T) / 2), factor
 
 
 # The derivative of `eigh` is NaN at repeated eigenvalues, that of a function of the matrix is not:

@@ -1,5 +1,6 @@
 """Gram matrices as operators: products with vectors tile by tile."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -7,9 +8,11 @@ import jax
 import lineax as lx
 from jaxtyping import Array, Float
 
+from volform.compilation import STEADY, Compiled
 from volform.kernels.checks import require_inputs
 from volform.kernels.layers.layer import Kernel, Layer, whole
 from volform.kernels.propagation.inputs import Examples
+from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.kernels.propagation.state import LayerContext
 from volform.kernels.propagation.tiles import (
     Spread,
@@ -67,13 +70,13 @@ class GramMatrix(Operator):
         return jax.ShapeDtypeStruct((len(self.x),), self.x.dtype)
 
 
-@eqx.filter_jit
+@partial(Compiled, options=STEADY)
 def _product(gram: GramMatrix, vector: Float[Array, " n"]) -> Float[Array, " n"]:
     examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
     return product(gram.block, *examples, vector, gram.tile, gram.spread)
 
 
-@eqx.filter_jit
+@partial(Compiled, options=STEADY)
 def _matrix(gram: GramMatrix) -> Float[Array, "n n"]:
     examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
     return matrices(gram.block, *examples, gram.tile, is_same=True, spread=gram.spread)
@@ -148,4 +151,4 @@ def _gram(
 ) -> GramMatrix:
     x, place = require_inputs(x, "x"), whole(parametrization)
     side = require_tile(tile, net.pairs_of_pixels(x, place))
-    return GramMatrix(net, x, place, which, side, spread_of(x), is_kept)
+    return GramMatrix(floats_as_arrays(net), x, place, which, side, spread_of(x), is_kept)

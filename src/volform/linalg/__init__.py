@@ -9,7 +9,9 @@ from volform.linalg.functionals import (
 )
 from volform.linalg.generalized import (
     capacitance_root as capacitance_root,
+    cholesky_or_nan as cholesky_or_nan,
     generalized_eigh as generalized_eigh,
+    solve_lower as solve_lower,
     whitened_form as whitened_form,
 )
 from volform.linalg.matrix_functions import soft_absolute as soft_absolute

@@ -19,6 +19,7 @@ from volform.linalg.operator import is_known
 from volform.linalg.pencil import Pencil
 from volform.linalg.run_identity import DIFFERENCES, SETTINGS, identity_of
 from volform.linalg.stepping import decompositions, probes_of, runs_in_steps
+from volform.progress import waiting
 
 
 def quadratures(form: Pencil, by: Krylov) -> LanczosQuadrature:
@@ -45,11 +46,13 @@ def quadratures(form: Pencil, by: Krylov) -> LanczosQuadrature:
     _require_same(path, found.run, run)
     nodes, weights = found.nodes, found.weights
     batch = by.probes if by.batch is None else by.batch
-    while len(nodes) < by.probes:
-        part = _of_probes(form, by, probes[len(nodes) : len(nodes) + batch])
-        nodes = np.concatenate([nodes, np.asarray(part.nodes)])
-        weights = np.concatenate([weights, np.asarray(part.weights)])
-        _write(path, Stored(run, nodes, weights), by)
+    with waiting("spectrum", show=True) as phase:
+        while len(nodes) < by.probes:
+            phase(f"probes in {form.size():,} dimensions", len(nodes), by.probes)
+            part = _of_probes(form, by, probes[len(nodes) : len(nodes) + batch])
+            nodes = np.concatenate([nodes, np.asarray(part.nodes)])
+            weights = np.concatenate([weights, np.asarray(part.weights)])
+            _write(path, Stored(run, nodes, weights), by)
     return LanczosQuadrature(jnp.asarray(nodes), jnp.asarray(weights))
 
 

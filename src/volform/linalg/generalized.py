@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
@@ -24,7 +27,6 @@ def whitened_form(
     return 0.5 * (half + half.T)
 
 
-@jax.jit
 def generalized_eigh(
     form: Float[Array, "n n"], base: Float[Array, "n n"]
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
@@ -49,13 +51,55 @@ def generalized_eigh(
     >>> values.tolist()
     [1.0, 2.25]
     """
+    if isinstance(form, Tracer) or isinstance(base, Tracer):
+        return _traced(form, base)
+    lower = cholesky_or_nan(np.asarray(base))
+    if not np.isfinite(lower).all():
+        return jax.device_put((np.full(len(lower), np.nan, lower.dtype), lower))
+    half = solve_lower(lower, np.asarray(form))
+    relative = solve_lower(lower, half.T)
+    eigenvalues, vectors = _host_eigenbasis(0.5 * (relative + relative.T))
+    return jax.device_put((eigenvalues, solve_lower(lower, vectors, transposed=True)))
+
+
+def cholesky_or_nan(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """The lower Cholesky factor, and NaN where there is none."""
+    try:
+        return np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return np.full_like(matrix, np.nan)
+
+
+def solve_lower(
+    lower: Float[np.ndarray, "n n"], right: Float[np.ndarray, "n ..."], *, transposed: bool = False
+) -> Float[np.ndarray, "n ..."]:
+    """`L^-1 B`, or `L^-T B`, of a lower triangular L, on the host; NaN where L has it."""
+    way = {"lower": True, "trans": "T" if transposed else "N", "check_finite": False}
+    return np.asarray(scipy.linalg.solve_triangular(lower, right, **way), lower.dtype)
+
+
+def _host_eigenbasis(
+    relative: Float[np.ndarray, "n n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n n"]]:
+    """As `_eigenbasis`, of arrays that are no traced ones, which are compiled by nobody."""
+    if not np.isfinite(relative).all():
+        return np.full(len(relative), np.nan, relative.dtype), np.full_like(relative, np.nan)
+    values, vectors = np.linalg.eigh(relative)
+    lower = cholesky_or_nan(relative)
+    if values[0] > np.finfo(values.dtype).eps ** 0.25 * values[-1] or not np.isfinite(lower).all():
+        return values, vectors
+    vectors, values, _ = np.linalg.svd(lower)
+    return values[::-1] ** 2, vectors[:, ::-1]
+
+
+def _traced(form: Float[Array, "n n"], base: Float[Array, "n n"]) -> tuple[Array, Array]:
     lower = jnp.linalg.cholesky(base)
     relative = whitened_form(form, lambda w: solve_triangular(lower, w, lower=True))
-    eigenvalues, vectors = eigenbasis(relative)
+    eigenvalues, vectors = _eigenbasis(relative)
     return eigenvalues, solve_triangular(lower.T, vectors, lower=False)
 
 
-def eigenbasis(relative: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+def _eigenbasis(relative: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
     """Eigenvalues in ascending order and orthonormal eigenvectors of a symmetric matrix.
 
     Of a positive definite one with a wide spectrum from the singular values of its Cholesky

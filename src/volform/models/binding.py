@@ -231,7 +231,7 @@ class TermBinder:
     def generic(self) -> Float[Array, " d"]:
         """A point that is special in no coordinate."""
         values = np.random.default_rng(0).uniform(-1.0, 1.0, self.model.dim)
-        return jnp.asarray(values, jnp.result_type(float))
+        return jax.device_put(values.astype(jnp.result_type(float)))
 
     def require_sites(self, sites: Sites) -> None:
         """Raises an error unless every name is a site of the model with real values."""

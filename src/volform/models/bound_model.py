@@ -56,6 +56,11 @@ class BoundModel(eqx.Module):
         """Names of the latent sites."""
         return self.layout.names
 
+    @property
+    def constants(self) -> int:
+        """Number of elements of the arrays that the model reads and that are no arguments."""
+        return self.program.source.constants
+
     def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Named values at u, of the latent sites or of any sites, deterministic ones included.
 

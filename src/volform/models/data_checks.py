@@ -1,5 +1,6 @@
 """Checks of the data of observed sites."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from numpyro.distributions import (
     Delta,
+    Distribution,
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
@@ -59,16 +61,53 @@ def require_in_support(name: str, fn: Any, value: Any) -> None:
     """
     if _is_unchecked(fn, value):
         return
-    inside = fn.support(jnp.asarray(value))
+    used = used_entries(fn, on_host(value))
+    inside = _is_inside(fn.support, value)
     if isinstance(inside, Tracer):  # under jit, where nothing is known yet
         return
-    inside, used = on_host(inside), used_entries(fn, on_host(value))
+    inside = on_host(inside)
     _require_nowhere(
         ~inside & (used if inside.shape == used.shape else True),
         f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
         f"{type(fn).__name__} on {fn.support}, the first at index {{}}. Check the data, and the "
         "parameters that bound it.",
     )
+
+
+def _is_inside(support: Any, value: Any) -> Any:
+    host = on_host(value)
+    try:  # NumPyro checks arrays of NumPy by NumPy, without a compilation for each operation
+        with np.errstate(all="ignore"):  # entries that a mask leaves out may be NaN
+            return support(host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False))
+    except (AttributeError, TypeError, np.linalg.LinAlgError):  # written for arrays of JAX
+        return support(jnp.asarray(value))
+
+
+def has_valid_arguments(fn: Any) -> bool:
+    """Tell whether NumPyro accepts the arguments of a distribution, and of those that it holds.
+
+    Asked of arrays of NumPy, so that nothing is compiled. Arguments that are traced are not known.
+    """
+    leaves = jax.tree.leaves(fn)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return True
+    with np.errstate(all="ignore"):
+        try:
+            for part in _distributions(jax.tree.map(on_host, fn)):
+                part.validate_args(strict=False)
+        except (AttributeError, TypeError, ValueError):
+            return False
+    return True
+
+
+def _distributions(fn: Any) -> Iterator[Any]:
+    def is_part(node: Any) -> bool:
+        return isinstance(node, Distribution) and node is not fn
+
+    yield fn
+    for part in jax.tree.leaves(fn, is_leaf=is_part):
+        if is_part(part):
+            yield from _distributions(part)
 
 
 def _require_equal_lengths(name: str, shape: tuple, wanted: tuple, event_dim: int) -> None:

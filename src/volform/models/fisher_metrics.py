@@ -158,12 +158,12 @@ class BoundFisher(ModelMetric):
             trace = trace_at(u)
             return {name: site_state(trace[name], name in self.moving) for name in self.routes}
 
-        states = sites(u)
+        def moved_along(direction: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
+            state, tangent = jax.jvp(sites, (u,), (direction,))
+            return state, tangent_like(state, tangent)
 
-        def tangents(direction: Float[Array, " d"]) -> dict[str, Any]:
-            return tangent_like(*jax.jvp(sites, (u,), (direction,)))
-
-        moved = jax.vmap(tangents)(jnp.eye(u.size, dtype=u.dtype))
+        basis = jnp.eye(u.size, dtype=u.dtype)
+        states, moved = jax.vmap(moved_along, out_axes=(None, 0))(basis)
         total = jnp.zeros((u.size, u.size), u.dtype)
         for name, route in self.routes.items():
             state, tangent = states[name], moved[name]
@@ -223,7 +223,7 @@ def bind_information(
     Raises:
         MetricError: when no site of the sum carries information, or a family needs a key.
     """
-    trace_at, u = _trace_of(model, spelling), jnp.zeros(model.dim)
+    trace_at, u = _trace_of(model, spelling), model.layout.point
     sampler = None if metric.key is None else MonteCarlo(metric.key, metric.draws)
 
     def sites(u: Float[Array, " d"]) -> dict[str, Trace]:

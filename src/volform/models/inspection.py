@@ -2,28 +2,31 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import Transform
 
-from volform.errors import DataError, MetricError, ModelError
+from volform.errors import DataError, MetricError, ModelError, VolformError
 from volform.geometry.dependence import dependence, moves
 from volform.models.attaching import require_metric
 from volform.models.data_checks import (
+    has_valid_arguments,
     is_circular,
     is_point_mass,
     require_in_support,
     require_observed,
 )
 from volform.models.layout import Layout, Site
-from volform.models.model_with_data import ModelWithData, with_constant_data
+from volform.models.model_with_data import UNTRACEABLE, ModelWithData, with_constant_data
 from volform.models.observing import Observer
+from volform.models.recording import recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +66,9 @@ def inspect_model(program: ModelWithData) -> Inspection:
         DataError: observed values that are NaN, infinite, empty, outside the support or of the
             wrong length.
     """
-    observer, trace = _first_trace(program)
-    for name, metric in observer.metrics.items():
+    first = _compiled_trace(program) or _first_trace(program)
+    trace = first.sites
+    for name, metric in first.metrics.items():
         require_metric(metric, f"`infer` of the site `{name}`")
     _require_all_data(trace)
     samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
@@ -89,23 +93,66 @@ def inspect_model(program: ModelWithData) -> Inspection:
         program,
         tuple(observed),
         deterministic,
-        observer.rewritten,
-        observer.metrics,
-        program.held(layout.constrain(jnp.zeros(layout.dim))),
+        first.rewritten,
+        first.metrics,
+        program.held(layout.constrain(jnp.zeros(layout.dim))) if first.may_hold else (),
     )
 
 
-def _first_trace(program: ModelWithData) -> tuple[Observer, dict[str, Any]]:
-    """A concrete trace at the origin of u, or at a generic point where the model breaks there."""
+class _Trace(NamedTuple):
+    """Findings of a trace at one point: its sites, and what an `Observer` noted."""
+
+    sites: dict[str, Any]
+    metrics: dict[str, Any]
+    rewritten: tuple[str, ...]
+    may_hold: bool
+
+    @classmethod
+    def of(cls, sites: dict[str, Any], observer: Observer) -> "_Trace":
+        params = any(site["type"] == "param" for site in sites.values())
+        return cls(sites, observer.metrics, observer.rewritten, params or observer.asks_for_keys)
+
+
+def _compiled_trace(program: ModelWithData) -> _Trace | None:
+    """A trace at the origin of u, compiled as one program.
+
+    None where that cannot be: where the model reads values in Python, breaks, or has arguments of
+    distributions that NumPyro refuses, which it does with values only.
+    """
+
+    def run(origin: Float[Array, ""], arrays: Any) -> _Trace:
+        observer = Observer(program.model)
+        start = _started_at(lambda shape: jnp.broadcast_to(origin, shape))
+        started = handlers.substitute(observer, substitute_fn=start)
+        sites = program.with_arrays(arrays).trace(handlers.seed(started, rng_seed=0))
+        return _Trace.of(sites, observer)
+
+    origin = jax.device_put(np.zeros((), jnp.result_type(float)))
+    try:
+        recording = recorded(run, origin, program.arrays)
+    except (AssertionError, VolformError, *UNTRACEABLE):
+        return None
+    if recording is None:
+        return None
+    found = recording.evaluated(origin, program.arrays)
+    samples = [site for site in found.sites.values() if site["type"] == "sample"]
+    return found if all(has_valid_arguments(site["fn"]) for site in samples) else None
+
+
+def _first_trace(program: ModelWithData) -> _Trace:
+    """A trace at the origin of u, or at a generic point where the model breaks there.
+
+    It runs operation by operation, each of which is compiled.
+    """
     observer = Observer(program.model)
     try:
-        return observer, program.first_trace(observer, _started_at(np.zeros))
+        return _Trace.of(program.first_trace(observer, _started_at(np.zeros)), observer)
     except DataError as error:
         generic = np.random.default_rng(0)
         observer = Observer(program.model)
         try:
             start = _started_at(lambda shape: generic.uniform(-1.0, 1.0, shape))
-            return observer, program.first_trace(observer, start)
+            return _Trace.of(program.first_trace(observer, start), observer)
         except DataError:
             raise error from error.__cause__
 
@@ -169,7 +216,7 @@ def _require_all_data(trace: dict[str, Any]) -> None:
 
 def _recorded(program: ModelWithData, layout: Layout) -> ModelWithData:
     """The program, recorded with its data as leaves if the model can be traced so."""
-    values = layout.constrain(jnp.zeros(layout.dim))
+    values = jax.eval_shape(layout.constrain, layout.point)
     try:
         return program.record(values)
     except ModelError:
@@ -197,7 +244,7 @@ def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[
         arrays = {name: [x for x in found if eqx.is_array(x)] for name, found in leaves.items()}
         return {name: trace[name]["fn"].support for name in names}, arrays
 
-    supports, metrics = dependence(fixed, jnp.zeros(layout.dim))
+    supports, metrics = dependence(fixed, layout.point)
     moving = [name for name in names if moves(supports[name])]
     if moving:
         raise ModelError(

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
+from volform.compilation import QUICK, Compiled
 from volform.errors import DataError, UnknownSiteError
 from volform.models.model_with_data import ModelWithData
 
@@ -113,6 +115,11 @@ class Layout(eqx.Module):
         return tuple(site.name for site in self.sites)
 
     @property
+    def point(self) -> jax.ShapeDtypeStruct:
+        """An abstract unconstrained point, for traces that evaluate nothing."""
+        return jax.ShapeDtypeStruct((self.dim,), jnp.result_type(float))
+
+    @property
     def lines(self) -> Bool[np.ndarray, " d"]:
         """Coordinates that are values themselves, of sites on the whole line."""
         return np.concatenate([np.full(site.size, site.is_line) for site in self.sites])
@@ -128,7 +135,7 @@ class Layout(eqx.Module):
             DataError: when u is no vector of d floating-point numbers.
         """
         self.require_point(u)
-        return {site.name: site.value(u) for site in self.sites}
+        return (_values if isinstance(u, Tracer) else _constrained)(self, u)
 
     def constrain_with_log_det(
         self, u: Float[Array, " d"]
@@ -180,6 +187,13 @@ class Layout(eqx.Module):
             for site in self.sites
             for index in np.ndindex(site.coordinates)
         ]
+
+
+def _values(layout: Layout, u: Float[Array, " d"]) -> dict[str, Array]:
+    return {site.name: site.value(u) for site in layout.sites}
+
+
+_constrained = Compiled(_values, QUICK)  # operation by operation a program for each of them
 
 
 def named_values(

@@ -68,7 +68,7 @@ class JacobianRanks:
         self._layout, self._program = inspection.layout, inspection.program
         # A generic point: zero is special (WeightNorm's direction is undefined there).
         generic = np.random.default_rng(0).uniform(-1.0, 1.0, inspection.layout.dim)
-        self._u = jnp.asarray(generic, jnp.result_type(float))
+        self._u = jax.device_put(generic.astype(jnp.result_type(float)))
         self._jacobians: dict[str, Any] = {}
         if self._u.size <= JACOBIANS_UP_TO:
             self._jacobians = jax.jit(jax.jacfwd(self._values(*names)))(self._u)

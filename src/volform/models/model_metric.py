@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
@@ -163,7 +162,7 @@ def respelled(model: BoundModel, reference: Callable) -> BoundModel:
             f"The `reference` model has latent sites {missing} that the model does not "
             f"compute; it has {sorted(model.known)}. Name them with `numpyro.deterministic`."
         )
-    values = jax.eval_shape(lambda u: model.values(u, other.names), jnp.zeros(model.dim))
+    values = jax.eval_shape(lambda u: model.values(u, other.names), model.layout.point)
     for site in other.layout.sites:
         if values[site.name].shape != site.shape:
             raise ModelError(

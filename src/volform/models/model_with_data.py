@@ -75,6 +75,8 @@ class Source:
         exact = [ById(model)]
         if trace is not None:
             exact = [trace.digest] if is_shared else [ById(model), trace.kind]
+        consts = [] if trace is None else trace.jaxpr.consts
+        self.constants = sum(const.size for const in consts)  # elements that are no arguments
         self._key = (model_name(model), *exact, None if prior is None else prior.kind)
 
     def __hash__(self) -> int:
@@ -190,7 +192,7 @@ class ModelWithData(eqx.Module):
         """The same with its trace recorded; itself where that cannot be.
 
         Args:
-            values: of the latent sites, anywhere; they are traced as abstract ones.
+            values: of the latent sites, or their shapes; they are traced as abstract ones.
 
         Raises:
             ModelError: when a second trace finds another density, of random numbers or counters.
@@ -208,7 +210,7 @@ class ModelWithData(eqx.Module):
                 "as an argument."
             )
         try:
-            prior = recorded(self._draw_of, jax.random.key(0), self.arrays)
+            prior = recorded(self._draw_of, jax.eval_shape(jax.random.key, 0), self.arrays)
         except UNTRACEABLE:  # said where draws are asked for
             prior = None
         return ModelWithData(Source(self.model, trace, prior, is_shared=is_shared), self.data)
@@ -388,7 +390,8 @@ def _leaf(leaf: Any) -> Any:
         require_no_table(leaf)
         array = np.asarray(leaf)
         if array.dtype.kind in "biufc":
-            return jnp.array(array)  # a copy: large arrays would go on sharing memory
+            # A copy: large arrays would go on sharing memory. By NumPy it needs no compilation.
+            return jax.device_put(np.array(array))
     try:
         hash(leaf)
     except TypeError:

@@ -31,6 +31,7 @@ from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
 from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
+from volform.progress import waiting
 from volform.results import notes_on_held
 
 
@@ -82,6 +83,11 @@ class Posterior(eqx.Module):
     def model(self) -> Callable:
         """The NumPyro model."""
         return self.program.model
+
+    @property
+    def constants(self) -> int:
+        """Number of elements of the arrays that the model reads and that are no arguments."""
+        return self.program.source.constants
 
     @property
     def bound_model(self) -> BoundModel:
@@ -193,7 +199,8 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
       LikelihoodFisher() [y: closed form]
     """
     require_model(model)
-    posterior = _conditioned(model, args, kwargs, frozenset())
+    with waiting("condition", show=True):
+        posterior = _conditioned(model, args, kwargs, frozenset())
     for note in notes_on_held(posterior.held):
         warnings.warn(f"`{posterior.program.name}`: {note}", TrustWarning, stacklevel=2)
     return posterior

@@ -2,11 +2,12 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from volform.compilation import compiled
 from volform.models.bound_model import BoundModel
 
 PRIOR_DRAWS = 1000
@@ -15,7 +16,7 @@ PRIOR_DRAWS_AT_ONCE = 100  # draws evaluated at once; bounds the memory
 HALVINGS = 60
 
 
-@eqx.filter_jit
+@compiled
 def prior_draws(model: BoundModel, key: PRNGKeyArray, count: int) -> Float[Array, "n d"]:
     """Draws from the prior in u; of sites without a sampler as by `init_to_uniform`."""
 
@@ -25,33 +26,40 @@ def prior_draws(model: BoundModel, key: PRNGKeyArray, count: int) -> Float[Array
     return jax.lax.map(draw, jax.random.split(key, count), batch_size=PRIOR_DRAWS_AT_ONCE)
 
 
-@eqx.filter_jit
+@compiled
 def weighed_draws(
-    model: BoundModel, key: PRNGKeyArray
+    model: BoundModel, key: PRNGKeyArray, fold: int | Int[Array, ""] = 0
 ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
-    """Prior draws in u, and the log likelihood at them; minus infinity where it is not finite."""
-    draws = prior_draws(model, key, PRIOR_DRAWS)
+    """Prior draws in u, and the log likelihood at them; minus infinity where it is not finite.
+
+    Args:
+        model: the model with its data.
+        key: key of the draws.
+        fold: a number that is folded into the key; other draws for each.
+    """
+    draws = prior_draws(model, jax.random.fold_in(key, fold), PRIOR_DRAWS)
     fit = jax.lax.map(model.log_likelihood, draws, batch_size=PRIOR_DRAWS_AT_ONCE)
     usable = jnp.isfinite(fit) & jnp.all(jnp.isfinite(draws), axis=1)
     return jnp.where(usable[:, None], draws, 0.0), jnp.where(usable, fit, -jnp.inf)
 
 
-def tempered(fit: Float[Array, " n"]) -> Float[Array, " n"]:
+def tempered(fit: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Log weights of the highest power of the likelihood that leaves enough effective draws."""
-    shifted = jnp.where(jnp.isfinite(fit), fit - jnp.max(fit), -jnp.inf)
+    usable = np.isfinite(fit)
+    if not usable.any():
+        return fit
+    shifted = np.where(usable, fit, np.max(fit)) - np.max(fit)
 
-    def at(power: Array) -> Array:
-        return jnp.where(jnp.isfinite(shifted), power * shifted, -jnp.inf)
+    def at(power: float) -> Float[np.ndarray, " n"]:
+        return np.where(usable, power * shifted, -np.inf)
 
-    def effective(power: Array) -> Array:
-        return jnp.exp(2 * jax.nn.logsumexp(at(power)) - jax.nn.logsumexp(2 * at(power)))
+    def effective(power: float) -> float:
+        total, squares = (np.logaddexp.reduce(k * at(power)) for k in (1, 2))
+        return float(np.exp(2.0 * total - squares))
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # of the logarithm of the power
+    low, high = math.log(1e-12), 0.0  # of the logarithm of the power
+    for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
-        enough = effective(jnp.exp(middle)) > TEMPERED_DRAWS
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    floor = jnp.full((), math.log(1e-12), fit.dtype)
-    power, _ = jax.lax.fori_loop(0, HALVINGS, halve, (floor, jnp.zeros((), fit.dtype)))
-    return at(jnp.exp(power))
+        enough = effective(math.exp(middle)) > TEMPERED_DRAWS
+        low, high = (middle, high) if enough else (low, middle)
+    return at(math.exp(low))

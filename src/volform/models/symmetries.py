@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from volform.compilation import compiled
 from volform.models.bound_model import BoundModel
 from volform.models.prior_draws import prior_draws
 
@@ -51,10 +52,10 @@ class Symmetry(NamedTuple):
         return [lambda values, i=i: self._flipped(values, i) for i in range(count)]
 
     def _exchanged(self, values: Values, i: int) -> Values:
-        def swapped(value: Array, axis: int) -> Array:
+        def swapped(value: Any, axis: int) -> Any:
             order = np.arange(value.shape[axis])
             order[[i, i + 1]] = i + 1, i
-            return jnp.take(value, order, axis)
+            return np.take(np.asarray(value), order, axis)
 
         return values | {name: swapped(values[name], axis or 0) for name, axis in self.parts}
 
@@ -79,8 +80,9 @@ def find_symmetries(model: BoundModel, key: PRNGKeyArray) -> tuple[Symmetry, ...
         model: the model with its data.
         key: key of the prior draws.
     """
-    points = [model.layout.constrain(u) for u in prior_draws(model, key, TRIALS)]
-    density = eqx.filter_jit(_density)
+    draws = jax.tree.map(np.asarray, _trial_values(model, key))
+    points = [jax.tree.map(lambda value, i=i: value[i], draws) for i in range(TRIALS)]
+    density = compiled(_density)
     found: list[Symmetry] = []
     at = [float(density(model, values)) for values in points]
     for candidate in _candidates(model):
@@ -90,6 +92,11 @@ def find_symmetries(model: BoundModel, key: PRNGKeyArray) -> tuple[Symmetry, ...
         if all(_keeps(density, model, move, points, at) for move in moves):
             found.append(candidate)
     return tuple(found)
+
+
+@compiled
+def _trial_values(model: BoundModel, key: PRNGKeyArray) -> Values:
+    return jax.vmap(model.layout.constrain)(prior_draws(model, key, TRIALS))
 
 
 def _density(model: BoundModel, values: Values) -> Float[Array, ""]:

@@ -1,14 +1,12 @@
 """Sharpness of a minimum in the metric of the optimizer that found it."""
 
 from collections.abc import Callable
-from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import IndefiniteError, MetricError, OperatorError
@@ -129,13 +127,6 @@ class Preconditioner(Metric):
         )
 
 
-class _Settings(NamedTuple):
-    """Settings that the state of an optimizer does not hold."""
-
-    decay: Any
-    eps: Any
-
-
 def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Metric:
     """The metric in which an optax optimizer descends: `step = learning rate * G^-1 gradient`.
 
@@ -173,7 +164,10 @@ def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8)
     >>> vf.optimizer_metric(state)(jnp.ones(2)).as_matrix().round(6).tolist()
     [[0.5, 0.0], [0.0, 2.0]]
     """
-    found = _weights(opt_state, _Settings(decay, eps))
+    # optax takes .05 s to import, and is there where somebody has the state of an optimizer
+    from volform.operators.optimizer_states import Settings, weights_of  # noqa: PLC0415
+
+    found = weights_of(opt_state, Settings(decay, eps))
     if len(found) > 1:
         raise OperatorError(
             f"`opt_state` of metric_of holds {len(found)} running averages of squared gradients; "
@@ -188,63 +182,3 @@ def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8)
             "corrected; take it after at least one step, of finite gradients."
         )
     return Preconditioner(found[0])
-
-
-@singledispatch
-def _weights(state: Any, settings: _Settings) -> list[PyTree]:
-    """The diagonal metrics that a state implies."""
-    raise OperatorError(
-        f"`opt_state` of metric_of holds a {type(state).__name__}, whose metric is not known; "
-        "known are the states of Adam, RMSProp, SGD and momentum. Write another metric with "
-        "`volform.geometry.DiagonalField`."
-    )
-
-
-@_weights.register
-def _(state: tuple, settings: _Settings) -> list[PyTree]:
-    if type(state) is not tuple:
-        return _weights.dispatch(object)(state, settings)
-    return [weights for part in state for weights in _weights(part, settings)]
-
-
-def _without_metric(state: Any, settings: _Settings) -> list[PyTree]:
-    return []
-
-
-for _state in (optax.EmptyState, optax.TraceState, optax.ScaleByScheduleState, optax.ScaleState):
-    _weights.register(_state)(_without_metric)
-
-
-def _of_inner(state: Any, settings: _Settings) -> list[PyTree]:
-    return _weights(state.inner_state, settings)
-
-
-for _state in (optax.MaskedState, optax.ApplyIfFiniteState):
-    _weights.register(_state)(_of_inner)
-
-
-@_weights.register
-def _(state: optax.MultiStepsState, settings: _Settings) -> list[PyTree]:
-    return _weights(state.inner_opt_state, settings)
-
-
-@_weights.register(optax.InjectHyperparamsState)
-@_weights.register(optax.InjectStatefulHyperparamsState)
-def _(state: Any, settings: _Settings) -> list[PyTree]:
-    held = state.hyperparams
-    read = _Settings(held.get("b2", settings.decay), held.get("eps", settings.eps))
-    return _weights(state.inner_state, read)
-
-
-@_weights.register
-def _(state: optax.ScaleByAdamState, settings: _Settings) -> list[PyTree]:
-    def root(v: Array) -> Array:
-        decay, eps = (jnp.asarray(number, v.dtype) for number in settings)
-        return jnp.sqrt(v / (1.0 - decay ** jnp.asarray(state.count, v.dtype))) + eps
-
-    return [jax.tree.map(root, state.nu)]
-
-
-@_weights.register
-def _(state: optax.ScaleByRmsState, settings: _Settings) -> list[PyTree]:
-    return [jax.tree.map(lambda v: jnp.sqrt(v + jnp.asarray(settings.eps, v.dtype)), state.nu)]

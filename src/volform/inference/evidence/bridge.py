@@ -1,5 +1,6 @@
 """Evidence by bridge sampling from posterior draws."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -7,12 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 from numpyro.diagnostics import effective_sample_size
 
+from volform.checks import require_whole
 from volform.errors import DataError, ModelError, VolformError
+from volform.generators import generator
 from volform.inference.evidence.estimator import Estimator, Problem
-from volform.inference.laplace.gaussian_chart import UnconstrainedChart
+from volform.inference.laplace.gaussian_chart import LEBESGUE, densities_at
 from volform.inference.laplace.mixture import proposal_at
 from volform.inference.samplers.nuts import Chains, chains_of, run_nuts
 from volform.models.posterior import Posterior
@@ -20,7 +23,6 @@ from volform.progress import waiting
 from volform.results import Cost, Evidence, Level, Trust
 
 OVERDISPERSED = 3.0  # degrees of freedom of the starts of the chains
-UNCONSTRAINED = UnconstrainedChart("where NUTS moves")
 R_HAT_LIMIT = 1.05  # above it the chains have not mixed
 # Of 2 d standard normal numbers below d = 500 one is above 6 once in a million.
 STEIN_LIMIT = 6.0
@@ -40,6 +42,8 @@ class Bridge(Estimator):
         draws: posterior draws in all; an equal number of Gaussian draws is made.
         chains: chains of NUTS.
         warmup: warm-up steps of each chain.
+        target_accept: mean probability of acceptance of NUTS; where transitions diverge, 0.99
+            takes smaller steps.
         samples: draws that are at hand already, in place of NUTS: a NumPyro `MCMC`, an ArviZ
             object, or a dict of arrays of shape (chains, draws, ...).
         repeats: repetitions with fresh Gaussian draws.
@@ -56,27 +60,26 @@ class Bridge(Estimator):
     draws: int = 4000
     chains: int = 4
     warmup: int = 1000
+    target_accept: float = 0.9  # more than NumPyro's 0.8, for narrow necks
     samples: Any = None
     repeats: int = 3
 
     def __check_init__(self) -> None:
-        if self.repeats < 1 or self.chains < 1:
+        for name in ("draws", "chains", "warmup", "repeats"):
+            require_whole(getattr(self, name), name, "Bridge", ModelError)
+        if not 0.0 < self.target_accept < 1.0:
             raise ModelError(
-                f"`repeats` and `chains` of Bridge should be at least 1; got {self.repeats} and "
-                f"{self.chains}."
+                f"`target_accept` of Bridge is {self.target_accept!r}; it should be a probability "
+                "between 0 and 1."
             )
 
     def estimate(self, problem: Problem) -> Evidence:
         """The mean over halves and repetitions."""
         posterior = problem.posterior
-        chain_key, key = jax.random.split(jax.random.fold_in(problem.key, 2))
-        chains = self._chains(problem, chain_key)
+        random = generator(problem.key, 2)
+        chains = self._chains(problem, random)
         folds = [fold_of(posterior, *halves) for halves in _folds(np.asarray(chains.u))]
-        rounds = [
-            bridge(posterior, fold, fold_key)
-            for repeat in jax.random.split(key, self.repeats)
-            for fold, fold_key in zip(folds, jax.random.split(repeat), strict=True)
-        ]
+        rounds = [bridge(posterior, fold, random) for _ in range(self.repeats) for fold in folds]
         values, errors = np.reshape(np.array(rounds), (self.repeats, 2, 2)).transpose(2, 0, 1)
         error = max(
             float(np.sqrt(np.mean(errors**2) / 2.0)),  # halves are nearly independent
@@ -90,7 +93,9 @@ class Bridge(Estimator):
             float(values.mean()),
             error,
             method=f"bridge sampling ({used:,} draws)",
-            trust=self._trust(posterior, chains, error).but(self._reservations(problem)),
+            trust=self._trust(posterior, chains, error)
+            .but(self._reservations(problem))
+            .given("if chains reach all of the mass"),
             diagnostics={
                 "r_hat": float(chains.r_hat().max()),
                 "effective_draws": float(chains.effective().min()),
@@ -119,18 +124,25 @@ class Bridge(Estimator):
         except VolformError:  # there is no mode, so that no number of copies is missing
             return ()
 
-    def _chains(self, problem: Problem, key: PRNGKeyArray) -> Chains:
+    def _chains(self, problem: Problem, random: np.random.Generator) -> Chains:
         if self.samples is not None:
             chains = chains_of(problem.posterior, self.samples)
             _require_enough(*chains.u.shape)
             return chains
         each = math.ceil(self.draws / self.chains)
         _require_enough(self.chains, each, problem.posterior.dim)
-        first, then = jax.random.split(key)
-        starts, covariance = _dispersed(problem, first, self.chains)
+        starts, covariance = _dispersed(problem, random, self.chains)
         with waiting("evidence", show=True) as phase:
-            phase(f"NUTS in {problem.posterior.dim} dimensions, {self.chains} chains")
-            return run_nuts(problem.posterior, then, starts, covariance, self.warmup, each)
+            return run_nuts(
+                problem.posterior,
+                problem.key,
+                starts,
+                covariance,
+                self.warmup,
+                each,
+                self.target_accept,
+                phase,
+            )
 
 
 def _stein_score(posterior: Posterior, u: Float[Array, "c n d"]) -> float:
@@ -155,21 +167,21 @@ def _gradients(posterior: Posterior, u: Float[Array, "n d"]) -> Float[Array, "n 
     return jax.lax.map(slope, u, batch_size=min(len(u), DRAWS_AT_ONCE))
 
 
-def _dispersed(problem: Problem, key: PRNGKeyArray, chains: int) -> tuple[Any, Any]:
+def _dispersed(problem: Problem, random: np.random.Generator, chains: int) -> tuple[Any, Any]:
     """Starts of the chains, and a first covariance.
 
     Student t around the modes that the search found; where it found none, as NumPyro starts.
     """
-    posterior = problem.posterior
+    posterior, dtype = problem.posterior, jnp.result_type(float)
     try:
         modes = problem.modes
     except VolformError:  # of the metric or the mode, which bridge sampling does without
-        shape = (chains, posterior.dim)
-        return jax.random.uniform(key, shape, minval=-2.0, maxval=2.0), jnp.eye(posterior.dim)
-    log_weights = jnp.zeros(len(modes))
-    proposal = proposal_at(posterior, UNCONSTRAINED, modes, log_weights, OVERDISPERSED)
-    whitener = modes[0].whitener
-    return proposal.sample(key, chains), whitener @ whitener.T
+        starts = random.uniform(-2.0, 2.0, (chains, posterior.dim))
+        return starts.astype(dtype), np.eye(posterior.dim, dtype=dtype)
+    proposal = proposal_at(posterior, LEBESGUE, modes, OVERDISPERSED)
+    proposal = dataclasses.replace(proposal, log_weights=np.zeros(len(modes)))
+    whitener = np.asarray(modes[0].whitener)
+    return proposal.sample(random, chains).astype(dtype), whitener @ whitener.T
 
 
 def _require_enough(chains: int, each: int, dim: int) -> None:
@@ -223,36 +235,33 @@ def fold_of(
             "covariance to be standardized by. Did the sampler move?"
         ) from error
     z = np.linalg.solve(factor, (rest - mean).reshape(-1, flat.shape[1]).T).T
-    at_draws = np.asarray(_log_ratio(posterior, mean, factor, jnp.asarray(z)))
-    at_draws = at_draws.reshape(rest.shape[:2])
+    at_draws = _log_ratio(posterior, mean, factor, z).reshape(rest.shape[:2])
     effective = float(np.clip(effective_sample_size(at_draws), 1.0, at_draws.size))
     return Fold(mean, factor, at_draws, effective)
 
 
-def bridge(posterior: Posterior, fold: Fold, key: PRNGKeyArray) -> tuple[float, float]:
+def bridge(posterior: Posterior, fold: Fold, random: np.random.Generator) -> tuple[float, float]:
     """Log Z and its error, by as many Gaussian draws as there are of the posterior."""
-    noise = jax.random.normal(key, (fold.at_draws.size, fold.mean.size))
-    at_noise = np.asarray(_log_ratio(posterior, fold.mean, fold.factor, noise))
-    return _iterated(fold.at_draws, at_noise, fold.effective)
+    noise = random.standard_normal((fold.at_draws.size, fold.mean.size))
+    return _iterated(
+        fold.at_draws, _log_ratio(posterior, fold.mean, fold.factor, noise), fold.effective
+    )
 
 
-@eqx.filter_jit
 def _log_ratio(
-    posterior: Posterior, mean: Any, factor: Any, z: Float[Array, "n d"]
-) -> Float[Array, " n"]:
+    posterior: Posterior,
+    mean: Float[np.ndarray, " d"],
+    factor: Float[np.ndarray, "d d"],
+    z: Float[np.ndarray, "n d"],
+) -> Float[np.ndarray, " n"]:
     """Log of the warped posterior over N(0, I)."""
-    log_scale = jnp.sum(jnp.log(jnp.diagonal(factor)))
-
-    def ratio(z: Float[Array, " d"]) -> Float[Array, ""]:
-        step = factor @ z
-        points = jnp.stack([mean + step, mean - step])
-        # One batch, not two calls: XLA may run two at once, and its batched LAPACK then deadlocks.
-        sides = jax.vmap(lambda u: posterior.log_density_lebesgue(u))(points)
-        sides = jnp.where(jnp.isnan(sides), -jnp.inf, sides)
-        log_p = jax.nn.logsumexp(sides) - math.log(2.0) + log_scale
-        return log_p + 0.5 * z @ z + 0.5 * z.size * math.log(2.0 * math.pi)
-
-    return jax.lax.map(ratio, z, batch_size=min(len(z), DRAWS_AT_ONCE))
+    steps = z @ factor.T
+    points = np.concatenate([mean + steps, mean - steps])
+    sides = densities_at(posterior, LEBESGUE, points)[0].reshape(2, len(z))
+    sides = np.where(np.isnan(sides), -np.inf, sides)
+    log_scale = np.sum(np.log(np.diagonal(factor))) - math.log(2.0)
+    log_normal = -0.5 * (z**2).sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
+    return np.logaddexp(*sides) + log_scale - log_normal
 
 
 def _iterated(

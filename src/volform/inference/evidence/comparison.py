@@ -19,6 +19,7 @@ from volform.inference.evidence.automatic import Automatic
 from volform.inference.evidence.estimator import Estimator, Problem, estimator_of, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
+from volform.progress import waiting
 from volform.results import Evidence, Level
 
 # Kass & Raftery (1995), section 3.2: bounds on log Bayes factors, half of theirs on 2 log B.
@@ -194,22 +195,24 @@ def compare(
     key = key_of(key, "compare", ModelError)
     found: dict[str, Evidence] = {}
     scores: dict[str, Loo | None] = {}
-    for index, (name, model) in enumerate(models.items()):
-        try:
-            if isinstance(model, Evidence):
-                model.provenance.require_proper(allow_improper=False)
-                found[name], scores[name] = model, None
-                continue
-            problem = problem_of(model, jax.random.fold_in(key, index))
-            found[name] = estimator.estimate(problem)
-            scores[name] = _loo(problem) if loo else None
-        except VolformError as error:
-            message = f"The model {name!r} of `models` cannot be compared: {error}"
-            raise type(error)(message) from error
+    with waiting("compare", show=True) as phase:
+        for index, (name, model) in enumerate(models.items()):
+            phase(name, index + 1, len(models))
+            try:
+                if isinstance(model, Evidence):
+                    model.provenance.require_proper(allow_improper=False)
+                    found[name], scores[name] = model, None
+                    continue
+                problem = problem_of(model, jax.random.fold_in(key, index))
+                found[name] = estimator.estimate(problem)
+                scores[name] = _loo(problem) if loo else None
+            except VolformError as error:
+                message = f"The model {name!r} of `models` cannot be compared: {error}"
+                raise type(error)(message) from error
     if not any(math.isfinite(float(e.log_z)) for e in found.values()):
         reasons = "; ".join(f"{name}: {e.trust}" for name, e in found.items())
         raise ModelError(f"No evidence in `models` is a finite number to be ranked by ({reasons}).")
-    cautions = _cautions(found)
+    cautions = [*_cautions(found), *_cautions_of_loo(scores)]
     if _have_other_data(found):
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
     return Comparison(_rows(found, scores), tuple(cautions))
@@ -290,6 +293,13 @@ def _cautions(found: dict[str, Evidence]) -> list[str]:
             cautions.append(f"{name} is not to be trusted ({trust})")
         cautions += [f"{name}: {note}" for note in found[name].provenance.notes()]
     return cautions
+
+
+def _cautions_of_loo(scores: dict[str, Loo | None]) -> list[str]:
+    rough = [name for name, score in scores.items() if score is not None and not score.good]
+    if not rough:
+        return []
+    return [f"LOO of {', '.join(rough)} is rough: some data have a Pareto k-hat above .7"]
 
 
 def _have_other_data(found: dict[str, Evidence]) -> bool:

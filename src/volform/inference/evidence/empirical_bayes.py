@@ -1,13 +1,12 @@
 """Empirical Bayes: hyperparameters of highest evidence."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -27,6 +26,9 @@ from volform.linalg.structured import exact_logdet
 from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
+
+if TYPE_CHECKING:
+    import optimistix as optx
 
 INNER_STEPS = 100  # Newton steps to the mode, for each value of the hyperparameters
 
@@ -70,7 +72,7 @@ def maximize_evidence(
     supports: Mapping[str, Constraint] | None = None,
     second_order: bool = False,
     key: PRNGKeyArray | None = None,
-    solver: optx.AbstractMinimiser | None = None,
+    solver: "optx.AbstractMinimiser | None" = None,
     tolerance: float = 1e-6,
     max_steps: int = 200,
     allow_improper: bool = False,
@@ -129,7 +131,7 @@ def maximize_evidence(
     key = key_of(key, "maximize_evidence", ModelError)
     require_whole(max_steps, "max_steps", "maximize_evidence", ModelError)
     fit = laplace(find_map(first, key=key)).fit
-    solver = optx.BFGS(rtol=1e-10, atol=1e-10) if solver is None else solver
+    solver = _bfgs() if solver is None else solver
 
     def negative(flat: Float[Array, " k"], u: Float[Array, " d"]) -> Float[Array, ""]:
         return -evidence_at(posterior_at(flat), u, second_order)
@@ -162,9 +164,17 @@ def charts_of(hyperparameters: Mapping[str, Any], supports: Any) -> dict[str, An
     return charts | {name: biject_to(constraints.real) for name in free}
 
 
+def _bfgs() -> "optx.AbstractMinimiser":
+    import optimistix as optx  # noqa: PLC0415 - .1 s, which not every `import volform` should take
+
+    return optx.BFGS(rtol=1e-10, atol=1e-10)
+
+
 def _search(
-    negative: Callable, solver: optx.AbstractMinimiser, start: Any, u: Any, max_steps: int
+    negative: Callable, solver: "optx.AbstractMinimiser", start: Any, u: Any, max_steps: int
 ) -> tuple[Any, Any, Any]:
+    import optimistix as optx  # noqa: PLC0415
+
     found = optx.minimise(negative, solver, start, args=u, max_steps=max_steps, throw=False)
     return found.value, jax.grad(negative)(found.value, u), found.stats["num_steps"]
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import ONE_BY_ONE, key_of, require_untraced
@@ -31,7 +31,7 @@ from volform.models.symmetries import (
     find_symmetries,
     is_fixed_point,
 )
-from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust
+from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,14 @@ class Problem:
             )
         return tuple(reasons)
 
+    @property
+    def found(self) -> str:
+        """The condition that draws around the modes rest on, in words."""
+        count, starts = len(self.modes), self.fit.starts
+        modes = "the mode" if count == 1 else f"the {count} modes"
+        where = f"that {starts} starts found" if self.fit.modes else "that was given"
+        return f"if {modes} {where} {'is' if count == 1 else 'are'} all"
+
     @cached_property
     def copies(self) -> int:
         """Number of copies of the best mode: by the symmetries, or as the model declares it."""
@@ -169,8 +177,8 @@ class Problem:
         """An estimate as an `Evidence` of this posterior; cost and regime of the search added."""
         searched = (self.fit.regime,) if "fit" in vars(self) else ()
         return Evidence(
-            jnp.asarray(log_z),
-            jnp.asarray(error),
+            scalar(log_z),
+            scalar(error),
             None,
             metric_of_model(self.posterior),
             self.posterior.dim,
@@ -233,7 +241,7 @@ def _has_zeros(model: BoundModel, u: Float[Array, " d"]) -> bool:
     zeros = [
         site.name
         for site in model.layout.sites
-        if site.is_line and bool(jnp.max(jnp.abs(values[site.name]), initial=0.0) < SAME)
+        if site.is_line and np.max(np.abs(np.asarray(values[site.name])), initial=0.0) < SAME
     ]
     return len(zeros) > 1
 

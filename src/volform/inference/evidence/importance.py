@@ -3,24 +3,21 @@
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Bool, Float
 
+from volform.checks import require_whole
 from volform.errors import ModelError
+from volform.generators import generator
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.estimator import Estimator, Problem
-from volform.inference.laplace.gaussian_chart import sampling_chart
-from volform.inference.laplace.log_evidence import log_evidence
-from volform.inference.laplace.mixture import Proposal, adapted, moments_of, proposal_at
+from volform.inference.laplace.gaussian_chart import densities_at, sampling_chart
+from volform.inference.laplace.mixture import Proposal, adapted, proposal_at
 from volform.models.posterior import Posterior
 from volform.results import Cost, Evidence, Level, Trust
 
 # The tail of the weights is fitted to 3 sqrt(n) draws, 30 here, below which k-hat is noise.
 FEWEST_DRAWS = 100
-PROPOSALS_AT_ONCE = 1000  # draws evaluated at once; bounds the memory
 GOOD_K_HAT = 0.5  # a Pareto tail of shape k has a variance for k < 1/2
 # Between 300 and 1,000 effective draws log Z was low by half its error on average (the mean of the
 # weights is skewed), between 100 and 300 by a third; above 1,000 by nothing that 265 runs showed.
@@ -66,6 +63,7 @@ class Importance(Estimator):
     rounds: int = 5
 
     def __check_init__(self) -> None:
+        require_whole(self.draws, "draws", "Importance", ModelError)
         if self.draws < FEWEST_DRAWS:
             raise ModelError(
                 f"`draws` of Importance is {self.draws}: too few to fit the tail of the weights; "
@@ -78,11 +76,9 @@ class Importance(Estimator):
 
     def weighted(self, problem: Problem) -> "SmoothedWeights":
         """Draws around the modes with their weights."""
-        posterior, modes = problem.posterior, problem.modes
-        log_weights = jnp.stack([log_evidence(at) for at in modes])
-        proposal = proposal_at(posterior, sampling_chart(posterior), modes, log_weights, self.df)
-        key = jax.random.fold_in(problem.key, 1)
-        return weigh(posterior, proposal, key, self.draws, self.rounds)
+        posterior = problem.posterior
+        proposal = proposal_at(posterior, sampling_chart(posterior), problem.modes, self.df)
+        return weigh(posterior, proposal, generator(problem.key, 1), self.draws, self.rounds)
 
     def estimate(self, problem: Problem) -> Evidence:
         """The mean of the smoothed weights."""
@@ -98,7 +94,7 @@ class Importance(Estimator):
             log_z,
             error,
             method=f"importance sampling ({used:,} draws)",
-            trust=trust_of(drawn, error, effective).but(problem.reservations),
+            trust=trust_of(drawn, error, effective).but(problem.reservations).given(problem.found),
             diagnostics={"k_hat": drawn.k_hat, "effective_draws": effective},
             cost=Cost(densities=drawn.evaluated),
             notes=notes,
@@ -128,7 +124,7 @@ class SmoothedWeights(NamedTuple):
 
 
 def weigh(
-    posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int, fits: int
+    posterior: Posterior, proposal: Proposal, random: np.random.Generator, draws: int, fits: int
 ) -> SmoothedWeights:
     """Draw and weigh; while the tail is heavy, fit the proposal and draw more, `fits` times.
 
@@ -141,66 +137,50 @@ def weigh(
     """
     proposals, rounds = [proposal], []
     while True:
-        key, now = jax.random.split(key)
-        rounds.append(draws_from(posterior, proposals[-1], now, draws))
+        rounds.append(draws_from(posterior, proposals[-1], random, draws))
         raw = _raw_weights(proposals, rounds)
-        log_weights, k_hat = smoothed(np.concatenate(raw))
+        log_weights, k_hat = smoothed(raw)
         if k_hat < GOOD_K_HAT or len(proposals) > fits:
             break
-        weights = np.exp(log_weights - np.logaddexp.reduce(log_weights)).reshape(-1, draws)
-        parts = zip(rounds, jnp.asarray(weights), strict=True)
-        moments = [moments_of(proposals[-1], drawn.w, weight) for drawn, weight in parts]
-        proposals.append(adapted(proposals[-1], sum(moments[1:], moments[0])))
+        weights = np.exp(log_weights - np.logaddexp.reduce(log_weights))
+        every = np.concatenate([drawn.w for drawn in rounds])
+        proposals.append(adapted(proposals[-1], every, weights))
     evaluated = len(rounds) * draws
     if len(proposals) > 1:
-        proposals, rounds = proposals[-1:], [draws_from(posterior, proposals[-1], key, draws)]
+        proposals = proposals[-1:]
+        rounds = [draws_from(posterior, proposals[-1], random, draws)]
         raw = _raw_weights(proposals, rounds)
-        log_weights, k_hat = smoothed(raw[0])
+        log_weights, k_hat = smoothed(raw)
         evaluated += draws
-    smoothing = log_mean(raw[0])[0] - log_mean(log_weights)[0]
-    outside, nan = int((~rounds[0].inside).sum()), int(jnp.isnan(rounds[0].log_p).sum())
-    zeros = int(jnp.isneginf(rounds[0].log_p).sum())
+    smoothing = log_mean(raw)[0] - log_mean(log_weights)[0]
+    outside, nan = int((~rounds[0].inside).sum()), int(np.isnan(rounds[0].log_p).sum())
+    zeros = int(np.isneginf(rounds[0].log_p).sum())
     w = rounds[0].w
     return SmoothedWeights(log_weights, k_hat, max(outside, zeros), nan, smoothing, evaluated, w)
 
 
-def _raw_weights(proposals: list[Proposal], rounds: list["Drawn"]) -> list[Any]:
-    """Log weights of each round's draws against the even mixture of the proposals."""
-    even = math.log(len(proposals))
-    found = []
-    for drawn in rounds:
-        each = np.stack([np.asarray(log_densities(q, drawn.w)) for q in proposals])
-        raw = np.asarray(drawn.log_p) - np.logaddexp.reduce(each) + even
-        found.append(np.where(np.isnan(raw), -np.inf, raw))
-    return found
+def _raw_weights(proposals: list[Proposal], rounds: list["Drawn"]) -> Float[np.ndarray, " n"]:
+    """Log weights of all rounds' draws against the even mixture of the proposals."""
+    w, log_p = (np.concatenate(parts) for parts in list(zip(*rounds, strict=True))[:2])
+    even = np.logaddexp.reduce([q.log_prob(w) for q in proposals]) - math.log(len(proposals))
+    raw = log_p - even
+    return np.where(np.isnan(raw), -np.inf, raw)
 
 
 class Drawn(NamedTuple):
     """Draws from a proposal: w, the posterior's log density at them, which are in the support."""
 
-    w: Float[Array, "n d"]
-    log_p: Float[Array, " n"]
-    inside: Bool[Array, " n"]
+    w: Float[np.ndarray, "n d"]
+    log_p: Float[np.ndarray, " n"]
+    inside: Bool[np.ndarray, " n"]
 
 
-@eqx.filter_jit
-def draws_from(posterior: Posterior, proposal: Proposal, key: PRNGKeyArray, draws: int) -> Drawn:
+def draws_from(
+    posterior: Posterior, proposal: Proposal, random: np.random.Generator, draws: int
+) -> Drawn:
     """Draws from the proposal, with the density of the posterior with respect to dw."""
-
-    def log_p(w: Float[Array, " d"]) -> tuple[Array, Array]:
-        u, inside = proposal.chart.unflatten(posterior, w)
-        log_det = proposal.chart.flatten(posterior, u)[1]
-        value = posterior.log_density_lebesgue(u) - log_det
-        return jnp.where(inside, value, -jnp.inf), inside
-
-    w = proposal.sample(key, draws)
-    return Drawn(w, *jax.lax.map(log_p, w, batch_size=min(draws, PROPOSALS_AT_ONCE)))
-
-
-@eqx.filter_jit
-def log_densities(proposal: Proposal, w: Float[Array, "n d"]) -> Float[Array, " n"]:
-    """Log density of a proposal at each draw."""
-    return jax.vmap(proposal.log_prob)(w)
+    w = proposal.sample(random, draws)
+    return Drawn(w, *densities_at(posterior, proposal.chart, w))
 
 
 def log_mean(

@@ -3,11 +3,12 @@
 import dataclasses
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+import scipy.special
+from jaxtyping import Float
 
+from volform.generators import generator
 from volform.inference import arviz_compat
 from volform.inference.arviz_export import groups_of
 from volform.inference.evidence.estimator import Problem
@@ -31,7 +32,7 @@ class Loo:
 
 def loo_of(
     problem: Problem,
-    w: Float[Array, "n d"],
+    w: Float[np.ndarray, "n d"],
     log_weights: Float[np.ndarray, " n"],
     draws: int = 1000,
 ) -> Loo | None:
@@ -52,9 +53,10 @@ def loo_of(
     """
     if len(problem.provenance.data) != 1:
         return None
-    key = jax.random.fold_in(problem.key, 3)
-    chosen = jax.random.categorical(key, jnp.asarray(log_weights), shape=(draws,))
-    groups, dims = groups_of(problem.posterior, samples_at(problem.posterior, w[chosen]))
+    shares = scipy.special.softmax(log_weights)
+    chosen = generator(problem.key, 3).choice(len(shares), size=draws, p=shares)
+    resampled = jnp.asarray(w[chosen], jnp.result_type(float))
+    groups, dims = groups_of(problem.posterior, samples_at(problem.posterior, resampled))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of high k-hat: `good` says so
         return Loo(*arviz_compat.psis_loo(arviz_compat.built(groups, {}, dims)))

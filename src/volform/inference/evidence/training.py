@@ -1,12 +1,11 @@
 """Hyperparameters of a network learned by the evidence while it is trained."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.distributions.constraints import Constraint
@@ -23,6 +22,9 @@ from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 
+if TYPE_CHECKING:
+    import optax
+
 
 def train_by_evidence(
     build: Callable[[dict[str, Any]], Posterior],
@@ -31,8 +33,8 @@ def train_by_evidence(
     *,
     supports: Mapping[str, Constraint] | None = None,
     curvature: Curvature | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    outer: optax.GradientTransformation | None = None,
+    optimizer: "optax.GradientTransformation | None" = None,
+    outer: "optax.GradientTransformation | None" = None,
     rounds: int = 100,
     steps: int = 50,
     updates: int = 5,
@@ -63,7 +65,7 @@ def train_by_evidence(
         updates: steps of `outer` in each.
         tolerance: change of log Z over the last tenth of the rounds, in nats, up to which it
             counts as settled.
-        progress: whether to show a spinner when it takes long.
+        progress: whether to show how far it is, when it takes long.
 
     Returns:
         An `EmpiricalBayes` whose `history` is log Z after each round.
@@ -103,8 +105,8 @@ def train_by_evidence(
     first = build(values)
     provenance_of(first).require_proper(allow_improper=False)
     curvature = GGN() if curvature is None else curvature
-    inner = _Descent(optax.adam(1e-2) if optimizer is None else optimizer, steps)
-    ascent = _Descent(optax.adam(5e-2) if outer is None else outer, updates)
+    inner = _Descent(_adam(1e-2) if optimizer is None else optimizer, steps)
+    ascent = _Descent(_adam(5e-2) if outer is None else outer, updates)
 
     def loss(u: Float[Array, " d"], flat: Float[Array, " k"]) -> Float[Array, ""]:
         return objective(u, build(named(flat)))
@@ -117,6 +119,8 @@ def train_by_evidence(
     history, slope = [], jnp.zeros_like(flat)
     with waiting("train_by_evidence", progress) as phase:
         for number in range(rounds):
+            reached = f"log Z {float(history[-1]):.3f}" if history else "the first steps"
+            phase(reached, number + 1, rounds)
             u, inside = inner.run(loss, u, flat, states[0])
             flat, outside = ascent.run(cost, flat, u, states[1])
             states = inside, outside
@@ -128,7 +132,6 @@ def train_by_evidence(
                     "`optimizer` or `outer`, or start elsewhere."
                 )
             history.append(-value)
-            phase(f"round {number + 1} of {rounds}, log Z {-float(value):.3f}")
     last = build(named(flat))
     approx = laplace(last, at=last.values(u), curvature=curvature)
     trace = jnp.stack(history)
@@ -145,10 +148,16 @@ def held_evidence(
     return first_order(expand_first(posterior, u), exact_logdet(precision))
 
 
+def _adam(learning_rate: float) -> "optax.GradientTransformation":
+    import optax  # noqa: PLC0415 - .05 s, which not every `import volform` should take
+
+    return optax.adam(learning_rate)
+
+
 class _Descent(eqx.Module):
     """Some steps of an optimizer, compiled together."""
 
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    optimizer: "optax.GradientTransformation" = eqx.field(static=True)
     steps: int = eqx.field(static=True)
 
     def start(self, x: Array) -> Any:
@@ -160,7 +169,7 @@ class _Descent(eqx.Module):
             x, state = carry
             slope = jax.grad(function)(x, other)
             change, state = self.optimizer.update(slope, state, x)
-            return (optax.apply_updates(x, change), state), None
+            return (eqx.apply_updates(x, change), state), None
 
         return jax.lax.scan(step, (x, state), None, self.steps)[0]
 

@@ -20,7 +20,9 @@ from volform.inference.laplace.gauss_newton import (
     Curvature as Curvature,
 )
 from volform.inference.laplace.gaussian_chart import (
+    LEBESGUE as LEBESGUE,
     UnconstrainedChart as UnconstrainedChart,
+    densities_at as densities_at,
     sampling_chart as sampling_chart,
 )
 from volform.inference.laplace.linearized import (
@@ -31,13 +33,11 @@ from volform.inference.laplace.log_evidence import (
     errors_of as errors_of,
     first_order as first_order,
     laplace_evidence as laplace_evidence,
-    log_evidence as log_evidence,
     without_copies as without_copies,
 )
 from volform.inference.laplace.mixture import (
     Proposal as Proposal,
     adapted as adapted,
-    moments_of as moments_of,
     proposal_at as proposal_at,
 )
 from volform.inference.laplace.structures import (

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.checks import require_key
 from volform.errors import ConvergenceError, ModelError
 from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
-from volform.inference.laplace.mixture import Proposal
 from volform.linalg.under_metric import whitening_maps
 from volform.models.posterior import Posterior
 
@@ -58,10 +57,8 @@ class TangentGaussian(eqx.Module):
         return center[None] + jax.vmap(lambda z: push(up(z)))(normal)
 
 
-def draw(
-    posterior: Posterior, proposal: Proposal | TangentGaussian, key: PRNGKeyArray, draws: int
-) -> Samples:
-    """`draws` draws of a `Proposal` inside the support, with a count of those that were not.
+def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Samples:
+    """`draws` draws of a Gaussian inside the support, with a count of those that were not.
 
     Raises:
         ConvergenceError: when fewer than one in a thousand falls inside the support.
@@ -91,9 +88,7 @@ def samples_at(posterior: Posterior, w: Float[Array, "n d"]) -> Samples:
 
 
 @eqx.filter_jit
-def _points(
-    posterior: Posterior, proposal: Proposal | TangentGaussian, key: PRNGKeyArray, draws: int
-) -> Any:
+def _points(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Any:
     return jax.vmap(lambda w: proposal.chart.unflatten(posterior, w))(proposal.sample(key, draws))
 
 

@@ -3,11 +3,16 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from volform.compilation import compiled
 from volform.geometry.questions import Coordinates, is_flat_in
 from volform.models.posterior import Posterior
+
+BATCH, BATCHES = 100, 10  # points evaluated at once, which bounds the memory, and in one call
 
 
 class GaussianChart(eqx.Module):
@@ -24,6 +29,13 @@ class GaussianChart(eqx.Module):
         self, posterior: Posterior, w: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
         """u at w, and whether w is inside the support; where it is not, u means nothing."""
+
+    def pushed(
+        self, posterior: Posterior, u: Float[Array, " d"]
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+        """w at u, and the Jacobian dw/du."""
+        w, push = _pushed(posterior, self, u)
+        return np.asarray(w, float), np.asarray(push, float)
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -47,8 +59,17 @@ class UnconstrainedChart(GaussianChart):
         """The point unchanged; all of R^d is inside."""
         return w, jnp.array(True)
 
+    def pushed(
+        self, posterior: Posterior, u: Float[Array, " d"]
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+        """The point unchanged, and the identity."""
+        return np.asarray(u, float), np.eye(u.size)
+
     def __str__(self) -> str:
         return f"draws Gaussian in unconstrained coordinates ({self.reason})"
+
+
+LEBESGUE = UnconstrainedChart("where NumPyro moves")
 
 
 class FlatChart(GaussianChart):
@@ -107,3 +128,53 @@ def sampling_chart(posterior: Posterior) -> GaussianChart:
             return UnconstrainedChart(f"the metric of {part.site} is curved or embedded")
         in_values.append(part.site)
     return FlatChart(tuple(in_values))
+
+
+def densities_at(
+    posterior: Posterior, chart: GaussianChart, w: Float[np.ndarray, "n d"]
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Log joint density with respect to dw at points of a chart, and which are in the support.
+
+    One program, of a fixed number of points, serves every estimator of the evidence.
+    """
+    # Reasons for a chart are no part of the program.
+    chart = LEBESGUE if isinstance(chart, UnconstrainedChart) else chart
+    found = []
+    for start in range(0, len(w), BATCHES * BATCH):
+        now = np.asarray(w[start : start + BATCHES * BATCH], jnp.result_type(float))
+        padded = np.concatenate([now, np.repeat(now[:1], BATCHES * BATCH - len(now), axis=0)])
+        batches = padded.reshape(BATCHES, BATCH, -1)
+        values = _densities_at(posterior, chart, batches, np.asarray(-(-len(now) // BATCH)))
+        found.append([np.asarray(part).ravel()[: len(now)] for part in values])
+    log_p, inside = map(np.concatenate, zip(*found, strict=True))
+    return log_p, inside
+
+
+@compiled
+def _densities_at(
+    posterior: Posterior, chart: GaussianChart, batches: Float[Array, "b n d"], count: Array
+) -> tuple[Float[Array, "b n"], Bool[Array, "b n"]]:
+    """Of the first `count` batches; zeros of the others."""
+
+    def log_p(w: Float[Array, " d"]) -> tuple[Array, Array]:
+        u, inside = chart.unflatten(posterior, w)
+        value = posterior.log_density_lebesgue(u) - chart.flatten(posterior, u)[1]
+        return jnp.where(inside, value, -jnp.inf), inside
+
+    def step(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        new = jax.vmap(log_p)(batches[i])
+        return jax.tree.map(lambda every, part: every.at[i].set(part), found, new)
+
+    shape = batches.shape[:2]
+    empty = jnp.zeros(shape, batches.dtype), jnp.zeros(shape, bool)
+    return jax.lax.fori_loop(0, count, step, empty)
+
+
+@compiled
+def _pushed(posterior: Posterior, chart: GaussianChart, u: Float[Array, " d"]) -> tuple:
+    def flat(u: Float[Array, " d"]) -> tuple[Array, Array]:
+        w = chart.flatten(posterior, u)[0]
+        return w, w
+
+    push, w = jax.jacfwd(flat, has_aux=True)(u)
+    return w, push

@@ -1,18 +1,20 @@
 """Evidence by Laplace's method: first and second order, at one mode or summed over several."""
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array, Float
 
+from volform.compilation import STEADY, Compiled
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
+from volform.inference.laplace.stencil import correction_by_differences
 from volform.inference.modes.expansion import (
     FirstOrder,
     SecondOrder,
@@ -21,10 +23,10 @@ from volform.inference.modes.expansion import (
 )
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.verdicts import Flat, NotConverged, Saddle
-from volform.limits import QUICKLY_COMPILED_UP_TO, SECOND_ORDER_UP_TO
+from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
 from volform.models.posterior import Posterior
 from volform.progress import waiting
-from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust
+from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, scalar
 
 # Of the evidence: modes of a smaller share are left out of c, and may overlap with others.
 NEGLIGIBLE = 1e-4
@@ -46,12 +48,13 @@ def laplace_evidence(
     """
     posterior = fit.posterior
     has_none = isinstance(fit.verdict, Saddle | Flat)
-    each = jnp.stack([_nan_if(has_none, log_evidence(at)) for at in modes])
-    c = _mean_correction(fit, modes, each) if second_order else None
-    one = jax.nn.logsumexp(each)
+    each = np.array([np.nan if has_none else log_evidence(at) for at in modes])
+    one = float(scipy.special.logsumexp(each))  # pyright: ignore[reportArgumentType]
+    weights = np.exp(each - one)
+    corrected = _mean_correction(fit, modes, weights) if second_order else None
+    c, spent = (None, 0) if corrected is None else corrected
     copies, counted, overlap = _copies(fit, provenance, one)
     every = [*notes, counted]
-    weights = np.asarray(jax.nn.softmax(each))
     if len(modes) > 1:
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
         every.append(f"sum over {len(modes)} modes, weights {shares}")
@@ -60,22 +63,24 @@ def laplace_evidence(
     noise = volume_error(posterior, fit.at.u)
     if noise is not None:
         every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
-    diagnostics = {} if c is None else {"c": float(c)}
+    diagnostics = {} if c is None else {"c": c}
     diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
-    terms = _terms(modes[0], _nan_if(has_none, -0.5 * modes[0].log_det))
-    terms |= {"other modes": one - each[0]} if len(modes) > 1 else {}
-    terms |= copies
-    terms |= {} if c is None else {"log(1 + c)": jnp.log1p(c)}
+    number = functools.partial(scalar, dtype=fit.at.value.dtype)
+    half = np.nan if has_none else -0.5 * float(modes[0].log_det)
+    terms = _terms(modes[0], half)
+    terms |= {"other modes": number(one - each[0])} if len(modes) > 1 else {}
+    terms |= {name: number(added) for name, added in copies.items()}
+    terms |= {} if c is None else {"log(1 + c)": number(_log1p(c))}
     return Evidence(
-        one + sum(copies.values()),
-        jnp.asarray(jnp.nan if c is None else errors_of(float(c))[0]),
-        c,
+        number(one + sum(copies.values())),
+        number(np.nan if c is None else errors_of(c)[0]),
+        None if c is None else number(c),
         metric_of_model(posterior),
         posterior.dim,
         "Laplace",
         overlap or _trust(fit, c, modes, weights, is_noisy=noise is not None),
         diagnostics,
-        fit.cost + Cost(0, 0 if c is None else len(modes) * posterior.dim**2),
+        fit.cost + Cost(0, spent),
         "; ".join(note for note in (*every, *provenance.notes()) if note),
         provenance,
         terms,
@@ -96,13 +101,14 @@ def curved_evidence(
     `log_det` is that of the precision matrix in u.
     """
     one = first_order(fit.at, log_det)
+    number = functools.partial(scalar, dtype=one.dtype)
     copies, counted, overlap = _copies(fit, provenance, one)
     trust = Trust(Level.UNCHECKED, f"with {title} there is no second order to gauge it by")
     if isinstance(fit.verdict, NotConverged):
         trust = Trust(Level.POOR, "the point is not stationary")
     return Evidence(
-        one + sum(copies.values()),
-        jnp.asarray(jnp.nan),
+        number(float(one) + sum(copies.values())),
+        number(jnp.nan),
         None,
         metric_of_model(fit.posterior),
         fit.posterior.dim,
@@ -112,19 +118,20 @@ def curved_evidence(
         fit.cost + Cost(0, fit.posterior.dim),
         "; ".join(note for note in (*notes, counted, *provenance.notes()) if note),
         provenance,
-        _terms(fit.at, fit.at.log_volume - 0.5 * log_det) | copies,
+        _terms(fit.at, fit.at.log_volume - 0.5 * log_det)
+        | {name: number(added) for name, added in copies.items()},
         regimes,
     )
 
 
-def log_evidence(at: SecondOrder) -> Float[Array, ""]:
+def log_evidence(at: SecondOrder) -> float:
     """First-order log evidence from an expansion of -log q^G; NaN where it is no minimum."""
-    return first_order(at, at.log_det + 2.0 * at.log_volume)
+    return 0.5 * at.u.size * math.log(2.0 * math.pi) - float(at.value) - 0.5 * float(at.log_det)
 
 
 def first_order(at: FirstOrder, log_det: Float[Array, ""]) -> Float[Array, ""]:
     """First-order log evidence from the log determinant of the precision matrix in u."""
-    return at.log_volume - at.value + 0.5 * (at.u.size * jnp.log(2.0 * jnp.pi) - log_det)
+    return at.log_volume - at.value + 0.5 * (at.u.size * math.log(2.0 * math.pi) - log_det)
 
 
 def without_copies(modes: Sequence[SecondOrder]) -> list[SecondOrder]:
@@ -143,24 +150,26 @@ def are_copies(one: SecondOrder, other: SecondOrder) -> bool:
     return bool(same_height and np.allclose(one.eigenvalues, other.eigenvalues, rtol=1e-4))
 
 
-def _mean_correction(fit: MAP, modes: Sequence[SecondOrder], each: Float[Array, " m"]) -> Any:
+def _mean_correction(
+    fit: MAP, modes: Sequence[SecondOrder], weights: Float[np.ndarray, " m"]
+) -> tuple[float, int] | None:
+    """The modes' corrections, averaged by their weights, and the gradients that it took."""
     posterior = fit.posterior
     if posterior.dim > SECOND_ORDER_UP_TO or not fit.converged:
         return None
-    weights = jax.nn.softmax(each)
     with waiting("evidence", show=True) as phase:
         phase(f"second-order correction in {posterior.dim} dimensions")
         try:
             terms = [
-                weight * _correction(posterior, at)
+                (weight, *_correction(posterior, at))
                 for weight, at in zip(weights, modes, strict=True)
-                if not float(weight) < NEGLIGIBLE
+                if not weight < NEGLIGIBLE
             ]
         except (TypeError, NotImplementedError) as error:
             if not lacks_forward_mode(error):
                 raise
             return None
-    return sum(terms[1:], terms[0])
+    return float(sum(weight * c for weight, c, _ in terms)), sum(spent for *_, spent in terms)
 
 
 def _why_not(dim: int) -> str:
@@ -181,16 +190,22 @@ def errors_of(c: float) -> tuple[float, float]:
     return max(first, second), second
 
 
-def _correction(posterior: Posterior, at: SecondOrder) -> Float[Array, ""]:
-    # Fourth derivatives are long programs that run once: below 30 parameters compiling them
-    # quickly matters more than running them quickly.
-    run = _correction_small if posterior.dim <= QUICKLY_COMPILED_UP_TO else _correction_large
-    return run(posterior, at.u, at.whitener)
+def _correction(posterior: Posterior, at: SecondOrder) -> tuple[float, int]:
+    """The coefficient c at a mode, and the gradients that it took."""
+    d, spent = posterior.dim, 0
+    if d <= DIFFERENCES_UP_TO and at.u.dtype == jnp.float64:
+        found = correction_by_differences(posterior, at)
+        spent = found.hessians * (d + 1)
+        if found.is_accurate:
+            return found.c, spent
+    return float(exact_correction(posterior, at.u, at.whitener)), spent + d**2
 
 
-_correction_large = eqx.filter_jit(correction)
-_quick: Any = {"compiler_options": {"xla_backend_optimization_level": 0}}
-_correction_small = eqx.filter_jit(correction, **_quick)
+exact_correction = Compiled(correction, STEADY)
+
+
+def _log1p(c: float) -> float:
+    return math.log1p(c) if c > -1.0 else math.nan
 
 
 def _trust(
@@ -213,16 +228,19 @@ def _trust(
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
 
 
-def _terms(at: FirstOrder, half: Float[Array, ""]) -> OrderedDict[str, Float[Array, ""]]:
+def _terms(at: FirstOrder, half: float | Float[Array, ""]) -> OrderedDict[str, Float[Array, ""]]:
     """The summands of the evidence at one mode; `half` is -1/2 log det(G^-1 H)."""
-    volume = 0.5 * (at.u.size * jnp.log(2.0 * jnp.pi))
+    volume = 0.5 * at.u.size * math.log(2.0 * math.pi)
     names = "log q^G at the mode", "d/2 log 2 pi", "-1/2 log det(G^-1 H)"
-    return OrderedDict(zip(names, (-at.value, volume, half), strict=True))
+    values = -float(at.value), volume, float(half)
+    return OrderedDict(
+        (name, scalar(value, at.value.dtype)) for name, value in zip(names, values, strict=True)
+    )
 
 
 def _copies(
     fit: ExpansionPoint, provenance: Provenance, one: Any
-) -> tuple[dict, str, Trust | None]:
+) -> tuple[dict[str, float], str, Trust | None]:
     """Contribution of equivalent modes to log Z, a note, and the verdict if they overlap.
 
     An evidence is a mean of likelihoods. Where the copies of a mode come to more than the
@@ -241,7 +259,7 @@ def _copies(
             note = f"{many} are not counted: {above} at the mode, {most:.3f}"
             return {}, note, Trust(Level.POOR, "equivalent modes overlap, and may add to log Z")
     note = f"times {many} (+{added:.3f}): valid while they do not overlap"
-    return {"equivalent modes": jnp.asarray(added, one.dtype)}, note, None
+    return {"equivalent modes": added}, note, None
 
 
 def _in_digits(count: int) -> str:
@@ -251,9 +269,10 @@ def _in_digits(count: int) -> str:
 def _overlap(modes: Sequence[SecondOrder]) -> bool:
     """Tell whether some mode lies within three standard deviations of another."""
     # Gaussians three standard deviations apart share a seventh of their mass.
-    gaps = [(a.u - b.u, b.hessian) for a in modes for b in modes if a is not b]
+    gaps = [
+        (np.asarray(a.u) - np.asarray(b.u), np.asarray(b.hessian))
+        for a in modes
+        for b in modes
+        if a is not b
+    ]
     return any(float(gap @ hessian @ gap) < 9.0 for gap, hessian in gaps)
-
-
-def _nan_if(condition: bool, value: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.full_like(value, jnp.nan) if condition else value

@@ -24,6 +24,7 @@ from volform.inference.modes.mode import (
     seen_once as seen_once,
 )
 from volform.inference.modes.newton import (
+    expansions as expansions,
     newton as newton,
 )
 from volform.inference.modes.search import (

@@ -1,20 +1,21 @@
 """BFGS on -log q^G from all starts at once."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optimistix as optx
 from jaxtyping import Array, Float, Int
 
+from volform.compilation import compiled
 from volform.inference.modes.expansion import objective
 from volform.models.posterior import Posterior
 
 
-@eqx.filter_jit
+@compiled
 def bfgs_from(
     posterior: Posterior, starts: Float[Array, "n d"], max_steps: int
 ) -> tuple[Float[Array, "n d"], Int[Array, " n"]]:
     """Optimistix's BFGS on -log q^G from every start at once: where it ends, and its steps."""
+    import optimistix as optx  # noqa: PLC0415 - .1 s, and only above 60 parameters
+
     # Newton's method takes over: it needs the basin, and not the digits.
     solver = optx.BFGS(rtol=1e-4, atol=1e-4)
 

@@ -6,11 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
+import numpy as np
 from jaxtyping import Array, Float
 
 from volform.geometry.fisher_routes import MonteCarlo
-from volform.linalg.generalized import generalized_eigh
+from volform.linalg.generalized import cholesky_or_nan, generalized_eigh, solve_lower
 from volform.linalg.structured import exact_logdet, whiten
 from volform.models.posterior import Posterior
 
@@ -51,24 +51,37 @@ class SecondOrder(FirstOrder):
     def log_det(self) -> Float[Array, ""]:
         """log det E = log det H - log det G; NaN where H is not positive definite."""
         units, lower = self._root
-        half = jnp.sum(jnp.log(jnp.diagonal(lower))) + jnp.sum(jnp.log(units))
-        return 2.0 * (half - self.log_volume)
+        half = np.sum(np.log(np.diagonal(lower))) + np.sum(np.log(units))
+        return jax.device_put(2.0 * (half - np.asarray(self.log_volume)))
 
     @cached_property
     def whitener(self) -> Float[Array, "d d"]:
         """W with W^T H W = I; NaN where H is not positive definite."""
         units, lower = self._root
-        eye = jnp.eye(units.size, dtype=units.dtype)
-        return solve_triangular(lower.T, eye, lower=False) / units[:, None]
+        eye = np.eye(units.size, dtype=units.dtype)
+        return jax.device_put(solve_lower(lower, eye).T / units[:, None])
 
     @cached_property
     def decrement(self) -> Float[Array, ""]:
         """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
-        return _decrement(*self._root, self.hessian, self.gradient)
+        units, lower = self._root
+        slope = np.asarray(self.gradient) / units
+        if np.isfinite(lower).all():
+            return jax.device_put(np.linalg.norm(solve_lower(lower, slope)))
+        scaled = np.asarray(self.hessian) / np.outer(units, units)
+        if not np.isfinite(scaled).all():
+            return jnp.full_like(self.value, jnp.nan)
+        values, vectors = np.linalg.eigh(scaled)
+        with np.errstate(divide="ignore", invalid="ignore"):  # at a flat direction
+            return jax.device_put(np.linalg.norm(vectors.T @ slope / np.sqrt(np.abs(values))))
 
     @cached_property
-    def _root(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-        return _root(self.hessian)
+    def _root(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+        """Units s and lower triangular L with `H = diag(s) L L^T diag(s)`."""
+        hessian = np.asarray(self.hessian)
+        units = np.sqrt(np.abs(np.diagonal(hessian)))
+        units = np.where(units > 0.0, units, np.ones_like(units))
+        return units, cholesky_or_nan(hessian / np.outer(units, units))
 
     @property
     def eigenvalues(self) -> Float[Array, " d"]:
@@ -138,43 +151,20 @@ def _size_and_volume(metric: Any, gradient: Float[Array, " d"]) -> tuple[Array, 
     return jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
 
 
-@jax.jit
-def _root(matrix: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    """Units s and lower triangular L with `matrix = diag(s) L L^T diag(s)`."""
-    units = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
-    units = jnp.where(units > 0.0, units, 1.0)
-    return units, jnp.linalg.cholesky(matrix / jnp.outer(units, units))
-
-
-@jax.jit
-def _decrement(
-    units: Float[Array, " d"],
-    lower: Float[Array, "d d"],
-    hessian: Float[Array, "d d"],
-    gradient: Float[Array, " d"],
-) -> Float[Array, ""]:
-    slope = gradient / units
-
-    def by_eigenbasis() -> Float[Array, ""]:
-        values, vectors = jnp.linalg.eigh(hessian / jnp.outer(units, units))
-        return jnp.linalg.norm((vectors.T @ slope) / jnp.sqrt(jnp.abs(values)))
-
-    def by_factor() -> Float[Array, ""]:
-        return jnp.linalg.norm(solve_triangular(lower, slope, lower=True))
-
-    return jax.lax.cond(jnp.all(jnp.isfinite(lower)), by_factor, by_eigenbasis)
-
-
-@eqx.filter_jit
 def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> Any:
     """Standard error of log sqrt(det G) at u from Monte Carlo in the metric; None without any.
 
     The spread over fresh keys of the Monte Carlo routes, each with the metric's number of draws.
     """
+    if not any(map(_is_sampled, jax.tree.leaves(posterior, is_leaf=_is_sampled))):
+        return None
+    return _volume_error(posterior, u, keys)
+
+
+@eqx.filter_jit
+def _volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int) -> Float[Array, ""]:
     leaves, treedef = jax.tree.flatten(posterior, is_leaf=_is_sampled)
     sampled = [index for index, leaf in enumerate(leaves) if _is_sampled(leaf)]
-    if not sampled:
-        return None
 
     def log_volume(fold: Array) -> Float[Array, ""]:
         fresh = list(leaves)

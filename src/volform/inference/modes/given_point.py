@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 
 from volform.errors import ConvergenceError
 from volform.inference.modes import verdicts
-from volform.inference.modes.expansion import FirstOrder, expand_first, expand_second
+from volform.inference.modes.expansion import FirstOrder, expand_first
 from volform.inference.modes.mode import (
     MAP,
     ExpansionPoint,
@@ -16,7 +15,7 @@ from volform.inference.modes.mode import (
     require_room,
     warn_of_precision,
 )
-from volform.inference.modes.newton import SearchResult
+from volform.inference.modes.newton import SearchResult, expansions
 from volform.models.posterior import Posterior
 from volform.results import Cost, Regime
 
@@ -30,7 +29,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     """
     require_room(posterior)
     u = posterior.layout.unconstrain(values, "at")
-    at = eqx.filter_jit(expand_second)(posterior, u)
+    (at,) = expansions(posterior, u[None])
     _require_density(posterior, at)
     tolerance = default_tolerance(u.dtype)
     verdict = verdicts.classify(posterior, SearchResult(at, jnp.array(0)), tolerance, max_steps=1)

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.newton import newton_from
 from volform.inference.modes.search import (
     DESCENT_RESOLUTION,
-    NEWTON_STARTS,
     NEWTON_STEPS,
     is_strict_mode,
     lies_within,
@@ -35,19 +33,14 @@ def with_images(
             continue
         missing = [
             u
-            for u in map(jnp.asarray, images(model, symmetries, mode.u, MOST_IMAGES))
+            for u in (images(model, symmetries, mode.u, MOST_IMAGES))
             if not any(lies_within(other, u, DESCENT_RESOLUTION) for other in every)
         ]
-        # As many points at a time as the search had, whose program serves again.
-        at_once = min(fit.starts, NEWTON_STARTS)
-        for start in range(0, len(missing), at_once):
-            points = missing[start : start + at_once]
-            padded = jnp.stack(points + [mode.u] * (at_once - len(points)))
-            ends = newton_from(posterior, padded, fit.tolerance, NEWTON_STEPS).at
-            each = [jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(points))]
+        if missing:
+            ends = newton_from(posterior, np.stack(missing), fit.tolerance, NEWTON_STEPS)
             every += [
-                at
-                for at in each
-                if is_strict_mode(posterior, at) and bool(jnp.isclose(at.value, mode.value))
+                end.at
+                for end in ends
+                if is_strict_mode(posterior, end.at) and bool(np.isclose(end.at.value, mode.value))
             ]
     return every

@@ -143,8 +143,8 @@ class MAP(ExpansionPoint):
     def __repr__(self) -> str:
         rows = self._rows("MAP")
         rows += [
-            f"  E = G^-1 H   smallest eigenvalue {float(self.eigenvalues[0]):.4g}, "
-            f"largest {float(self.eigenvalues[-1]):.4g}",
+            f"  E = G^-1 H   smallest eigenvalue {np.asarray(self.eigenvalues)[0]:.4g}, "
+            f"largest {np.asarray(self.eigenvalues)[-1]:.4g}",
             *self._end(),
         ]
         if len(self.modes) > 1:

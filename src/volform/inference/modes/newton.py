@@ -5,11 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
+from volform.compilation import compiled
 from volform.inference.modes.expansion import SecondOrder, expand_second
 from volform.inference.modes.trust_region import TrialStep, initial_step
+from volform.limits import NEWTON_FROM_ALL_UP_TO
 from volform.models.posterior import Posterior
 
 # Relative error of l in float64, of sums over data and of derivatives' cancellations; in float32 a
@@ -26,6 +29,12 @@ BISECTIONS = 60
 # Of the coordinates that a chart bends, logarithms and logits of values: a step of e^5 in the
 # value. One of e^67, which a quadratic model asks for far out, keeps a solver of equations busy.
 LONGEST_BENT = 5.0
+
+# Starts of one call of the program; more of them than are given cost the zeros of their matrices.
+AT_ONCE = 16
+
+
+Points = Float[np.ndarray, "n d"] | Float[Array, "n d"]
 
 
 class NewtonState(eqx.Module):
@@ -50,10 +59,9 @@ class SearchResult(eqx.Module):
     starts: int = eqx.field(static=True, default=1)
 
 
-@eqx.filter_jit
 def newton_from(
-    posterior: Posterior, starts: Float[Array, "n d"], tolerance: float, max_steps: int
-) -> SearchResult:
+    posterior: Posterior, starts: Points, tolerance: float, max_steps: int
+) -> list[SearchResult]:
     """Newton's method with the exact Hessian of -log q^G, from one point after the other.
 
     Goes on below `tolerance` while steps still improve: log det H needs the mode to more digits
@@ -61,18 +69,63 @@ def newton_from(
     coordinates (More 1978). Where H is positive definite the step is Newton's, cut to that length;
     elsewhere it minimizes the quadratic model within the ball exactly (More & Sorensen 1983), and
     follows directions of negative curvature down, so that a saddle is left.
-    """
 
-    def run(u: Float[Array, " d"]) -> SearchResult:
-        end = newton(posterior, u, tolerance, max_steps)
-        return SearchResult(end.at, end.trial.steps)
+    One program serves every number of starts, and expansions (`expansions`) as well.
+    """
+    points = np.asarray(starts)
+    at_once = AT_ONCE if points.shape[1] <= NEWTON_FROM_ALL_UP_TO else 1
+    bounds = jnp.asarray(tolerance, points.dtype), jnp.asarray(max_steps)
+    found = []
+    for first in range(0, len(points), at_once):
+        now = points[first : first + at_once]
+        padded = np.concatenate([now, np.zeros((at_once - len(now), now.shape[1]), now.dtype)])
+        ends, steps = jax.tree.map(
+            np.asarray, _newton_each(posterior, padded, np.asarray(len(now)), *bounds)
+        )
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], ends) for i in range(len(now))]
+        found += map(SearchResult, each, steps)
+    return found
+
+
+def expansions(posterior: Posterior, points: Points) -> list[SecondOrder]:
+    """-log q^G to second order at each point."""
+    # Newton's method looks at its start before it takes a step.
+    return [end.at for end in newton_from(posterior, points, 0.0, max_steps=1)]
+
+
+@compiled
+def _newton_each(
+    posterior: Posterior,
+    starts: Float[Array, "n d"],
+    count: Int[Array, ""],
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
+) -> tuple[SecondOrder, Int[Array, " n"]]:
+    """The ends from the first `count` starts, and the steps to them."""
 
     # Not vmapped: under vmap every step would pay for both kinds.
-    return jax.lax.map(run, starts)
+    def run(i: Int[Array, ""], found: Any) -> Any:
+        state = newton(posterior, starts[i], tolerance, max_steps)
+        end = state.at, state.trial.steps
+        return jax.tree.map(lambda all_ends, leaf: all_ends.at[i].set(leaf), found, end)
+
+    nowhere = _nowhere(starts[0]), jnp.array(0)
+    empty = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(starts), *leaf.shape)), nowhere)
+    return jax.lax.fori_loop(0, count, run, empty)
+
+
+def _nowhere(u: Float[Array, " d"]) -> SecondOrder:
+    """An expansion that holds nothing, of infinite value."""
+    none, vector = jnp.zeros((), u.dtype), jnp.zeros_like(u)
+    matrix = jnp.zeros((u.size, u.size), u.dtype)
+    return SecondOrder(u, none + jnp.inf, vector, none, none, matrix, matrix)
 
 
 def newton(
-    posterior: Posterior, u: Float[Array, " d"], tolerance: float, max_steps: int
+    posterior: Posterior,
+    u: Float[Array, " d"],
+    tolerance: float | Float[Array, ""],
+    max_steps: int | Int[Array, ""],
 ) -> NewtonState:
     """Newton's method from one point: the last state of its trajectory."""
     rounding = max(ROUNDING, 100.0 * float(jnp.finfo(u.dtype).eps))
@@ -100,12 +153,7 @@ def newton(
         following = TrialStep(move, predicted, decrement, radius, attempt.steps + 1, stalled)
         return NewtonState(best, scale, following)
 
-    shapes = eqx.filter_eval_shape(expand_second, posterior, u)
-    nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    nowhere = eqx.tree_at(
-        lambda e: (e.u, e.value), nowhere, (u, jnp.full_like(nowhere.value, jnp.inf))
-    )
-    initial = NewtonState(nowhere, jnp.zeros_like(u), initial_step(u))
+    initial = NewtonState(_nowhere(u), jnp.zeros_like(u), initial_step(u))
     return jax.lax.while_loop(unfinished, step, initial)
 
 

@@ -16,7 +16,7 @@ from volform.checks import (
     require_untraced,
     require_whole,
 )
-from volform.errors import ModelError
+from volform.errors import ModelError, UnknownSiteError
 from volform.inference.modes import verdicts
 from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.branches import summands
@@ -31,13 +31,13 @@ from volform.inference.modes.mode import (
     seen_once,
     warn_of_precision,
 )
-from volform.inference.modes.newton import SearchResult, newton_from
+from volform.inference.modes.newton import AT_ONCE, SearchResult, newton_from
 from volform.inference.modes.newton_cg import NewtonCGState, newton_cg, newton_cg_from
 from volform.inference.modes.starts import starting_points
 from volform.limits import BFGS_UP_TO, HESSIAN_UP_TO, NEWTON_FROM_ALL_UP_TO
 from volform.models.posterior import Posterior
 from volform.models.prior_draws import prior_draws
-from volform.progress import waiting
+from volform.progress import Phase, waiting
 from volform.results import Cost, Regime
 
 # Of a search without Hessians, each start of which may take minutes: the origin, where weights are
@@ -99,7 +99,7 @@ def find_map(
         ModelError: when `posterior` is none.
         ConvergenceError: when log q^G is NaN or infinite at every start; names the sites.
         SingularMetricError: when the metric is not positive definite; names sites and rank.
-        UnknownSiteError: when `initial` lacks a latent site.
+        UnknownSiteError: when `initial` lacks a latent site, or holds a name that is no site.
         SizeError: when the Hessian would take more than 8 GiB, from 32,768 parameters on.
 
     References:
@@ -126,7 +126,7 @@ def find_map(
     require_room(posterior)
     key = key_of(key, "find_map", ModelError)
     tolerance = default_tolerance(jnp.zeros(()).dtype) if tolerance is None else tolerance
-    first = None if initial is None else posterior.layout.unconstrain(initial, "initial")[None]
+    first = None if initial is None else _initial_point(posterior, initial)
     by_newton = posterior.dim <= NEWTON_FROM_ALL_UP_TO
     count = (NEWTON_STARTS if by_newton else DESCENT_STARTS) if starts is None else starts
     rounds = 1 + MORE_ROUNDS if starts is None and by_newton else 1
@@ -135,28 +135,28 @@ def find_map(
     gradients = newton_steps = 0
     with waiting("find_map", progress) as phase:
         for number in range(rounds):
-            points = starting_points(posterior, jax.random.fold_in(key, number), count)
+            points = starting_points(posterior, key, number, count)
             if number == 0:
                 inside = _ends_in_summands(posterior, points[:SUMMAND_STARTS], tolerance, max_steps)
-                points = jnp.concatenate([inside, points])
+                points = np.concatenate([inside, points])
             if first is not None and number == 0:
-                points = jnp.concatenate([first, points])
-            phase(f"search from {len(points)} starts in {posterior.dim} dimensions")
+                points = np.concatenate([first, points])
             search = _newton_from_all if by_newton else _newton_from_ends
-            found, descent = search(posterior, points, tolerance, max_steps)
+            found, descent = search(posterior, points, tolerance, max_steps, phase)
             ends, gradients = ends + found, gradients + descent
             newton_steps += sum(int(end.steps) for end in found)
             modes = _modes(posterior, ends)
-            lost = not any(bool(jnp.isfinite(end.at.value)) for end in found)
+            lost = not any(np.isfinite(end.at.value) for end in found)
             if lost or (modes and seen_once(modes) <= SEEN_ONCE):
                 break
     best = _best(posterior, ends, modes)
     verdict = verdicts.classify(posterior, best, tolerance, max_steps)
     warn_of_precision(best.at)
+    modes = [Mode(jax.device_put(mode.at), mode.starts) for mode in modes]
     cost = Cost(0, gradients + newton_steps * (posterior.dim + 1))
     return MAP(
         posterior,
-        best.at,
+        modes[0].at if modes else jax.device_put(best.at),
         verdict,
         cost,
         tuple(modes),
@@ -167,37 +167,65 @@ def find_map(
     )
 
 
+def _initial_point(posterior: Posterior, initial: dict[str, Any]) -> Float[Array, "1 d"]:
+    unknown = [name for name in initial if name not in posterior.known]
+    if unknown:
+        raise UnknownSiteError(
+            f"`initial` holds {unknown}, which are no sites of the model; its latent sites are "
+            f"{list(posterior.names)}."
+        )
+    return posterior.layout.unconstrain(initial, "initial")[None]
+
+
 def _ends_in_summands(
-    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
-) -> Float[Array, "k d"]:
+    posterior: Posterior, points: Float[np.ndarray, "n d"], tolerance: float, max_steps: int
+) -> Float[np.ndarray, "k d"]:
     parts: list[Any] = summands(posterior)
-    ends = [newton_from(part, points, tolerance, max_steps).at for part in parts]
-    return jnp.concatenate([points[:0], *(end.u[jnp.isfinite(end.value)] for end in ends)])
+    each = [newton_from(part, points, tolerance, max_steps) for part in parts]
+    ends = [end.at.u for found in each for end in found if np.isfinite(end.at.value)]
+    return np.concatenate([points[:0], *(u[None] for u in ends)])
 
 
 def _newton_from_all(
-    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
+    posterior: Posterior,
+    points: Float[np.ndarray, "n d"],
+    tolerance: float,
+    max_steps: int,
+    phase: Phase,
 ) -> tuple[list[SearchResult], int]:
-    found = newton_from(posterior, points, tolerance, max_steps)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(points))], 0
+    found: list[SearchResult] = []
+    while len(found) < len(points):
+        phase(f"starts in {posterior.dim} dimensions", len(found), len(points))
+        now = points[len(found) : len(found) + AT_ONCE]
+        found += newton_from(posterior, now, tolerance, max_steps)
+    return found, 0
 
 
 def _newton_from_ends(
-    posterior: Posterior, points: Float[Array, "n d"], tolerance: float, max_steps: int
+    posterior: Posterior,
+    points: Float[np.ndarray, "n d"],
+    tolerance: float,
+    max_steps: int,
+    phase: Phase,
 ) -> tuple[list[SearchResult], int]:
     """Newton's method from the distinct ends of a descent; above 1,000 parameters from the best."""
+    phase(f"descent from {len(points)} starts in {posterior.dim:,} dimensions")
     if posterior.dim > BFGS_UP_TO:
-        states = newton_cg_from(posterior, points, 1e-4, max_steps)
+        states = newton_cg_from(posterior, jnp.asarray(points), 1e-4, max_steps)
         left, counts = list(states.u), states.gradients
     else:
-        left, counts = bfgs_from(posterior, points, max_steps)
+        left, counts = bfgs_from(posterior, jnp.asarray(points), max_steps)
         left = list(left)
-    values = np.asarray(_objectives(posterior, jnp.stack(left)))
+    values = np.asarray(_objectives(posterior, jnp.asarray(np.stack(left))))
     left = [left[i] for i in np.argsort(_or_infinite(values))]
     found: list[SearchResult] = []
     while left and not (found and posterior.dim > BFGS_UP_TO):
-        end = newton_from(posterior, left[0][None], tolerance, max_steps)
-        end = jax.tree.map(lambda leaf: leaf[0], end)
+        phase(
+            f"ends of a descent in {posterior.dim:,} dimensions",
+            len(values) - len(left),
+            len(values),
+        )
+        (end,) = newton_from(posterior, left[0][None], tolerance, max_steps)
         rest = left[1:]
         if is_strict_mode(posterior, end.at):
             rest = [u for u in rest if not lies_within(end.at, u, DESCENT_RESOLUTION)]
@@ -242,7 +270,7 @@ def stationary_point(posterior: Posterior, key: PRNGKeyArray, *, progress: bool)
         tolerance = default_tolerance(points.dtype)
         ends = []
         for number, point in enumerate(points, 1):
-            phase(f"start {number} of {STARTS} in {posterior.dim:,} dimensions")
+            phase(f"descent in {posterior.dim:,} dimensions", number, STARTS)
             ends.append(newton_cg(posterior, point, tolerance, STEPS))
         finite = [end for end in ends if bool(jnp.isfinite(end.value))]
         if not finite:
@@ -292,15 +320,15 @@ def _modes(posterior: Posterior, ends: list[SearchResult]) -> list[Mode]:
 
 def is_strict_mode(posterior: Posterior, at: SecondOrder) -> bool:
     """Tell whether a search that ended here found a mode, away from edges and singularities."""
-    is_strict = bool(jnp.isfinite(at.log_det)) and float(at.decrement) < RESOLUTION
+    is_strict = bool(np.isfinite(at.log_det)) and float(at.decrement) < RESOLUTION
     is_regular = is_strict and verdicts.is_regular(np.asarray(at.gram), at.u.dtype)
     return is_regular and not verdicts.at_the_edge(posterior, at)
 
 
-def lies_within(at: SecondOrder, u: Float[Array, " d"], deviations: float) -> bool:
+def lies_within(at: SecondOrder, u: Any, deviations: float) -> bool:
     """Tell whether u lies within so many standard deviations of the expansion's point."""
-    gap = u - at.u
-    return 0.0 <= float(gap @ at.hessian @ gap) < deviations**2
+    gap = np.asarray(u) - np.asarray(at.u)
+    return 0.0 <= float(gap @ np.asarray(at.hessian) @ gap) < deviations**2
 
 
 def _best(posterior: Posterior, ends: list[SearchResult], modes: list[Mode]) -> SearchResult:
@@ -309,7 +337,7 @@ def _best(posterior: Posterior, ends: list[SearchResult], modes: list[Mode]) -> 
         return next(end for end in ends if end.at is modes[0].at)
     values = [float(end.at.value) for end in ends]
     best = ends[int(np.argmin(_or_infinite(np.array(values))))]
-    if not bool(jnp.isfinite(best.at.value)):
+    if not np.isfinite(best.at.value):
         verdicts.explain_no_start(posterior, [end.at.u for end in ends])
     return best
 

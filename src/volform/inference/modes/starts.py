@@ -1,10 +1,10 @@
 """Starting points of a search for modes: the best of many prior draws, and tempered ones."""
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
+from volform.generators import generator
 from volform.models.posterior import Posterior
 from volform.models.prior_draws import tempered, weighed_draws
 
@@ -18,38 +18,48 @@ OFF_ORIGIN = 1e-2
 LAST = 1e30  # below every log likelihood
 
 
-@eqx.filter_jit
-def starting_points(posterior: Posterior, key: PRNGKeyArray, count: int) -> Float[Array, "n d"]:
+def starting_points(
+    posterior: Posterior, key: PRNGKeyArray, number: int, count: int
+) -> Float[np.ndarray, "n d"]:
     """Starts: near the origin of u, uniform on (-2, 2)^d as NumPyro starts, and prior draws.
 
     Half of the prior draws are those of the highest likelihood that lie apart from each other, the
     other half are drawn by a power of it. Sites without a sampler (improper priors) are drawn as by
     `init_to_uniform`.
+
+    Args:
+        posterior: the posterior.
+        key: key of the search.
+        number: of the round of starts, other ones for each.
+        count: number of starts.
     """
-    near, wide, deep, noise = jax.random.split(key, 4)
+    random = generator(key, number)
     uniform = min((count - 1) // 4, 3)
     spread = (count - 1 - uniform) // 2
     best = count - 1 - uniform - spread
-    origin = OFF_ORIGIN * jax.random.normal(near, (1, posterior.dim))
-    points = [origin, jax.random.uniform(wide, (uniform, posterior.dim), minval=-2.0, maxval=2.0)]
+    origin = OFF_ORIGIN * random.standard_normal((1, posterior.dim))
+    points = [origin, random.uniform(-2.0, 2.0, (uniform, posterior.dim))]
     if best:
-        draws, fit = weighed_draws(posterior.bound_model, deep)
+        draws, fit = map(np.asarray, weighed_draws(posterior.bound_model, key, number))
         points.append(draws[_highest_apart(draws, fit, best)])
         # The highest log weights with Gumbel noise are drawn by the weights, none of them twice.
-        noisy = tempered(fit) + jax.random.gumbel(noise, fit.shape, fit.dtype)
-        points.append(draws[jax.lax.top_k(noisy, spread)[1]])
-    return jnp.concatenate(points)
+        noisy = tempered(fit) + random.gumbel(size=fit.shape)
+        points.append(draws[np.argsort(-noisy, kind="stable")[:spread]])
+    return np.concatenate(points).astype(jnp.result_type(float))
 
 
-def _highest_apart(draws: Float[Array, "n d"], scores: Float[Array, " n"], count: int) -> Array:
+def _highest_apart(
+    draws: Float[np.ndarray, "n d"], scores: Float[np.ndarray, " n"], count: int
+) -> list[int]:
     """Indices of the highest scores among draws that lie apart, each taken but once."""
-    spread = jnp.std(draws, axis=0)
-    scaled = draws / jnp.where(spread > 0.0, spread, 1.0)[None]
-
-    def choose(scores: Array, _: None) -> tuple[Array, Array]:
-        index = jnp.argmax(scores)
-        near = jnp.sum((scaled - scaled[index][None]) ** 2, axis=1) < APART**2
+    spread = draws.std(0)
+    scaled = draws / np.where(spread > 0.0, spread, 1.0)
+    scores, chosen = scores.astype(float), []
+    for _ in range(count):
+        index = int(np.argmax(scores))
+        near = np.sum((scaled - scaled[index]) ** 2, axis=1) < APART**2
         # Draws near one that was taken come after all others, and before those that are lost.
-        return jnp.where(near, scores - LAST, scores).at[index].set(-jnp.inf), index
-
-    return jax.lax.scan(choose, scores, None, length=count)[1]
+        scores = np.where(near, scores - LAST, scores)
+        scores[index] = -np.inf
+        chosen.append(index)
+    return chosen

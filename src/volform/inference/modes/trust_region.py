@@ -37,7 +37,11 @@ class TrialStep(eqx.Module):
     stalled: Bool[Array, ""]
 
     def should_continue(
-        self, value: Float[Array, ""], slope: Float[Array, ""], tolerance: float, max_steps: int
+        self,
+        value: Float[Array, ""],
+        slope: Float[Array, ""],
+        tolerance: float | Float[Array, ""],
+        max_steps: int | Int[Array, ""],
     ) -> Bool[Array, ""]:
         """Tell whether to try it, from where l has this value and a gradient of this norm."""
         is_minimum = jnp.maximum(slope, self.decrement) < BEYOND_TOLERANCE * tolerance

@@ -115,10 +115,12 @@ def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
 
 def running_off(posterior: Posterior, u: Any, among: Any = True) -> dict[str, str]:
     """Sites that ran off, `among` coordinates: bent ones to e^-12 of the edge, any to 10^12."""
-    values = posterior.values(u)
     # e^-12 is 6 x 10^-6 of an interval; a search that rises toward the edge passes it in a few
     # steps. 10^12 is no scale of a parameter in any unit.
     far = among & (np.abs(np.asarray(u)) > np.where(posterior.layout.lines, 1e12, 12.0))
+    if not far.any():
+        return {}
+    values = posterior.values(u)
     return {
         site.name: np.array2string(np.asarray(values[site.name]), precision=3, threshold=6)
         for site in posterior.layout.sites

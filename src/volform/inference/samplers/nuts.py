@@ -7,16 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
 
+from volform.compilation import STEADY, Compiled
 from volform.errors import DataError
 from volform.limits import DENSE_MASS_UP_TO
 from volform.models.posterior import Posterior
+from volform.progress import Phase
 from volform.results import Regime
-
-ACCEPT = 0.9  # mean acceptance: more than NumPyro's 0.8, for narrow necks
 
 
 class Chains(eqx.Module):
@@ -50,6 +50,8 @@ def run_nuts(
     covariance: Float[Array, "d d"],
     warmup: int,
     draws: int,
+    target_accept: float,
+    phase: Phase,
 ) -> Chains:
     """NumPyro's NUTS on the unconstrained density, one chain from each start.
 
@@ -62,44 +64,59 @@ def run_nuts(
         covariance: the inverse mass matrix to begin with; it is adapted.
         warmup: warm-up steps of each chain.
         draws: draws of each chain.
+        target_accept: mean probability of acceptance that the step size is adapted to.
+        phase: of `waiting`; it is told of each chain before it runs.
     """
-    keys = jax.random.split(key, len(starts))
-    u, diverging, steps = _run_nuts(posterior, keys, starts, covariance, warmup, draws)
+    each = []
+    for number, start in enumerate(np.asarray(starts)):
+        phase(f"chains of NUTS in {posterior.dim} dimensions", number, len(starts))
+        given = (key, np.asarray(number), start, covariance, np.asarray(target_accept, start.dtype))
+        found = _chain(posterior, *given, warmup, draws)
+        each.append(jax.tree.map(np.asarray, found))
+    u, diverging, steps = (np.stack(part) for part in zip(*each, strict=True))
     diagonal = (Regime("NUTS with a diagonal mass matrix", DENSE_MASS_UP_TO),)
     regimes = () if posterior.dim <= DENSE_MASS_UP_TO else diagonal
-    return Chains(u, int(diverging.sum()), int(steps.sum()), regimes)
+    return Chains(jnp.asarray(u), int(diverging.sum()), int(steps.sum()), regimes)
 
 
-@eqx.filter_jit
-def _run_nuts(
-    posterior: Posterior, keys: Any, starts: Any, covariance: Any, warmup: int, draws: int
+def _one_chain(
+    posterior: Posterior,
+    key: PRNGKeyArray,
+    number: Int[Array, ""],
+    start: Float[Array, " d"],
+    covariance: Float[Array, "d d"],
+    target_accept: Float[Array, ""],
+    warmup: int,
+    draws: int,
 ) -> tuple[Array, Array, Array]:
-    def potential(u: Float[Array, " d"]) -> Float[Array, ""]:
-        return -posterior.log_density_lebesgue(u)
-
+    # Its trees hold the density's gradient in several places: as a call of one function.
+    potential = jax.jit(lambda u: -posterior.log_density_lebesgue(u))
     is_dense = posterior.dim <= DENSE_MASS_UP_TO
+    traced: Any = target_accept  # one program for every target
     kernel = NUTS(
         potential_fn=potential,
-        target_accept_prob=ACCEPT,
+        target_accept_prob=traced,
         dense_mass=is_dense,
         inverse_mass_matrix=covariance if is_dense else jnp.diagonal(covariance),
     )
+    first = kernel.init(jax.random.fold_in(key, number), warmup, start, (), {})
 
-    def step(state: Any, _: None) -> tuple[Any, tuple[Array, Array, Array]]:
+    def step(i: Int[Array, ""], carry: Any) -> Any:
+        state, u, diverging, steps = carry
         state = kernel.sample(state, (), {})
-        return state, (state.z, state.diverging, state.num_steps)
+        # One body for both phases: those of the warm-up are written over.
+        at = jnp.maximum(i - warmup, 0)
+        u, diverging = u.at[at].set(state.z), diverging.at[at].set(state.diverging)
+        return state, u, diverging, steps + state.num_steps
 
-    def warm(_: Any, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-        state = kernel.sample(carry[0], (), {})
-        return state, carry[1] + state.num_steps
+    empty = jnp.zeros((draws, start.size), start.dtype), jnp.zeros(draws, bool)
+    carry = (first, *empty, jnp.zeros_like(first.num_steps))
+    return jax.lax.fori_loop(0, warmup + draws, step, carry)[1:]
 
-    def chain(key: PRNGKeyArray, start: Float[Array, " d"]) -> tuple[Array, Array, Array]:
-        state = kernel.init(key, warmup, start, (), {})
-        state, spent = jax.lax.fori_loop(0, warmup, warm, (state, jnp.zeros_like(state.num_steps)))
-        u, diverging, steps = jax.lax.scan(step, state, length=draws)[1]
-        return u, diverging, spent + jnp.sum(steps)
 
-    return jax.vmap(chain)(keys, starts)
+# One chain after the other: four under `vmap` were compiled in 7 s, for the loops of trees in them,
+# and one in 1.5.
+_chain = Compiled(_one_chain, STEADY)
 
 
 def chains_of(posterior: Posterior, samples: Any) -> Chains:

@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import require_key
+from volform.compilation import STEADY, Compiled
 from volform.errors import NetworkError
 from volform.kernels.checks import require_inputs, require_pair
 from volform.kernels.propagation.inputs import Examples
+from volform.kernels.propagation.sizes import cut, filled, floats_as_arrays
 from volform.kernels.propagation.state import (
     KernelState,
     LayerContext,
@@ -26,7 +28,7 @@ from volform.kernels.propagation.state import (
 from volform.kernels.propagation.tiles import Spread, matrices, require_tile, spread_of
 from volform.networks.parametrization import NTP, Parametrization, require_parametrization
 
-_FEW = 2**14  # pairs, of which kernels take less time than the compilation of a network
+_FEW = 2**14  # pairs, of which a gradient may keep what all layers give
 
 
 class Kernel(NamedTuple):
@@ -147,13 +149,16 @@ class Layer(eqx.Module):
         x1 = require_inputs(x1, "x1")
         x2 = x1 if x2 is None else require_inputs(x2, "x2")
         require_pair(x1, x2)
-        net = self if widths is None else _with_widths(self, widths)
-        place = whole(parametrization)
+        net, place = self if widths is None else _with_widths(self, widths), whole(parametrization)
         side = require_tile(tile, net.pairs_of_pixels(x1, place))
-        spread = spread_of(x1)
-        if spread is None and len(x1) <= side and len(x2) <= side and len(x1) * len(x2) <= _FEW:
-            return net.block(x1, x2, place, is_same=is_same)
-        return _in_tiles(*_split(net, place), x1, x2, is_same, side, spread)
+        # To a program two arguments are two lists, and both would be prepared.
+        lists = filled((x1,) if is_same else (x1, x2), side, net, place)
+        found = _kernel(floats_as_arrays(net), place, lists, side, spread_of(x1))
+        return Kernel(*(cut(part, len(x1), len(x2)) for part in found))
+
+    def side(self, x: Float[Array, "n ..."]) -> int:
+        """Examples along each side of a tile."""
+        return require_tile(None, self.pairs_of_pixels(x, whole(None)))
 
     def in_pairs(
         self, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."], place: LayerContext
@@ -272,8 +277,8 @@ class Pointwise(Weightless):
         return shape
 
 
-# Layers are compiled one by one: like ones once, however deep the network; and their numbers are
-# traced, so that another w_std is not compiled anew.
+# Like layers are traced once, however deep the network; and their numbers are traced, so that
+# another w_std is not compiled anew.
 @partial(jax.jit, static_argnums=1)
 def _propagated(
     traced: tuple[Layer, LayerContext], rest: tuple[Layer, LayerContext], state: KernelState
@@ -295,24 +300,21 @@ def _with_widths(net: Layer, widths: Sequence[int]) -> Layer:
     return jax.tree.unflatten(structure, layers)
 
 
-# Of many examples the whole network is one program, that is run for each tile.
-@partial(jax.jit, static_argnums=(1, 4, 5, 6))
-def _in_tiles(
-    traced: tuple[Layer, LayerContext],
-    rest: tuple[Layer, LayerContext],
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."],
-    is_same: bool,
+@partial(Compiled, options=STEADY)
+def _kernel(
+    net: Layer,
+    place: LayerContext,
+    lists: Sequence[Array],
     tile: int,
     spread: Spread | None,
 ) -> Kernel:
-    net, place = eqx.combine(traced, rest)
+    is_same, x1, x2 = len(lists) == 1, lists[0], lists[-1]
+    if spread is None and max(len(x1), len(x2)) <= tile and len(x1) * len(x2) <= _FEW:
+        return net.block(x1, x2, place, is_same=is_same)
 
     def block(rows: Examples, columns: Examples, is_same: Any) -> Kernel:
         return net.block(rows, columns, place, is_same=is_same)
 
-    if is_same:
-        x2 = x1  # to the compiler two arguments are two lists, and both would be prepared
     return matrices(block, *net.in_pairs(x1, x2, place), tile, is_same=is_same, spread=spread)
 
 

@@ -41,13 +41,12 @@ class ABRelu(Activation):
 
     def covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
         """`((b - a)^2 (A - t c) + (a^2 + b^2) pi c) / (2 pi)`."""
-        bent = (self.b - self.a) ** 2 * (moments.area - moments.angle * moments.cross)
-        return bent / (2 * jnp.pi) + (self.a**2 + self.b**2) / 2 * moments.cross
+        return self._bent(moments, moments.area - moments.angle * moments.cross)
 
     def slope_covariance(self, moments: Moments) -> Float[Array, "n1 n2"]:
         """`((a^2 + b^2) p + 2 a b t) / (2 pi)`."""
-        equal = (self.a**2 + self.b**2) * moments.opposite_angle
-        return (equal + 2 * self.a * self.b * moments.angle) / (2 * jnp.pi)
+        t, p = moments.angles
+        return ((self.a**2 + self.b**2) * p + 2 * self.a * self.b * t) / (2 * jnp.pi)
 
     def images(self, moments: Moments) -> Moments:
         """The moments of (f(u), f(v)); the area too is exact at either end of the angle.
@@ -59,13 +58,17 @@ class ABRelu(Activation):
         half = (self.a**2 + self.b**2) / 2
         bend = (self.b - self.a) ** 2 / (2 * half)
         left, right = half * moments.left, half * moments.right
-        t, p, c = moments.angle, moments.opposite_angle, moments.cross
-        is_near = c >= 0
-        beside = jnp.where(is_near, moments.shortfall, moments.excess - (2 - bend) * c)
+        (t, p), (shortfall, excess), c = moments.angles, moments.gaps, moments.cross
+        lag, is_near = moments.area - t * c, c >= 0
+        beside = jnp.where(is_near, shortfall, excess - (2 - bend) * c)
         short = beside - bend / jnp.pi * _lag(jnp.where(is_near, t, p), moments)
-        over = moments.excess + bend / jnp.pi * (moments.area - t * c)
+        over = excess + bend / jnp.pi * lag
         area = half * root(short) * root(over)
-        return Moments(left, right, self.covariance(moments), area)
+        return Moments(left, right, self._bent(moments, lag), area)
+
+    def _bent(self, moments: Moments, lag: Float[Array, "n1 n2"]) -> Float[Array, "n1 n2"]:
+        bent = (self.b - self.a) ** 2 * lag
+        return bent / (2 * jnp.pi) + (self.a**2 + self.b**2) / 2 * moments.cross
 
 
 class Sign(Activation):

@@ -11,6 +11,13 @@ from volform.kernels.propagation.moments import (
     ratio as ratio,
     root as root,
 )
+from volform.kernels.propagation.sizes import (
+    as_array as as_array,
+    cut as cut,
+    filled as filled,
+    floats_as_arrays as floats_as_arrays,
+    stepped as stepped,
+)
 from volform.kernels.propagation.state import (
     KernelState as KernelState,
     LayerContext as LayerContext,

@@ -32,7 +32,7 @@ _SINGLE = (
 )
 
 
-@jax.custom_jvp
+@jax.jit  # or all of it would be traced anew in every use, of which a layer has several
 def angles(
     area: Float[Array, "..."], cross: Float[Array, "..."], scale: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -42,6 +42,13 @@ def angles(
     `2 arctan(A / (m + |c|))`, by a quotient of polynomials: XLA calls the C library for each entry
     of an arctan2 on CPUs, which takes several times as long.
     """
+    return _angles(area, cross, scale)
+
+
+@jax.custom_jvp
+def _angles(
+    area: Float[Array, "..."], cross: Float[Array, "..."], scale: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     is_obtuse = cross < 0
     large = jnp.where(is_obtuse, scale - cross, scale + cross)
     acute = 2 * _arctan(area / jnp.where(large == 0, 1, large))
@@ -50,7 +57,7 @@ def angles(
     return jnp.where(is_obtuse, obtuse, acute), jnp.where(is_obtuse, acute, obtuse)
 
 
-@angles.defjvp
+@_angles.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple:
     (area, cross, scale), (darea, dcross, _) = primals, tangents
     size = jnp.maximum(area, jnp.abs(cross))
@@ -59,7 +66,7 @@ def _(primals: tuple, tangents: tuple) -> tuple:
     sine, cosine = area / size, cross / size
     square = jnp.where((area == 0) & (cross == 0), 1, sine**2 + cosine**2)
     slope = (cosine * darea - sine * dcross) / square / size
-    return angles(area, cross, scale), (slope, -slope)
+    return _angles(area, cross, scale), (slope, -slope)
 
 
 def _arctan(x: Float[Array, "..."]) -> Float[Array, "..."]:

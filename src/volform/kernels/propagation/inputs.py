@@ -155,8 +155,9 @@ def _flat(x: Float[Array, "n ..."]) -> Float[Array, "n d"]:
 
 
 def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    # The largest entry is divided out first: squares of small float32 numbers are zero.
-    x = x * _inverse(jnp.max(jnp.abs(x), 1, keepdims=True))
+    # The largest entry is divided out first: squares of small float32 numbers are zero. It has no
+    # derivative here; its own counts the entries that equal it, none if XLA rounds x in two ways.
+    x = x * _inverse(jax.lax.stop_gradient(jnp.max(jnp.abs(x), 1, keepdims=True)))
     return x * _inverse(root(jnp.sum(x**2, 1, keepdims=True)))
 
 

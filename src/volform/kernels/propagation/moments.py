@@ -36,27 +36,41 @@ class Moments(NamedTuple):
         return root(self.left) * root(self.right)
 
     @property
+    def angles(self) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+        """`angle` and `opposite_angle`."""
+        return angles(self.area, self.cross, self.scale)
+
+    @property
     def angle(self) -> Float[Array, "n1 n2"]:
         """The angle of u and v in [0, pi], to full precision at both ends; pi/2 for zero.
 
         Its derivative at either end, where the angle has a kink, is 0.
         """
-        return angles(self.area, self.cross, self.scale)[0]
+        return self.angles[0]
 
     @property
     def opposite_angle(self) -> Float[Array, "n1 n2"]:
         """The angle of u and -v: `pi - angle`, without cancellation."""
-        return angles(self.area, self.cross, self.scale)[1]
+        return self.angles[1]
+
+    @property
+    def gaps(self) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+        """`shortfall` and `excess`."""
+        # The smaller of m - c and m + c is A^2 / larger.
+        is_near, scale = self.cross > 0, self.scale
+        large = jnp.where(is_near, scale + self.cross, scale - self.cross)
+        small = self.area * (self.area / jnp.where(large == 0, 1, large))
+        return jnp.where(is_near, small, large), jnp.where(is_near, large, small)
 
     @property
     def shortfall(self) -> Float[Array, "n1 n2"]:
         """`m - E[u v]`, without cancellation."""
-        return self._gaps()[0]
+        return self.gaps[0]
 
     @property
     def excess(self) -> Float[Array, "n1 n2"]:
         """`m + E[u v]`, without cancellation."""
-        return self._gaps()[1]
+        return self.gaps[1]
 
     @property
     def distance(self) -> Float[Array, "n1 n2"]:
@@ -82,9 +96,13 @@ class Moments(NamedTuple):
         # Parts are divided by the size of the result, so that no square leaves the range; a row and
         # a column at a time, since a division for each pair takes longer than all the rest.
         sizes = root(left), root(right)
-        down, across = (ratio(jnp.ones_like(size), size) for size in sizes)
-        parts = [part * down * across for part in (self.area, other.area, *self._gaps())]
-        short, over = (part * down * across for part in other._gaps())
+        # From all squares but the chord's the size divides out again, and only there has it a
+        # derivative: else a gradient would sum over rows and columns for every product below.
+        fixed = jax.lax.stop_gradient(sizes)
+        down, across = (ratio(jnp.ones_like(size), size) for size in fixed)
+        rows, columns = 1 + (sizes[0] - fixed[0]) * down, 1 + (sizes[1] - fixed[1]) * across
+        parts = [part * down * across for part in (self.area, other.area, *self.gaps)]
+        short, over = (part * down * across for part in other.gaps)
         squares = parts[0] ** 2 + parts[1] ** 2 + parts[2] * over + parts[3] * short
         # The third square is D (4 - D) / 4, D that of the chord from (sqrt(a), sqrt(a')) to
         # (sqrt(b), sqrt(b')), both of length one. Of roots nothing is left where inputs agree; of
@@ -93,7 +111,8 @@ class Moments(NamedTuple):
             (root(ratio(ends[0], left)) - root(ratio(ends[1], right))) ** 2
             for ends in (self[:2], other[:2])
         )
-        area = sizes[0] * sizes[1] * root(squares + chord * (4 - chord) / 4)
+        squares += rows**2 * (columns**2 * (chord * (4 - chord) / 4))
+        area = fixed[0] * fixed[1] * root(squares)
         return Moments(left, right, self.cross + other.cross, area)
 
     def product(self, other: "Moments") -> "Moments":
@@ -103,13 +122,6 @@ class Moments(NamedTuple):
         size = jnp.where(size == 0, 1, size)
         squares = (self.area * other.scale / size) ** 2 + (self.cross * other.area / size) ** 2
         return Moments(left, right, cross, size * root(squares))
-
-    def _gaps(self) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-        # The smaller of m - c and m + c is A^2 / larger.
-        is_near = self.cross > 0
-        large = jnp.where(is_near, self.scale + self.cross, self.scale - self.cross)
-        small = self.area * (self.area / jnp.where(large == 0, 1, large))
-        return jnp.where(is_near, small, large), jnp.where(is_near, large, small)
 
 
 def constant(value: Float[Array, ""] | float, like: Moments) -> Moments:
@@ -141,22 +153,28 @@ def of_one(variance: Float[Array, "..."]) -> Moments:
     return Moments(variance, variance, variance, jnp.zeros_like(variance))
 
 
-@jax.custom_jvp
+@jax.jit  # like `ratio`: or it would be traced anew in every use
 def root(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The square root, with derivative 0 where x is 0; rounding below 0 counts as 0.
 
     Continuous in all that is computed: XLA may compute x twice, in two programs that round
     differently, and a branch that was chosen by the one must not be wrong for the other.
     """
+    return _root(x)
+
+
+@jax.custom_jvp
+def _root(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.sqrt(jnp.maximum(x, 0))
 
 
-@root.defjvp
+@_root.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple:
-    result = root(*primals)
+    result = _root(*primals)
     return result, ratio(tangents[0], 2 * result)
 
 
+@jax.jit
 def ratio(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x / y`, and 0 where y is 0."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))

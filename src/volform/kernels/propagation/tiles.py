@@ -92,7 +92,8 @@ def matrices(
 
     def local(x1: Examples, x2: Examples, own: Any) -> PyTree:
         half = is_same and spread is None
-        sides = _sides(len(x1), len(x2), tile, spread)
+        groups = _groups(spread) if is_same else 1  # a second list lies on each device as a whole
+        sides = _sides(len(x1), len(x2), tile, groups)
         first = _cut(x1, 0, sides[0]), _cut(x2, 0, sides[1])
         shapes = jax.eval_shape(block, *first, True)
         empty = jax.tree.map(lambda s: jnp.zeros((len(x1), len(x2)), s.dtype), shapes)
@@ -110,7 +111,7 @@ def matrices(
             part = jnp.where(at.is_diagonal, (part + part.T) / 2, part.T)
             return jax.lax.dynamic_update_slice(found, part, (at.column, at.row)), None
 
-        tiles = _tiles(len(x1), len(x2), sides, spread, half=half)
+        tiles = _tiles(len(x1), len(x2), sides, groups, half=half)
         found = jax.lax.scan(step, empty, tiles)[0]
         if not half:
             return found
@@ -137,8 +138,8 @@ def product(
     """
 
     def local(x1: Examples, x2: Examples, vector: Array, own: Any) -> Array:
-        half = spread is None
-        sides = _sides(len(x1), len(x2), tile, spread)
+        half, groups = spread is None, _groups(spread)
+        sides = _sides(len(x1), len(x2), tile, groups)
         total = jnp.zeros(len(x1), vector.dtype)
         if spread is not None:
             total = jax.lax.pcast(total, spread.axis, to="varying")
@@ -162,7 +163,7 @@ def product(
                 total = added(total, _times(left, matrix), at.column, at.seen_columns)
             return total, None
 
-        return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, spread, half=half))[0]
+        return jax.lax.scan(step, total, _tiles(len(x1), len(x2), sides, groups, half=half))[0]
 
     return gathered(_on_devices(local, spread, x1, x2, vector, own=0), spread)
 
@@ -224,19 +225,16 @@ def _groups(spread: Spread | None) -> int:
     return 1 if spread is None else spread.mesh.size
 
 
-def _sides(rows: int, columns: int, tile: int, spread: Spread | None) -> tuple[int, int]:
-    sizes = rows, columns // _groups(spread)
+def _sides(rows: int, columns: int, tile: int, groups: int) -> tuple[int, int]:
+    sizes = rows, columns // groups
     # No larger than needed for as many tiles, so that the last one repeats little.
     return math.ceil(sizes[0] / math.ceil(sizes[0] / tile)), math.ceil(
         sizes[1] / math.ceil(sizes[1] / tile)
     )
 
 
-def _tiles(
-    rows: int, columns: int, sides: tuple[int, int], spread: Spread | None, *, half: bool
-) -> Tile:
+def _tiles(rows: int, columns: int, sides: tuple[int, int], groups: int, *, half: bool) -> Tile:
     """All tiles in order: those that hold entries of an earlier one as well overwrite them."""
-    groups = _groups(spread)
     size = columns // groups
     down, across = math.ceil(rows / sides[0]), math.ceil(size / sides[1])
     group, i, j = np.indices((groups, down, across), dtype=np.int32).reshape(3, -1)

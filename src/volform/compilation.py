@@ -1,0 +1,97 @@
+"""Compilation of functions with options of the compiler that suit how long they run."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+
+# XLA's emitters of fusions take half of the time of compilation, and small loops run no faster by
+# them: the expansion of eight schools is compiled in 3.5 s with them and 1.8 without, and runs .08
+# ms either way (processor time, jaxlib 0.10).
+STEADY = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+# Without LLVM's optimizations .7 s, and .15 ms: for what runs for a second at most.
+QUICK = STEADY | {"xla_backend_optimization_level": 0}
+# Numbers that a program reads up to which it is compiled quickly. A search reads them some ten
+# thousand times, at 5 ns of a number and operation more: above, a second is lost that was gained.
+QUICK_UP_TO = 10_000
+WORTH_KEEPING = 0.1  # seconds of a compilation, of which reading the program back takes a third
+
+
+class Compiled:
+    """A function under `equinox.filter_jit` with options of the compiler, on a CPU.
+
+    Inside a trace of the user's, where JAX allows no options, it is the plain one.
+
+    Args:
+        fn: the function.
+        options: of XLA; those that the installed one does not know are left out.
+    """
+
+    def __init__(self, fn: Callable[..., Any], options: Mapping[str, Any]):
+        self._plain, self._options = eqx.filter_jit(fn), options
+        functools.update_wrapper(self, fn)
+
+    @functools.cached_property
+    def _with_options(self) -> Callable[..., Any]:
+        known = {name: value for name, value in self._options.items() if _is_known(name, value)}
+        extra: Any = {"compiler_options": known} if known else {}
+        return eqx.filter_jit(self.__wrapped__, **extra)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's value."""
+        if jax.default_backend() != "cpu" or _is_traced(args, kwargs):
+            return self._plain(*args, **kwargs)
+        return self._with_options(*args, **kwargs)
+
+
+def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function quickly if what it reads is small, and else to run fast.
+
+    Args:
+        fn: a function of pytrees, the first of which holds the data. Where that has an attribute
+            `constants`, it tells the number of elements that are no leaves.
+    """
+    quick, steady = Compiled(fn, QUICK), Compiled(fn, STEADY)
+
+    @functools.wraps(fn)
+    def chosen(data: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
+        numbers = sum(leaf.size for leaf in leaves) + getattr(data, "constants", 0)
+        return (quick if numbers <= QUICK_UP_TO else steady)(data, *args, **kwargs)
+
+    return chosen
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs of this process in the user's cache folder, for the next one.
+
+    Unless JAX is told of another folder already, as by `JAX_COMPILATION_CACHE_DIR`. The command
+    line does so; an import does not.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volform"
+    kept = getattr(jax.config, "jax_compilation_cache_dir", None) or str(folder)
+    jax.config.update("jax_compilation_cache_dir", kept)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+
+
+def _is_traced(*args: Any) -> bool:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        return True
+    return isinstance(jax.device_put(np.float32(0.0)), Tracer)
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Tell whether this XLA has the option: jaxlib 0.12 has no choice of emitters."""
+    trial: Any = jax.jit(lambda x: x, compiler_options={name: value})
+    try:
+        trial.lower(np.float32(0.0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -1,0 +1,51 @@
+"""`import volform` is quick: what few programs need is imported by those."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import volform as vf
+
+SOURCE = Path(vf.__file__).parents[1]
+HEAVY = ("rich", "optimistix", "optax", "arviz", "matplotlib", "pandas", "diffrax")
+LATER = ("architectures", "kernels", "plot")
+
+
+def after(program):
+    """What a fresh process prints as JSON."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_what_is_imported():
+    """Packages with seconds of imports of their own, and rooms for some programs only."""
+    loaded = after("import json, sys, volform; print(json.dumps(sorted(sys.modules)))")
+    assert "volform.inference" in loaded
+    unwanted = [*HEAVY, *(f"volform.{room}" for room in LATER)]
+    assert [name for name in unwanted if name in loaded] == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from volform import kernels as k; found = [k.Dense]",
+        "import volform.kernels as k; found = [k.Dense]",
+        "from volform import *; import volform as vf; "
+        "found = [vf.kernels.Dense, vf.architectures.survey, vf.plot.density, vf.optimizer_metric]",
+    ],
+)
+def test_rooms_are_there_when_asked_for(program):
+    assert after(f"{program}\nimport json; print(json.dumps(all(map(callable, found))))")
+
+
+def test_all_rooms_are_listed():
+    rooms = {path.parent.name for path in Path(vf.__file__).parent.glob("*/__init__.py")}
+    assert rooms - {"cli"} <= set(dir(vf))
