@@ -45,9 +45,15 @@ class Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's value."""
-        if jax.default_backend() != "cpu" or _is_traced(args, kwargs):
+        if jax.default_backend() != "cpu" or is_traced(args, kwargs):
             return self._plain(*args, **kwargs)
         return self._with_options(*args, **kwargs)
+
+
+def by_numbers(fn: Callable[..., Any]) -> Callable[[int], Compiled]:
+    """The function compiled quickly, or to run fast: which, by the numbers that it reads."""
+    quick, steady = Compiled(fn, QUICK), Compiled(fn, STEADY)
+    return lambda numbers: quick if numbers <= QUICK_UP_TO else steady
 
 
 def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,13 +63,13 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: a function of pytrees, the first of which holds the data. Where that has an attribute
             `constants`, it tells the number of elements that are no leaves.
     """
-    quick, steady = Compiled(fn, QUICK), Compiled(fn, STEADY)
+    programs = by_numbers(fn)
 
     @functools.wraps(fn)
     def chosen(data: Any, *args: Any, **kwargs: Any) -> Any:
         leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
         numbers = sum(leaf.size for leaf in leaves) + getattr(data, "constants", 0)
-        return (quick if numbers <= QUICK_UP_TO else steady)(data, *args, **kwargs)
+        return programs(numbers)(data, *args, **kwargs)
 
     return chosen
 
@@ -80,8 +86,9 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 
-def _is_traced(*args: Any) -> bool:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+def is_traced(*values: Any) -> bool:
+    """Tell whether an array of these pytrees is traced, or whatever is computed here is."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
         return True
     return isinstance(jax.device_put(np.float32(0.0)), Tracer)
 

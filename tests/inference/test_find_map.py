@@ -1,7 +1,5 @@
 """The search for the mode: where it ends, what it says, and what it costs when repeated."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
+from tests.compilations import compilations
 
 import volform as vf
 from volform.errors import ConvergenceError, SaddleError, UnknownSiteError
@@ -143,21 +142,6 @@ def test_the_same_key_gives_the_same_search() -> None:
     other = vf.find_map(wells_of(0.5), key=jax.random.key(1), starts=9)
     assert other.steps != one.steps
     assert_allclose(other.at.u, one.at.u, rtol=1e-10)
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def listen(event: str, seconds: float, **_: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_new_data_of_the_same_shape_compile_nothing() -> None:

@@ -1,8 +1,6 @@
 """The first answer: few programs are compiled, and the next data of the same shape need none."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -12,38 +10,14 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
+from tests.compilations import compilations
+from tests.schools import SIGMA, Y, eight_schools
 
 import volform as vf
 from volform.inference.laplace.log_evidence import exact_correction
 from volform.inference.laplace.stencil import correction_by_differences
 
 pytestmark = pytest.mark.standard_promotion
-Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
-SIGMA = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
-
-
-def eight_schools(sigma: Any, y: Any = None) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
-    with numpyro.plate("school", 8):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-@contextmanager
-def programs() -> Iterator[list[str]]:
-    """Names of the programs that are compiled, or read from a cache, meanwhile."""
-    found: list[str] = []
-
-    def heard(event: str, _: float, **details: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(details.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
 
 
 def flow(y: Any) -> list[Any]:
@@ -58,10 +32,10 @@ def flow(y: Any) -> list[Any]:
 
 def test_the_flow_of_the_readme_compiles_few_programs() -> None:
     jax.clear_caches()
-    with programs() as first:
+    with compilations() as first:
         flow(Y)
     assert 0 < len(first) <= 20, first
-    with programs() as again:
+    with compilations() as again:
         flow(Y[::-1].copy())
     assert not again
 

@@ -1,6 +1,4 @@
-"""Networks and inputs that the tests of kernels share, and a count of compilations."""
-
-from contextlib import contextmanager
+"""Networks and inputs that the tests of kernels share."""
 
 import jax
 import jax.numpy as jnp
@@ -47,22 +45,6 @@ def finite(net, x, scaling, keys):
         return value[:, None] * value[None], sum(jnp.matmul(row, row.T) for row in rows)
 
     return jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
-
-
-@contextmanager
-def compilations():
-    """A list, to which each program that is compiled adds an entry."""
-    seen = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 ACTIVATIONS = [

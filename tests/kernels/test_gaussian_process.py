@@ -12,7 +12,8 @@ import numpyro.distributions as dist
 import pytest
 import scipy.linalg
 import scipy.stats
-from tests.kernels.nets import EDGE, X2, X, around, compilations
+from tests.compilations import compilations
+from tests.kernels.nets import EDGE, X2, X, around
 
 import volform as vf
 from volform import kernels as k

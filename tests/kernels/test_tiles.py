@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import SEQUENCES, X, compilations, conv, dense
+from tests.compilations import compilations
+from tests.kernels.nets import SEQUENCES, X, conv, dense
 
 from volform import kernels as k
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError

@@ -9,47 +9,26 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from tests.compilations import compilations
+from tests.schools import SIGMA, Y, eight_schools
 
 import volform as vf
 from volform.errors import DataError
 from volform.models import inspection, recording
 from volform.models.recording import recorded
 
-Y = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
-SIGMA = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
 NAN = np.array([0.3, np.nan, 1.2])
 
 
-def eight_schools(sigma, y=None):
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
-    with numpyro.plate("school", 8):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows by one with each program that is compiled."""
-    found = []
-
-    def note(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    jax.clear_caches()
-    yield found
-    jax.monitoring.unregister_event_duration_listener(note)
-
-
-def test_conditioning_hardly_compiles(compilations):
+def test_conditioning_hardly_compiles():
     """It took 21 programs when NumPyro's checks were each one of their own."""
-    vf.condition(vf.attach(eight_schools, vf.JointFisher()), SIGMA, y=Y)
-    assert 1 <= len(compilations) <= 8
-    compilations.clear()
-    vf.condition(vf.attach(eight_schools, vf.JointFisher()), Y**2 + 1.0, y=SIGMA)
-    assert len(compilations) <= 2  # the data
+    jax.clear_caches()
+    with compilations() as first:
+        vf.condition(vf.attach(eight_schools, vf.JointFisher()), SIGMA, y=Y)
+    assert 1 <= len(first) <= 8
+    with compilations() as again:
+        vf.condition(vf.attach(eight_schools, vf.JointFisher()), Y**2 + 1.0, y=SIGMA)
+    assert len(again) <= 2  # the data
 
 
 @pytest.mark.parametrize("limit", [0, 100])

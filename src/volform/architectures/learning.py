@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from volform.architectures.architecture import Architecture
 from volform.checks import require_positive
-from volform.compilation import QUICK, QUICK_UP_TO, STEADY, Compiled
+from volform.compilation import by_numbers
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.checks import require_inputs, require_targets
 from volform.kernels.gaussian_process import evidence
@@ -74,7 +74,7 @@ def learn(
     values += [] if architecture.b_std is None else [architecture.b_std]
     start = jnp.log(jnp.asarray(values, x.dtype))
     layout = Architecture(architecture.depth, architecture.activation)
-    program = _programs[len(x) ** 2 <= QUICK_UP_TO]
+    program = _programs(len(x) ** 2)
     end, slope = (np.asarray(part) for part in program(start, layout, x, y))
     if not np.max(np.abs(slope)) < TOLERANCE:
         reached = np.exp(end).tolist()
@@ -103,7 +103,7 @@ def _search(
     return found.value, found.state.f_info.grad
 
 
-_programs = Compiled(_search, STEADY), Compiled(_search, QUICK)
+_programs = by_numbers(_search)
 
 
 def _with(architecture: Architecture, logs: Float[Array, " p"]) -> tuple[Architecture, Array]:

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.architectures.architecture import Architecture
-from volform.compilation import QUICK, QUICK_UP_TO, STEADY, Compiled
+from volform.compilation import by_numbers
 from volform.errors import NetworkError
 from volform.kernels.checks import require_inputs
 from volform.kernels.layers.composition import Serial
+from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.kernels.propagation.state import LayerContext, Pairs, of_examples
 from volform.networks.parametrization import NTP, Parametrization, require_parametrization
 
@@ -54,9 +55,7 @@ def ntk_by_layer(
     scaling = NTP() if parametrization is None else parametrization
     require_parametrization(scaling, "parametrization")
     x = require_inputs(x, "x")
-    # Numbers as arrays, or they would be compiled for their values.
-    net = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, net)
-    return _programs[len(x) ** 2 <= QUICK_UP_TO](net, scaling, x)
+    return _programs(len(x) ** 2)(floats_as_arrays(net), scaling, x)
 
 
 def _parts(
@@ -78,7 +77,7 @@ def _parts(
     return jnp.stack(parts)
 
 
-_programs = Compiled(_parts, STEADY), Compiled(_parts, QUICK)
+_programs = by_numbers(_parts)
 
 
 def ntk_growth(

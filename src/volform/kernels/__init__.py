@@ -67,6 +67,7 @@ from volform.kernels.propagation import (
     LayerContext as LayerContext,
     Padding as Padding,
     Pairs as Pairs,
+    floats_as_arrays as floats_as_arrays,
     of_examples as of_examples,
 )
 from volform.moved import moved_from as _moved_from

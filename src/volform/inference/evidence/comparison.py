@@ -299,7 +299,9 @@ def _cautions_of_loo(scores: dict[str, Loo | None]) -> list[str]:
     rough = [name for name, score in scores.items() if score is not None and not score.good]
     if not rough:
         return []
-    return [f"LOO of {', '.join(rough)} is rough: some data have a Pareto k-hat above .7"]
+    return [
+        f"LOO of {', '.join(rough)} is rough: some data have a Pareto k-hat above its threshold"
+    ]
 
 
 def _have_other_data(found: dict[str, Evidence]) -> bool:

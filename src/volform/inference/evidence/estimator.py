@@ -134,7 +134,7 @@ class Problem:
         return tuple(reasons)
 
     @property
-    def found(self) -> str:
+    def condition(self) -> str:
         """The condition that draws around the modes rest on, in words."""
         count, starts = len(self.modes), self.fit.starts
         modes = "the mode" if count == 1 else f"the {count} modes"

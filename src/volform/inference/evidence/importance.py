@@ -94,7 +94,9 @@ class Importance(Estimator):
             log_z,
             error,
             method=f"importance sampling ({used:,} draws)",
-            trust=trust_of(drawn, error, effective).but(problem.reservations).given(problem.found),
+            trust=trust_of(drawn, error, effective)
+            .but(problem.reservations)
+            .given(problem.condition),
             diagnostics={"k_hat": drawn.k_hat, "effective_draws": effective},
             cost=Cost(densities=drawn.evaluated),
             notes=notes,

@@ -22,6 +22,7 @@ from volform.inference.modes.expansion import (
     volume_error,
 )
 from volform.inference.modes.mode import MAP, ExpansionPoint
+from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
 from volform.models.posterior import Posterior
@@ -269,10 +270,4 @@ def _in_digits(count: int) -> str:
 def _overlap(modes: Sequence[SecondOrder]) -> bool:
     """Tell whether some mode lies within three standard deviations of another."""
     # Gaussians three standard deviations apart share a seventh of their mass.
-    gaps = [
-        (np.asarray(a.u) - np.asarray(b.u), np.asarray(b.hessian))
-        for a in modes
-        for b in modes
-        if a is not b
-    ]
-    return any(float(gap @ hessian @ gap) < 9.0 for gap, hessian in gaps)
+    return any(lies_within(b, a.u, 3.0) for a in modes for b in modes if a is not b)

@@ -10,6 +10,7 @@ import scipy.special
 from jaxtyping import Float
 
 from volform.inference.laplace.gaussian_chart import GaussianChart
+from volform.inference.laplace.log_evidence import log_evidence
 from volform.inference.modes.expansion import SecondOrder
 from volform.linalg.generalized import cholesky_or_nan, solve_lower
 from volform.models.posterior import Posterior
@@ -88,8 +89,8 @@ def proposal_at(
         upper: Any = np.linalg.qr((push @ np.asarray(at.whitener, float)).T, mode="r")
         centers.append(center)
         factors.append(upper.T * np.sign(np.diagonal(upper)))
-    heights = [-float(at.value) - 0.5 * float(at.log_det) for at in modes]
-    return Proposal(chart, np.stack(centers), np.stack(factors), np.array(heights), df)
+    weights = np.array([log_evidence(at) for at in modes])
+    return Proposal(chart, np.stack(centers), np.stack(factors), weights, df)
 
 
 def adapted(

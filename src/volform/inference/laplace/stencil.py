@@ -54,15 +54,13 @@ def correction_by_differences(posterior: Posterior, at: SecondOrder) -> Differen
         posterior: densities and metric in u.
         at: the expansion at the mode of q^G.
     """
-    best, used, step = Differences(math.nan, math.inf, 0), 0, WIDEST
-    for _ in range(STEP_SIZES):
-        c, error, count = _with_step(posterior, at, step)
-        used += count
-        if error < best.error:
-            best = Differences(c, error, used)
+    best, used = Differences(math.nan, math.inf, 0), 0
+    for halvings in range(STEP_SIZES):
+        found = _with_step(posterior, at, WIDEST / 2**halvings)
+        used += found.hessians
+        best = found if found.error < best.error else best
         if best.is_accurate:
             break
-        step *= 0.5
     return best._replace(hessians=used)
 
 

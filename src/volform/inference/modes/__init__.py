@@ -29,6 +29,7 @@ from volform.inference.modes.newton import (
 )
 from volform.inference.modes.search import (
     find_map as find_map,
+    lies_within as lies_within,
     stationary_point as stationary_point,
 )
 from volform.inference.modes.verdicts import (

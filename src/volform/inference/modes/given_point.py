@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from volform.errors import ConvergenceError
@@ -29,7 +30,7 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     """
     require_room(posterior)
     u = posterior.layout.unconstrain(values, "at")
-    (at,) = expansions(posterior, u[None])
+    (at,) = jax.device_put(expansions(posterior, u[None]))
     _require_density(posterior, at)
     tolerance = default_tolerance(u.dtype)
     verdict = verdicts.classify(posterior, SearchResult(at, jnp.array(0)), tolerance, max_steps=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from volform.inference.modes.expansion import SecondOrder
@@ -33,13 +34,13 @@ def with_images(
             continue
         missing = [
             u
-            for u in (images(model, symmetries, mode.u, MOST_IMAGES))
+            for u in images(model, symmetries, mode.u, MOST_IMAGES)
             if not any(lies_within(other, u, DESCENT_RESOLUTION) for other in every)
         ]
         if missing:
             ends = newton_from(posterior, np.stack(missing), fit.tolerance, NEWTON_STEPS)
             every += [
-                end.at
+                jax.device_put(end.at)
                 for end in ends
                 if is_strict_mode(posterior, end.at) and bool(np.isclose(end.at.value, mode.value))
             ]

@@ -18,6 +18,8 @@ from volform.models.posterior import Posterior
 from volform.progress import Phase
 from volform.results import Regime
 
+STREAM = 2  # of the key, which searches and other draws fold other numbers into
+
 
 class Chains(eqx.Module):
     """Draws in u from several chains.
@@ -99,7 +101,8 @@ def _one_chain(
         dense_mass=is_dense,
         inverse_mass_matrix=covariance if is_dense else jnp.diagonal(covariance),
     )
-    first = kernel.init(jax.random.fold_in(key, number), warmup, start, (), {})
+    own = jax.random.fold_in(jax.random.fold_in(key, STREAM), number)
+    first = kernel.init(own, warmup, start, (), {})
 
     def step(i: Int[Array, ""], carry: Any) -> Any:
         state, u, diverging, steps = carry

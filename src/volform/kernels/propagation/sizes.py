@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
+
+from volform.compilation import is_traced
 
 _FEWEST = 8
 
@@ -33,9 +34,9 @@ def _filled(x: Float[Array, "n ..."], size: int) -> Float[Array, "size ..."]:
 
 
 def _is_free(*values: PyTree) -> bool:
-    trial = jax.device_put(np.float32(0.0))  # traced wherever anything is
-    arrays = [leaf for leaf in jax.tree.leaves((values, trial)) if isinstance(leaf, jax.Array)]
-    return not any(isinstance(array, Tracer) or array.committed for array in arrays)
+    if is_traced(values):
+        return False
+    return not any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(values))
 
 
 def stepped(count: int, most: int) -> int:
