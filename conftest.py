@@ -20,7 +20,9 @@ os.environ["XLA_FLAGS"] = (
 # Compiled code is kept between runs, about a third of the time of a Hessian or a NUTS chain; and
 # between the processes that a test starts, which compile the same again.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parent / ".pytest_cache/jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Small ones too: they are let go with each module, and a quarter of them or more come again in the
+# next. Compiling one takes 15 ms, keeping it 2 and reading it 3.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 from hypothesis import HealthCheck, settings
@@ -93,6 +95,7 @@ def strict_ranks(request: pytest.FixtureRequest):
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """Compiled programs of a finished module are let go: the suite compiles gigabytes of them."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the command line sets it
     yield
     jax.clear_caches()
 

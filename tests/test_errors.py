@@ -222,17 +222,6 @@ def subsampled(y):
         numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
 
-def moving(y):
-    high = numpyro.sample("high", dist.HalfNormal(1.0))
-    x = numpyro.sample("x", dist.Uniform(0.0, high))
-    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
-
-
-def moving_likelihood(y):
-    high = numpyro.sample("high", dist.HalfNormal(1.0))
-    numpyro.sample("y", dist.Uniform(-high, high), obs=y)
-
-
 def python_control_flow(y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(mu if mu > 0 else -mu, 1.0), obs=y)
@@ -263,8 +252,6 @@ def same_name_twice(y):
 MODELS = [
     (discrete, "`z` is discrete .*MixtureSameFamily"),
     (subsampled, "plate `n` draws 2 of 3 elements.*Remove `subsample_size`"),
-    (moving, "support of `x` depends on parameters.*numpyro.deterministic"),
-    (moving_likelihood, "support of `y` depends on parameters"),
     (python_control_flow, "`python_control_flow` uses the value of a latent site.*jnp.where"),
     (point_mass, "`mu` is a point mass.*numpyro.deterministic"),
     (no_coordinates, "no unconstrained coordinates for the support of the latent site `x`"),

@@ -25,6 +25,7 @@ from volform.inference import (
     Laplace as Laplace,
     Linearized as Linearized,
     Quadrature as Quadrature,
+    Tempered as Tempered,
     compare as compare,
     evidence as evidence,
     find_map as find_map,

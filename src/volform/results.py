@@ -140,6 +140,7 @@ class Provenance(NamedTuple):
         masked: observed sites of which some values are masked, with how many in words.
         held: `numpyro.param` sites that the density depends on, and `PRNG_KEY` where it depends
             on `numpyro.prng_key`.
+        unobserved: whether the model observes nothing.
     """
 
     improper: tuple[str, ...] = ()
@@ -150,6 +151,7 @@ class Provenance(NamedTuple):
     powers: tuple[tuple[str, str], ...] = ()
     masked: tuple[tuple[str, str], ...] = ()
     held: tuple[str, ...] = ()
+    unobserved: bool = False
 
     @property
     def is_of_known_data(self) -> bool:
@@ -182,6 +184,10 @@ class Provenance(NamedTuple):
     def notes(self) -> list[str]:
         """Notes that a reader of the evidence needs."""
         notes = []
+        if self.unobserved:
+            notes.append(
+                "nothing is observed, so that log Z is 0, of the prior alone: were the data passed?"
+            )
         if self.improper:
             notes.append(f"formal integral: the prior of {', '.join(self.improper)} is improper")
         alone = [name for name in self.factors if name not in self.by_factor]

@@ -321,7 +321,7 @@ def test_beta_is_the_dirichlet_of_two(family):
 
 
 def test_uniform():
-    """logit x is standard logistic; the bounds carry no information, since the support moves."""
+    """The logit of the place between the bounds is standard logistic, and all that is measured."""
 
     def value_of(u):
         return -2.0 + 7.0 * jax.nn.sigmoid(u)
@@ -334,8 +334,14 @@ def test_uniform():
     )
     z = jnp.array([-2.0, 5.0])
     gram = jax.jit(lambda z: joint_gram(dist.Uniform, z, 0.4, value_of))(z)
-    assert_allclose(gram, np.pad(expected, ((0, 2), (0, 2))), rtol=1e-9, atol=1e-12)
     assert_allclose(expected, 1.0 / 3.0, rtol=1e-9)
+
+    def place(v):  # of u and the bounds
+        return jax.scipy.special.logit((value_of(v[0]) - v[1]) / (v[2] - v[1]))
+
+    slope = np.asarray(jax.grad(place)(jnp.array([0.4, -2.0, 5.0])))
+    assert_allclose(slope[0], 1.0)
+    assert_allclose(gram, np.outer(slope, slope) / 3.0, rtol=1e-9, atol=1e-12)
 
 
 def test_volume_of_the_gamma_family():

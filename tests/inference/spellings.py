@@ -219,7 +219,7 @@ class Spelled(Transform):
     domain = codomain = constraints.independent(constraints.real, 1)
 
     def __init__(self, w0: Any, matrix: Any, c: Any):
-        self.w0, self.matrix, self.c = w0, matrix, c
+        self.w0, self.matrix, self.c = w0, matrix, c  # arrays, so that all charts share programs
 
     def __call__(self, z: Any) -> Any:
         bent = z - 0.5 + self.c * (jnp.sinh(z) - jnp.sinh(0.5))

@@ -382,4 +382,5 @@ def test_costs_add_up() -> None:
     assert automatic.method == "quadrature"
     # One search for the mode, whatever the number of estimators that use it.
     assert automatic.cost.gradients == laplace.cost.gradients
-    assert automatic.cost.densities == automatic.diagnostics["nodes"]
+    nodes = automatic.diagnostics["nodes"]
+    assert automatic.cost.densities == nodes + laplace.cost.densities

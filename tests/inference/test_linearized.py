@@ -1,5 +1,6 @@
 """Predictions of the linearized model, against Jacobians and the covariance written out."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -27,9 +28,14 @@ def variance(approx: Any, function: Any) -> Any:
     return jnp.einsum("...i,ij,...j->...", J, approx.covariance, J)
 
 
+@cache
+def classified() -> vf.models.Posterior:
+    return vf.condition(nn.classification(NET), X, CLASSES)
+
+
 @pytest.mark.parametrize("structure", [None, Kronecker()], ids=repr)
 def test_probit_of_classes(structure: Any) -> None:
-    posterior = vf.condition(nn.classification(NET), X, CLASSES)
+    posterior = classified()
     approx = vf.laplace(posterior, at=AT, curvature=GGN(), structure=structure)
     of_u = lambda u: NET.apply(posterior.values(u), NEW)  # noqa: E731
     spread = variance(approx, of_u)

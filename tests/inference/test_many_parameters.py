@@ -1,6 +1,7 @@
 """Laplace's method where a matrix of all parameters is not formed: the search, and the evidence."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -32,6 +33,11 @@ X, Y = RNG.normal(size=(20, 3)), RNG.normal(size=20)
 # --- By the rows of the Jacobian
 
 
+@cache
+def case(name: str) -> tuple[vf.models.Posterior, Any]:
+    return network(*CASES[name])
+
+
 def network(likelihood: Callable, y: Any, outputs: int = 1) -> tuple[vf.models.Posterior, Any]:
     net = nn.MLP(widths=(60,), outputs=outputs, activation=jnp.tanh)
     posterior = vf.condition(nn.supervised(net, likelihood), jnp.asarray(X), jnp.asarray(y))
@@ -52,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_rows_give_the_whole_matrix(name: str) -> None:
-    posterior, u = network(*CASES[name])
+    posterior, u = case(name)
     split = GGN().split(posterior, u)
     rest = rest_diagonal(split)
     assert rest is not None
@@ -72,7 +78,7 @@ def test_where_rows_do_not_help() -> None:
     rest = rest_diagonal(split)
     assert rest is not None
     assert woodbury_precision(split, rest) is None
-    posterior, u = network(*CASES["normal"])
+    posterior, u = case("normal")
     split = GGN().split(posterior, u)
     assert woodbury_precision(split, jnp.zeros(posterior.dim)) is None
     small = nn.MLP(widths=(2,))
@@ -118,14 +124,18 @@ def test_matrices_that_would_be_too_large() -> None:
             refused()
 
 
-def test_evidence_is_that_of_every_parametrization() -> None:
-    """1,201 parameters, 20 examples."""
-    values = []
+@cache
+def wide(parametrization: nn.Parametrization) -> tuple[nn.Network, Any]:
+    """1,501 parameters, 20 examples."""
+    net = nn.MLP(widths=(300,), activation=jnp.tanh, parametrization=parametrization, b_std=1.0)
     x, y = jnp.asarray(X), jnp.asarray(X[:, :1] - X[:, 1:2])
+    return net, vf.laplace(vf.condition(nn.regression(net, 0.3), x, y), curvature=GGN())
+
+
+def test_evidence_is_that_of_every_parametrization() -> None:
+    values = []
     for parametrization in (nn.NTP(), nn.SP()):
-        net = nn.MLP(widths=(300,), activation=jnp.tanh, parametrization=parametrization, b_std=1.0)
-        posterior = vf.condition(nn.regression(net, 0.3), x, y)
-        found = vf.laplace(posterior, curvature=GGN())
+        _, found = wide(parametrization)
         assert not isinstance(found.precision, DenseOperator)
         values.append(float(found.evidence.log_z))
     assert_allclose(values[1:], values[0], rtol=1e-8)
@@ -133,9 +143,8 @@ def test_evidence_is_that_of_every_parametrization() -> None:
 
 def test_evidence_is_that_of_the_network_linearized() -> None:
     """At a stationary point: of a Gaussian process whose kernel is the empirical tangent kernel."""
-    net = nn.MLP(widths=(300,), activation=jnp.tanh, parametrization=nn.NTP(), b_std=1.0)
+    net, found = wide(nn.NTP())
     x, y = jnp.asarray(X), jnp.asarray(X[:, :1] - X[:, 1:2])
-    found = vf.laplace(vf.condition(nn.regression(net, 0.3), x, y), curvature=GGN())
     values = found.values
     output, moved = jax.jvp(lambda params: net.apply(params, x), (values,), (values,))
     assert jnp.max(jnp.abs(moved)) > 0.5  # not the network that is zero
@@ -151,17 +160,20 @@ def in_a_chart(x: Any, y: Any, chart: Spelled) -> None:
     numpyro.sample("y", dist.Normal(jnp.tanh(x @ w), 0.5), obs=y)
 
 
+IN_A_CHART = vf.attach(in_a_chart, {"w": vf.Euclidean()})  # one model, so one program
+
+
 @settings(max_examples=5)
 @given(bend=st.floats(0.0, 0.8), seed=st.integers(0, 2**16))
 def test_rows_and_search_in_any_coordinates(bend: float, seed: int) -> None:
     """`w = w0 + A (f(z) - f(z0))`, A diagonal: at any point, and where the search ends."""
     rng = np.random.default_rng(seed)
     x, w0 = jnp.asarray(rng.normal(size=(6, 40)) / 6), jnp.asarray(rng.normal(size=40))
-    plain = Spelled(w0, jnp.eye(40), 0.0)
-    bent = Spelled(w0, jnp.diag(jnp.asarray(rng.uniform(0.3, 3.0, 40))), bend)
-    model, found = vf.attach(in_a_chart, {"w": vf.Euclidean()}), []
+    plain = Spelled(w0, jnp.eye(40), jnp.zeros(()))
+    bent = Spelled(w0, jnp.diag(jnp.asarray(rng.uniform(0.3, 3.0, 40))), jnp.asarray(bend))
+    found = []
     for chart in (plain, bent):
-        posterior = vf.condition(model, x, jnp.tanh(x @ w0), chart)
+        posterior = vf.condition(IN_A_CHART, x, jnp.tanh(x @ w0), chart)
         split = GGN().split(posterior, jnp.full(40, 0.5))
         rest = rest_diagonal(split)
         assert rest is not None
@@ -184,7 +196,9 @@ def logistic(x: Any, y: Any = None) -> None:
 
 
 @pytest.mark.standard_promotion  # NumPyro's Bernoulli
-@pytest.mark.parametrize("metric", [vf.Euclidean(), vf.Unconstrained()])
+@pytest.mark.parametrize(
+    "metric", [vf.Euclidean(), pytest.param(vf.Unconstrained(), marks=pytest.mark.slow)]
+)
 def test_search_ends_at_the_mode(metric: Any) -> None:
     x = jnp.asarray(RNG.normal(size=(40, 30)))
     posterior = vf.condition(vf.attach(logistic, metric), x, x[:, 0] > 0.2)

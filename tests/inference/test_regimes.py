@@ -1,6 +1,7 @@
 """What the number of parameters decides is said, on both sides of each threshold."""
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ def gaussian(d: int, y: Any) -> None:
     numpyro.sample("y", dist.Normal(jnp.sum(w), 1.0), obs=y)
 
 
+@cache
 def posterior_of(d: int) -> vf.models.Posterior:
     return vf.condition(gaussian, d, jnp.array([1.5]))
 

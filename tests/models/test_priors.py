@@ -134,6 +134,7 @@ def require_mean(x, expected):
     assert abs(x.mean() - expected) < 4.0 * error
 
 
+@pytest.mark.slow  # that of a scale is the same law
 @pytest.mark.standard_promotion
 def test_nuts_with_jeffreys_of_a_probability():
     """3 of 10 successes: the posterior is Beta(3.5, 7.5)."""

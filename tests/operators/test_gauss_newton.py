@@ -1,5 +1,7 @@
 """Gauss-Newton and Fisher operators against dense Jacobians and independent output-space forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -15,7 +17,8 @@ from volform.operators import Gram, OutputHessian, empirical_fisher, fisher, ggn
 
 FLAT, UNRAVEL = ravel_pytree(PARAMS)
 pytestmark = pytest.mark.standard_promotion  # NumPyro's Bernoulli of logits mixes dtypes
-RARE = ("Normal", "Bernoulli", "Poisson of log rate")  # as the others of their kind
+# As another of their kind, "Categorical".
+RARE = ("Normal", "Normal, two outputs", "Bernoulli", "Poisson of log rate")
 every = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in RARE)) for n in FAMILIES]
 )
@@ -24,13 +27,14 @@ several = pytest.mark.parametrize(
 )
 
 
+@functools.cache
 def outputs(net):
     """Flat outputs of all examples, and their Jacobian (N, o, n)."""
 
     def of(flat):
         return jax.vmap(lambda x: ravel_pytree(net(UNRAVEL(flat), x))[0])(X)
 
-    return of(FLAT), jax.jacobian(of)(FLAT)
+    return jax.jit(lambda flat: (of(flat), jax.jacobian(of)(flat)))(FLAT)
 
 
 def log_prob(net, likelihood, z, y):
@@ -44,7 +48,12 @@ def summed(jacobian, forms):
 
 def output_hessians(net, likelihood, y):
     z, _ = outputs(net)
-    return -jax.vmap(jax.hessian(lambda z, y: log_prob(net, likelihood, z, y)))(z, y)
+    second = jax.vmap(jax.hessian(lambda z, y: log_prob(net, likelihood, z, y)))
+    return -jax.jit(second)(z, y)
+
+
+stacked = jax.jit(jax.vmap(UNRAVEL))
+raveled = jax.jit(jax.vmap(lambda tree: ravel_pytree(tree)[0]))
 
 
 def check(operator, expected):
@@ -53,8 +62,8 @@ def check(operator, expected):
     assert_allclose(operator.as_matrix(), expected, rtol=1e-10, atol=1e-11 * scale)
     assert_allclose(lx.diagonal(operator), np.diag(expected), rtol=1e-10, atol=1e-11 * scale)
     v = np.sin(np.arange(3 * FLAT.size)).reshape(3, -1)
-    images = operator.mm(jax.vmap(UNRAVEL)(v))
-    flat = jax.vmap(lambda tree: ravel_pytree(tree)[0])(images)
+    images = operator.mm(stacked(v))
+    flat = raveled(images)
     assert_allclose(flat, v @ expected, rtol=1e-10, atol=1e-11 * scale)
     assert lx.is_symmetric(operator)
     assert operator.T is operator
@@ -88,7 +97,7 @@ def test_ggn_is_the_hessian_for_a_linear_network(name):
         return -jnp.sum(jax.vmap(one)(design, y))
 
     operator = ggn(linear, likelihood, w, (design, y))
-    assert_allclose(operator.as_matrix(), jax.hessian(loss)(w), rtol=1e-9, atol=1e-12)
+    assert_allclose(operator.as_matrix(), jax.jit(jax.hessian(loss))(w), rtol=1e-9, atol=1e-12)
 
 
 @several
@@ -96,7 +105,7 @@ def test_fisher_is_the_fisher_metric_between_jacobians(name):
     net, likelihood, y, _ = FAMILIES[name]
     z, jacobian = outputs(net)
     unravel = ravel_pytree(net(PARAMS, X[0]))[1]
-    forms = jax.vmap(lambda one: vf.Fisher(likelihood)(unravel(one)).as_matrix())(z)
+    forms = jax.jit(jax.vmap(lambda one: vf.Fisher(likelihood)(unravel(one)).as_matrix()))(z)
     check(fisher(net, likelihood, PARAMS, (X, y), chunk=2), summed(jacobian, forms))
 
 
@@ -118,7 +127,7 @@ def test_empirical_fisher_is_the_sum_of_score_products(name):
         z = jax.vmap(lambda x: ravel_pytree(net(UNRAVEL(flat), x))[0])(X)
         return jax.vmap(lambda z, y: log_prob(net, likelihood, z, y))(z, y)
 
-    scores = jax.jacobian(per_example)(FLAT)
+    scores = jax.jit(jax.jacobian(per_example))(FLAT)
     check(empirical_fisher(net, likelihood, PARAMS, (X, y), chunk=3), scores.T @ scores)
 
 
@@ -208,5 +217,6 @@ def test_derivative_of_a_product():
         return jnp.sum(ravel_pytree(operator.mv(PARAMS))[0] ** 2)
 
     at, step = PARAMS["shift"], jnp.array([1e-5, 0.0])
-    slope = (value(at + step) - value(at - step)) / 2e-5
+    above, below = jax.jit(jax.vmap(value))(jnp.stack([at + step, at - step]))
+    slope = (above - below) / 2e-5
     assert_allclose(jax.grad(value)(at)[0], slope, rtol=1e-6)

@@ -107,7 +107,7 @@ def test_eigenvectors_are_tangent_vectors_of_length_one():
     assert (found.residuals < 1e-10 * abs(found.values).max()).all()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_invariant_under_changes_of_coordinates(seed):
     """psi = phi(theta) at a critical point, where the Hessian is a tensor."""
     rng = np.random.default_rng(seed)
@@ -123,9 +123,8 @@ def test_invariant_under_changes_of_coordinates(seed):
 
     metric = MatrixField(lambda theta: a.T @ a + jnp.diag(1.0 + theta**2))
     step = lambda psi: psi - jnp.linalg.solve(jax.jacobian(back)(psi), back(psi) - target)  # noqa: E731
-    psi = jnp.arcsinh(target)
-    for _ in range(50):
-        psi = step(psi)
+    newton = jax.jit(lambda psi: jax.lax.fori_loop(0, 50, lambda _, psi: step(psi), psi))
+    psi = newton(jnp.arcsinh(target))
     E = under_metric(hessian(in_theta, target), metric, target)
     hat = under_metric(
         hessian(lambda psi: in_theta(back(psi)), psi), vf.pullback(metric, back), psi

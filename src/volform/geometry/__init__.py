@@ -10,6 +10,7 @@ from volform.geometry.connection import (
 from volform.geometry.dependence import (
     dependence as dependence,
     has_open_loop as has_open_loop,
+    holds_open_loop as holds_open_loop,
     moves as moves,
 )
 from volform.geometry.fisher import (
@@ -19,6 +20,10 @@ from volform.geometry.fisher_routes import (
     MonteCarlo as MonteCarlo,
     NoInformation as NoInformation,
     choose_route as choose_route,
+)
+from volform.geometry.jacobians import (
+    along_coordinates as along_coordinates,
+    lacks_forward_mode as lacks_forward_mode,
 )
 from volform.geometry.metric import (
     DiagonalField as DiagonalField,

@@ -22,6 +22,8 @@ import numpyro.distributions as dist
 from jax.scipy.special import i0e, i1e, polygamma
 from jaxtyping import Array, Float
 
+from volform.geometry.scores import elementwise
+
 _EULER_GAMMA = 0.5772156649015329
 
 
@@ -251,11 +253,12 @@ def _log_ratio(alpha: Array, dalpha: Array, dlog: Array | None) -> Array:
 
 @register_coframe(dist.Uniform)
 def _uniform(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
-    # The bounds carry no Fisher information (the support moves); logit x is standard logistic.
+    # The bounds carry no Fisher information (the support moves); the logit of the place between
+    # them is standard logistic.
     if dx is None:
         return jnp.zeros((*fn.batch_shape, 0))
-    width = fn.high - fn.low
-    return stacked(dx * width / ((x - fn.low) * (fn.high - x)) / np.sqrt(3.0))
+    above, below = x - fn.low, fn.high - x
+    return stacked(((dx - dfn.low) / above + (dx - dfn.high) / below) / np.sqrt(3.0))
 
 
 @register_coframe(dist.BernoulliLogits)
@@ -343,7 +346,7 @@ def _gamma_poisson(fn: Any, x: Any, dx: Any, dfn: Any) -> Array:
     c, rate = jnp.asarray(fn.concentration), fn.rate
     mean = c / rate
     dmean = dfn.concentration / rate - mean * dfn.rate / rate
-    information = _negative_binomial_dispersion(c, mean)
+    information = elementwise(_negative_binomial_dispersion)(*jnp.broadcast_arrays(c, mean))
     informed = information > 0  # below rounding in the Poisson limit
     root = jnp.where(informed, jnp.sqrt(jnp.where(informed, information, 1.0)), 0.0)
     return stacked(dmean / jnp.sqrt(mean + mean**2 / c), root * dfn.concentration)

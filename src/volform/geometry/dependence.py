@@ -32,14 +32,15 @@ def moves(flags: Any) -> bool:
 
 def has_open_loop(f: Callable[..., Any], *args: Any) -> bool:
     """Tell whether a function holds a loop of unknown length, as an adaptive solver does."""
-    return _holds_while(jax.make_jaxpr(f)(*args).jaxpr)
+    return holds_open_loop(jax.make_jaxpr(f)(*args).jaxpr)
 
 
-def _holds_while(jaxpr: Jaxpr) -> bool:
+def holds_open_loop(jaxpr: Jaxpr) -> bool:
+    """Tell whether a program holds a loop of unknown length."""
     return any(
         eqn.primitive.name == "while"
         or any(
-            _holds_while(getattr(inner, "jaxpr", inner))
+            holds_open_loop(getattr(inner, "jaxpr", inner))
             for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
             if _is_program(inner)
         )

@@ -7,7 +7,7 @@ parts, quadrature, Monte Carlo with a given key, and for a latent value its unco
 coordinate.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -37,6 +37,8 @@ from volform.geometry.split_routes import AtZero, Censored
 
 class ClosedForm(Route):
     """The coframe of `volform.geometry.coframes`."""
+
+    in_unconstrained: ClassVar[bool] = False
 
     def gram(self, move: ScoreTangents) -> Float[Array, "d d"]:
         """Gram matrix of the coframe."""

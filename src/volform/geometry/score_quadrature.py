@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 
-from volform.geometry.scores import Route, ScoreTangents, shifted, unwrapped
+from volform.geometry.scores import Route, ScoreTangents, along, unwrapped
 
 
 class ScoreQuadrature(Route):
@@ -48,19 +48,20 @@ class ScoreQuadrature(Route):
         shape = jnp.broadcast_shapes(move.weight.shape, move.fn.batch_shape)
         if move.dt is not None:
             shape = jnp.broadcast_shapes(shape, move.dt.shape[1:])
-        t, weights = _nodes_in_t(move.fn, self.nodes, shape)
-        x: Any = None if move.dt is not None else jax.vmap(biject_to(move.fn.support))(t)
-
-        def score(dt: Any, dfn: Any) -> Float[Array, "n *batch"]:
-            return jax.jvp(lambda eps: log_density(eps, dt, dfn), (0.0,), (1.0,))[1]
-
-        def log_density(eps: Any, dt: Any, dfn: Any) -> Float[Array, "n *batch"]:
-            fn = shifted(move.fn, jax.tree.map(lambda v: eps * v, dfn))
-            if dt is None:
-                return jax.vmap(_kernel(fn))(x)
-            return jax.vmap(lambda t: _log_density(fn, t + eps * dt))(t)
-
-        s = jax.vmap(score)(move.dt, move.dfn)
+        breaks = _kinks(move.fn)
+        t, weights = _nodes_in_t(move.fn, self.nodes, breaks, shape)
+        if move.dt is None:
+            chart = biject_to(move.fn.support)
+            x = jax.vmap(chart)(t)
+            now, s = along(lambda fn, x: _kernel(fn)(x), move.fn, move.dfn, x)
+            now = now if breaks else now + jax.vmap(chart.log_abs_det_jacobian)(t, x)
+        else:
+            start = move.fn, jnp.zeros_like(move.dt[0])
+            tangents = move.dfn, move.dt
+            now, s = along(lambda z, t: _log_density(z[0], t + z[1]), start, tangents, t)
+        if not breaks:  # the nodes are held fixed, and the weights follow the density
+            weights = weights * jnp.exp(now - jax.lax.stop_gradient(now))
+            weights = weights / jnp.sum(weights, 0)
         # Densities lack their constants, and where the support of an observed value moves, scores
         # have a mean.
         s = s - jnp.sum(weights[None] * s, 1, keepdims=True)
@@ -105,23 +106,19 @@ def _log_density(fn: Any, t: Any) -> Any:
     return _kernel(fn)(x) + chart.log_abs_det_jacobian(t, x)
 
 
-def _nodes_in_t(fn: Any, count: int, shape: Any) -> tuple[Array, Array]:
-    """Nodes t, shape (n, *shape), and weights that sum to one, differentiable in `fn`."""
-    breaks = _kinks(fn)
-    x, weights = (_spread(v, shape) for v in _nodes(fn, count, breaks))
-    if breaks:  # the nodes on either side of a kink move with it
-        return jax.vmap(biject_to(fn.support).inv)(x), weights
-    still, x, weights = jax.lax.stop_gradient((fn, x, weights))
+def _nodes_in_t(fn: Any, count: int, breaks: list[Array], shape: Any) -> tuple[Array, Array]:
+    """Nodes t and their weights, shape (n, *shape): held fixed, but for those beside a kink."""
+    still = fn if breaks else jax.lax.stop_gradient(fn)
+    x, weights = (_spread(v, shape) for v in _nodes(still, count, breaks))
     t = jax.vmap(biject_to(still.support).inv)(x)
+    if breaks:
+        return t, weights
     then = jax.vmap(lambda t: _log_density(still, t))(t)
     # Far out some values round to a bound, and some densities are the logarithm of a rounded zero.
     holds = jnp.isfinite(t) & jnp.isfinite(then) & (weights > 1e-30)
     weights = jnp.where(holds, weights, 0.0)
     safe = jnp.take_along_axis(t, jnp.argmax(weights, 0)[None], 0)
-    t = jnp.where(holds, t, safe)
-    now = jax.vmap(lambda t: _log_density(fn, t))(t)
-    weights = weights * jnp.exp(now - jax.lax.stop_gradient(now))
-    return t, weights / jnp.sum(weights, 0)
+    return jnp.where(holds, t, safe), weights
 
 
 def _kinks(fn: Any) -> list[Array]:

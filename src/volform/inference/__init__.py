@@ -20,6 +20,7 @@ from volform.inference.evidence import (
     Laplace as Laplace,
     Quadrature as Quadrature,
     SmoothedWeights as SmoothedWeights,
+    Tempered as Tempered,
     compare as compare,
     evidence as evidence,
     log_mean as log_mean,

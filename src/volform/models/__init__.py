@@ -43,6 +43,8 @@ from volform.models.posterior import (
     with_sites_fixed as with_sites_fixed,
 )
 from volform.models.prior_draws import (
+    PRIOR_DRAWS as PRIOR_DRAWS,
+    highest_power as highest_power,
     prior_draws as prior_draws,
     tempered as tempered,
     weighed_draws as weighed_draws,

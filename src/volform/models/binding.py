@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.errors import MetricError, UnknownSiteError
+from volform.geometry.jacobians import along_coordinates
 from volform.geometry.metric import Euclidean, Metric, Scaled, Sum, congruence, pulled_back
 from volform.geometry.questions import (
     Coordinates,
@@ -208,12 +209,8 @@ def _moved(model: BoundModel, names: tuple[str, ...], u: Float[Array, " d"]) -> 
     if not names:
         return MovingValues({}, {})
 
-    def rows(u: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        found = model.values(u, names)
-        return {name: jnp.ravel(value) for name, value in found.items()}, found
-
-    jacobians, values = jax.jacfwd(rows, has_aux=True)(u)
-    return MovingValues(values, jacobians)
+    values, moved = along_coordinates(lambda u: model.values(u, names), u)
+    return MovingValues(values, {name: m.reshape(u.size, -1).T for name, m in moved.items()})
 
 
 class TermBinder:
@@ -264,7 +261,8 @@ def bind(
         return (ValueTerm(metric, binder.metric_sites, as_dict=True, weight=weight),)
     if isinstance(sites, tuple):
         return (ValueTerm(metric, sites, weight=weight),)
-    if sites in binder.model.names:
+    # A value whose support moves is a function of the coordinates of other sites as well.
+    if sites in binder.model.names and sites not in binder.model.layout.moving:
         return (SiteTerm(metric, sites, weight=weight),)
     return (ValueTerm(metric, (sites,), weight=weight),)
 

@@ -37,7 +37,7 @@ def centered_on_circles(model: BoundModel, draws: WeighedDraws) -> Layout:
         else site
         for site in layout.sites
     ]
-    return Layout(tuple(sites))
+    return dataclasses.replace(layout, sites=tuple(sites))
 
 
 @eqx.filter_jit

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from volform.checks import is_positive_number
 from volform.errors import MetricError
+from volform.geometry.jacobians import lacks_forward_mode
 from volform.geometry.questions import is_symmetric
 from volform.linalg.matrix_functions import soft_absolute
 from volform.models.bound_model import BoundModel
@@ -135,5 +136,10 @@ def _(metric: SoftAbs | ObservedInformation) -> bool:
 
 
 def _hessian(f: Callable[[Array], Array], u: Float[Array, " d"]) -> Float[Array, "d d"]:
-    matrix = jax.hessian(f)(u)
+    try:
+        matrix = jax.hessian(f)(u)
+    except (TypeError, NotImplementedError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        matrix = jax.jacrev(jax.grad(f))(u)
     return 0.5 * (matrix + matrix.T)

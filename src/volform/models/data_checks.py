@@ -1,5 +1,7 @@
 """Checks of the data of observed sites."""
 
+import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,16 +63,16 @@ def require_in_support(name: str, fn: Any, value: Any) -> None:
     """
     if _is_unchecked(fn, value):
         return
-    used = used_entries(fn, on_host(value))
-    inside = _is_inside(fn.support, value)
+    used, core = used_entries(fn, on_host(value)), core_of(fn)
+    inside = _is_inside(core.support, value)  # of elements, also where events are of several
     if isinstance(inside, Tracer):  # under jit, where nothing is known yet
         return
     inside = on_host(inside)
     _require_nowhere(
         ~inside & (used if inside.shape == used.shape else True),
         f"The observed site `{name}` holds {{}} values outside the support of its distribution, "
-        f"{type(fn).__name__} on {fn.support}, the first at index {{}}. Check the data, and the "
-        "parameters that bound it.",
+        f"{type(core).__name__} on {core.support}, the first at index {{}}. Check the data, and "
+        "the parameters that bound it.",
     )
 
 
@@ -138,9 +140,45 @@ def on_host(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def advice_on(message: str, model: Any, args: tuple, kwargs: dict[str, Any]) -> str:
+    """Advice for a model that could not be run with these arguments, by what Python said."""
+    if any(isinstance(value, list | tuple) for value in (*args, *kwargs.values())):
+        return "Pass arrays, `jnp.asarray(...)`, in place of lists."
+    if "argument" in message:
+        with contextlib.suppress(TypeError, ValueError):
+            return f"It takes {inspect.signature(model)}."
+    return "Check that every argument is there, without NaN, and that lengths agree."
+
+
 def is_point_mass(fn: Any) -> bool:
     """Tell whether the distribution is a `Delta`."""
     return isinstance(core_of(fn), Delta)
+
+
+def all_inside(fn: Any, value: Any) -> Any:
+    """Tell whether all values that enter the density lie in the support, under `jit` as well."""
+    core = core_of(fn)
+    inside = core.support(jnp.asarray(value))
+    while fn is not core:
+        if isinstance(fn, MaskedDistribution):
+            mask = jnp.asarray(fn._mask)
+            event = len(fn.event_shape) - len(core.event_shape)
+            inside = inside | ~mask.reshape(mask.shape + (1,) * event)
+        fn = fn.base_dist
+    return jnp.all(inside)
+
+
+def value_in_words(value: Any) -> str:
+    """The shapes of an argument, and how many of its values are NaN."""
+    shapes = jax.tree.map(lambda x: np.shape(x) if hasattr(x, "shape") else x, value)
+    bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in jax.tree.leaves(value) if _is_real(leaf))
+    if not hasattr(value, "shape"):
+        return str(shapes)
+    return f"of shape {shapes}" + (f" and {bad} NaN or infinite values" if bad else "")
+
+
+def _is_real(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
 
 
 def require_no_table(leaf: Any) -> None:

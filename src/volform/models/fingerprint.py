@@ -46,6 +46,7 @@ def provenance_of(posterior: Posterior) -> Provenance:
         powers=tuple((name, _range(power)) for name, power in powers.items() if power is not None),
         masked=tuple((name, _masked(site)) for name, site in data.items() if _is_masked(site)),
         held=posterior.held,
+        unobserved=not posterior.observed,
     )
 
 

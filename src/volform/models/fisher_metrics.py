@@ -18,8 +18,9 @@ from volform.geometry.fisher_routes import (
     NoInformation,
     choose_route,
 )
+from volform.geometry.jacobians import along_coordinates
 from volform.geometry.questions import is_symmetric, name_of
-from volform.geometry.scores import CENSORED, Route, ScoreTangents, tangent_like
+from volform.geometry.scores import CENSORED, Route, ScoreTangents
 from volform.models.bound_model import BoundModel
 from volform.models.data_checks import core_of
 from volform.models.model_metric import ModelMetric, respelled
@@ -156,14 +157,12 @@ class BoundFisher(ModelMetric):
 
         def sites(u: Float[Array, " d"]) -> dict[str, Any]:
             trace = trace_at(u)
-            return {name: site_state(trace[name], name in self.moving) for name in self.routes}
+            return {
+                name: site_state(trace[name], name in self.moving, route.in_unconstrained)
+                for name, route in self.routes.items()
+            }
 
-        def moved_along(direction: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
-            state, tangent = jax.jvp(sites, (u,), (direction,))
-            return state, tangent_like(state, tangent)
-
-        basis = jnp.eye(u.size, dtype=u.dtype)
-        states, moved = jax.vmap(moved_along, out_axes=(None, 0))(basis)
+        states, moved = along_coordinates(sites, u)
         total = jnp.zeros((u.size, u.size), u.dtype)
         for name, route in self.routes.items():
             state, tangent = states[name], moved[name]
@@ -191,8 +190,13 @@ def _trace_of(model: BoundModel, spelling: BoundModel | None) -> Callable[[Array
     return lambda u: spelled_out(spelling.program.run(model.values(u, spelling.names)))
 
 
-def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
-    """Moving parts of a site: value, unconstrained value, distribution (of the value's batch)."""
+def site_state(
+    site: dict[str, Any], moving: bool, in_unconstrained: bool = False
+) -> dict[str, Any]:
+    """Moving parts of a site: value, distribution (of the value's batch), unconstrained value.
+
+    The last only where the route asks for it: the inverse of a chart is a third of the program.
+    """
     fn, value = site["fn"], site["value"]
     weight = jnp.asarray(1.0) if site["scale"] is None else site["scale"]
     shape = jnp.shape(value)
@@ -202,7 +206,8 @@ def site_state(site: dict[str, Any], moving: bool) -> dict[str, Any]:
     if not moving:
         needed = value if isinstance(core_of(fn), CENSORED) else None
         return {"x": needed, "t": None, "fn": fn, "weight": weight}
-    return {"x": value, "t": biject_to(fn.support).inv(value), "fn": fn, "weight": weight}
+    t = biject_to(fn.support).inv(value) if in_unconstrained else None
+    return {"x": value, "t": t, "fn": fn, "weight": weight}
 
 
 def _has_family(site: dict[str, Any]) -> bool:

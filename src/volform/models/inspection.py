@@ -24,7 +24,12 @@ from volform.models.data_checks import (
     require_observed,
 )
 from volform.models.layout import Layout, Site
-from volform.models.model_with_data import UNTRACEABLE, ModelWithData, with_constant_data
+from volform.models.model_with_data import (
+    UNTRACEABLE,
+    ModelWithData,
+    Source,
+    with_constant_data,
+)
 from volform.models.observing import Observer
 from volform.models.recording import recorded
 
@@ -61,8 +66,8 @@ def inspect_model(program: ModelWithData) -> Inspection:
     """Trace the model and check that it has a density on R^d.
 
     Raises:
-        ModelError: no model; discrete or subsampled latent sites, none at all, or a moving
-            support; Python control flow on latent values.
+        ModelError: no model; discrete or subsampled latent sites, or none at all; Python control
+            flow on latent values.
         DataError: observed values that are NaN, infinite, empty, outside the support or of the
             wrong length.
     """
@@ -84,9 +89,12 @@ def inspect_model(program: ModelWithData) -> Inspection:
         require_observed(name, fn, value)
     layout = _layout(latent)
     program = _recorded(program, layout)
-    _require_fixed_supports(program, layout, list(samples))
+    moved = _moving_supports(program, layout, list(samples))
+    if moved:
+        program, layout = _with_moving_supports(program, layout, moved)
     for name, (fn, value) in observed.items():
-        require_in_support(name, fn, value)
+        if name not in moved:
+            require_in_support(name, fn, value)
     deterministic = tuple(n for n, site in trace.items() if site["type"] == "deterministic")
     return Inspection(
         layout,
@@ -233,8 +241,8 @@ def _recorded(program: ModelWithData, layout: Layout) -> ModelWithData:
         ) from error
 
 
-def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[str]) -> None:
-    """Refuses supports and metrics that depend on the parameters."""
+def _moving_supports(program: ModelWithData, layout: Layout, names: list[str]) -> frozenset[str]:
+    """The sites whose support depends on parameters; refuses metrics that do."""
 
     def fixed(u: Float[Array, " d"]) -> tuple[dict[str, Any], dict[str, Any]]:
         trace, metrics = program.outputs(
@@ -245,13 +253,6 @@ def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[
         return {name: trace[name]["fn"].support for name in names}, arrays
 
     supports, metrics = dependence(fixed, layout.point)
-    moving = [name for name in names if moves(supports[name])]
-    if moving:
-        raise ModelError(
-            f"The support of `{'`, `'.join(moving)}` depends on parameters, so that its chart "
-            "moves with them. Write the site on a fixed support and map it with "
-            "`numpyro.deterministic`, for example low + (high - low) * Uniform(0, 1)."
-        )
     moving = [name for name in metrics if moves(metrics[name])]
     if moving:
         raise MetricError(
@@ -259,6 +260,21 @@ def _require_fixed_supports(program: ModelWithData, layout: Layout, names: list[
             "metric to the group of the site and what it depends on, for example "
             '`vf.attach(model, {("a", "b"): metric})`.'
         )
+    return frozenset(name for name in names if moves(supports[name]))
+
+
+def _with_moving_supports(
+    program: ModelWithData, layout: Layout, moved: frozenset[str]
+) -> tuple[ModelWithData, Layout]:
+    """The program whose data are bounded by their supports, and the layout whose charts move."""
+    observed = moved - {*layout.names}
+    if observed:
+        bounded = ModelWithData(Source(program.model, bounded=observed), program.data)
+        program = bounded.record(jax.eval_shape(layout.constrain, layout.point))
+    if observed == moved:
+        return program, layout
+    sites = [dataclasses.replace(site, moving=site.name in moved) for site in layout.sites]
+    return program, Layout(tuple(sites), program)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The latent sites of a model and the map from flat unconstrained points to named values."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
+from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
 from volform.compilation import QUICK, Compiled
@@ -28,6 +30,8 @@ class Site(eqx.Module):
         start: first entry in the flat vector.
         circular: whether the value is an angle. The chart then has its cut opposite to the data's
             direction, where NumPyro cuts the circle at pi, through whatever lies there.
+        moving: whether the support depends on sites before it. The chart is then the one at the
+            origin of u, and `Layout.sites_at` gives the others.
     """
 
     name: str = eqx.field(static=True)
@@ -36,6 +40,7 @@ class Site(eqx.Module):
     coordinates: tuple[int, ...] = eqx.field(static=True)
     start: int = eqx.field(static=True)
     circular: bool = eqx.field(static=True, default=False)
+    moving: bool = eqx.field(static=True, default=False)
 
     @property
     def size(self) -> int:
@@ -100,9 +105,18 @@ def _is_inverse(chart: Transform, u: Array, value: Array) -> bool:
 
 
 class Layout(eqx.Module):
-    """The latent sites of a model in the order in which it samples them."""
+    """The latent sites of a model in the order in which it samples them.
+
+    u to values is a triangular map: where a support moves, the chart of its site is that of the
+    values before it, and dv/du has the determinants of the charts on its diagonal.
+
+    Attributes:
+        sites: the sites.
+        program: the model, which knows the supports that move; None where all are fixed.
+    """
 
     sites: tuple[Site, ...]
+    program: ModelWithData | None = None
 
     @property
     def dim(self) -> int:
@@ -128,6 +142,29 @@ class Layout(eqx.Module):
         """The latent site called `name`."""
         return self.sites[self.names.index(name)]
 
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Names of the sites whose support depends on sites before them."""
+        return tuple(site.name for site in self.sites if site.moving)
+
+    def sites_at(self, values: Mapping[str, Any]) -> tuple[Site, ...]:
+        """The sites with their charts at given values of all of them."""
+        return tuple(self._site_at(site, values) for site in self.sites)
+
+    def _site_at(self, site: Site, values: Mapping[str, Any]) -> Site:
+        """A site with its chart at given values of the sites before it."""
+        if not site.moving or self.program is None:
+            return site
+        origin = jnp.zeros(self.dim)
+        known = {
+            s.name: jnp.broadcast_to(jnp.asarray(values[s.name], origin.dtype), s.shape)
+            if s.start < site.start
+            else s.value(origin)  # not looked at
+            for s in self.sites
+        }
+        fn: Any = self.program.outputs(known, lambda found: found.trace[site.name]["fn"])
+        return dataclasses.replace(site, chart=biject_to(fn.support))
+
     def constrain(self, u: Float[Array, " d"]) -> dict[str, Array]:
         """Values of the latent sites at the flat unconstrained point u.
 
@@ -143,8 +180,8 @@ class Layout(eqx.Module):
         """Values, and the sum of `log |det dv/du|` over the charts."""
         self.require_point(u)
         values, total = {}, jnp.zeros((), u.dtype)
-        for site in self.sites:
-            part = site.part(u)
+        for fixed in self.sites:
+            site, part = self._site_at(fixed, values), fixed.part(u)
             values[site.name] = site.value(u)
             total += jnp.sum(site.chart.log_abs_det_jacobian(part, site.chart(part)))
         return values, total
@@ -177,7 +214,10 @@ class Layout(eqx.Module):
                 f"`{argument}` lacks the latent sites {missing}; it should hold all of "
                 f"{list(self.names)}."
             )
-        parts = [site.coordinates_of(values[site.name], argument) for site in self.sites]
+        parts = [
+            self._site_at(site, values).coordinates_of(values[site.name], argument)
+            for site in self.sites
+        ]
         return jnp.concatenate(parts)
 
     def labels(self) -> list[str]:
@@ -190,7 +230,10 @@ class Layout(eqx.Module):
 
 
 def _values(layout: Layout, u: Float[Array, " d"]) -> dict[str, Array]:
-    return {site.name: site.value(u) for site in layout.sites}
+    values: dict[str, Array] = {}
+    for site in layout.sites:
+        values[site.name] = layout._site_at(site, values).value(u)
+    return values
 
 
 _constrained = Compiled(_values, QUICK)  # operation by operation a program for each of them

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.errors import MetricError, SingularMetricError
+from volform.geometry.jacobians import along_coordinates
 from volform.geometry.metric import Metric
 from volform.limits import JACOBIANS_UP_TO
 from volform.models.attaching import Sites
@@ -71,7 +72,8 @@ class JacobianRanks:
         self._u = jax.device_put(generic.astype(jnp.result_type(float)))
         self._jacobians: dict[str, Any] = {}
         if self._u.size <= JACOBIANS_UP_TO:
-            self._jacobians = jax.jit(jax.jacfwd(self._values(*names)))(self._u)
+            _, moved = jax.jit(lambda u: along_coordinates(self._values(*names), u))(self._u)
+            self._jacobians = {name: m.T for name, m in moved.items()}
 
     def _values(self, *names: str) -> Callable[[Array], dict[str, Array]]:
         def values(u: Float[Array, " d"]) -> dict[str, Array]:

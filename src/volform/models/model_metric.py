@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from volform.errors import MetricError, ModelError, UnknownSiteError
+from volform.geometry.jacobians import along_coordinates
 from volform.geometry.metric import Metric
 from volform.geometry.questions import is_symmetric, name_of
 from volform.models.attaching import Sites, require_model
@@ -98,9 +99,8 @@ class Respelled(ModelMetric):
 
     def gram(self, model: BoundModel, u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """The matrix of the other spelling, pulled back to u."""
-        point = model.point_in(self.spelling, u)
-        jacobian = jax.jacfwd(lambda u: model.point_in(self.spelling, u))(u)
-        matrix = jacobian.T @ self.metric.gram(self.spelling, point) @ jacobian
+        point, moved = along_coordinates(lambda u: model.point_in(self.spelling, u), u)
+        matrix = moved @ self.metric.gram(self.spelling, point) @ moved.T
         return 0.5 * (matrix + matrix.T)
 
     def __repr__(self) -> str:

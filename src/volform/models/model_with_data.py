@@ -16,9 +16,10 @@ from numpyro import handlers
 from numpyro.infer import init_to_sample
 from numpyro.infer.util import compute_log_probs
 
+from volform.compilation import QUICK_UP_TO
 from volform.errors import DataError, ModelError, VolformError
-from volform.geometry.dependence import dependence, moves
-from volform.models.data_checks import require_no_table
+from volform.geometry.dependence import dependence, holds_open_loop, moves
+from volform.models.data_checks import advice_on, all_inside, require_no_table, value_in_words
 from volform.models.observing import Observer
 from volform.models.recording import Recording, recorded
 from volform.results import PRNG_KEY
@@ -61,6 +62,7 @@ class Source:
         prior: from a key and data to latent values.
         is_shared: whether another model with equal recordings is the same; it is not where they
             hold objects of which nothing is known.
+        bounded: observed sites whose support moves; their density vanishes outside of it.
     """
 
     def __init__(
@@ -70,14 +72,17 @@ class Source:
         prior: Recording | None = None,
         *,
         is_shared: bool = False,
+        bounded: frozenset[str] = frozenset(),
     ):
-        self.model, self.trace, self.prior = model, trace, prior
+        self.model, self.trace, self.prior, self.bounded = model, trace, prior, bounded
         exact = [ById(model)]
         if trace is not None:
             exact = [trace.digest] if is_shared else [ById(model), trace.kind]
         consts = [] if trace is None else trace.jaxpr.consts
         self.constants = sum(const.size for const in consts)  # elements that are no arguments
-        self._key = (model_name(model), *exact, None if prior is None else prior.kind)
+        if trace is not None and holds_open_loop(trace.jaxpr.jaxpr):
+            self.constants += QUICK_UP_TO  # by `odeint` a search takes 120 s, and 47 if optimized
+        self._key = (model_name(model), *exact, None if prior is None else prior.kind, bounded)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -171,6 +176,9 @@ class ModelWithData(eqx.Module):
             # Latent sites are set before the seed sees them.
             seeded = handlers.seed(fixed, rng_seed=seed)
             densities, trace = compute_log_probs(seeded, args, kwargs, {})
+        for name in self.source.bounded:  # NumPyro's densities go on beyond their support
+            inside = all_inside(trace[name]["fn"], trace[name]["value"])
+            densities[name] = jnp.where(inside, densities[name], -jnp.inf)
         modes = observer.equivalent_modes
         return Findings(densities, trace, observer.metrics, modes, observer.asks_for_keys)
 
@@ -213,7 +221,9 @@ class ModelWithData(eqx.Module):
             prior = recorded(self._draw_of, jax.eval_shape(jax.random.key, 0), self.arrays)
         except UNTRACEABLE:  # said where draws are asked for
             prior = None
-        return ModelWithData(Source(self.model, trace, prior, is_shared=is_shared), self.data)
+        bounded = self.source.bounded
+        source = Source(self.model, trace, prior, is_shared=is_shared, bounded=bounded)
+        return ModelWithData(source, self.data)
 
     def held(self, values: dict[str, Any]) -> tuple[str, ...]:
         """Values besides latent sites and data that the density depends on, held at one.
@@ -315,10 +325,10 @@ class ModelWithData(eqx.Module):
                 f"NumPyro refuses the model `{self.name}` as it is written: {error}"
             ) from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            advice = advice_on(str(error), self.model, *self.arguments())
             raise DataError(
                 f"`{self.name}` could not be run {self.data_in_words()}. "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. Check that every argument is "
-                "there, without NaN, and that lengths agree."
+                f"{type(error).__name__}: {str(error).rstrip('.')}. {advice}"
             ) from error
 
     def data_in_words(self) -> str:
@@ -330,23 +340,13 @@ class ModelWithData(eqx.Module):
             bound = {"args": args, "kwargs": kwargs}
         if not bound:
             return "without arguments"
-        return "with " + ", ".join(f"`{name}` {_in_words(value)}" for name, value in bound.items())
+        return "with " + ", ".join(
+            f"`{name}` {value_in_words(value)}" for name, value in bound.items()
+        )
 
 
 def _params(trace: dict[str, Any]) -> dict[str, Any]:
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-
-
-def _in_words(value: Any) -> str:
-    shapes = jax.tree.map(lambda x: np.shape(x) if hasattr(x, "shape") else x, value)
-    bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in jax.tree.leaves(value) if _is_real(leaf))
-    if not hasattr(value, "shape"):
-        return str(shapes)
-    return f"of shape {shapes}" + (f" and {bad} NaN or infinite values" if bad else "")
-
-
-def _is_real(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
 
 
 def model_name(model: Callable) -> str:

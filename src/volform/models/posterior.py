@@ -181,7 +181,7 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         TrustWarning: when the density depends on a `numpyro.param` or a `numpyro.prng_key`.
 
     Raises:
-        ModelError: discrete or subsampled latent sites, no latent site, moving support; a model
+        ModelError: discrete or subsampled latent sites, no latent site; a model
             that is another function each time, by random numbers of NumPy or counters.
         UnknownSiteError: a metric attached to a site that the model does not have.
         DataError: observed data that are NaN, infinite, empty, of unequal length or no numbers; a

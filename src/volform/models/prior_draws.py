@@ -48,18 +48,27 @@ def tempered(fit: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     usable = np.isfinite(fit)
     if not usable.any():
         return fit
-    shifted = np.where(usable, fit, np.max(fit)) - np.max(fit)
+    power = highest_power(fit, TEMPERED_DRAWS)
+    return np.where(usable, power * (np.where(usable, fit, 0.0) - np.max(fit)), -np.inf)
 
-    def at(power: float) -> Float[np.ndarray, " n"]:
-        return np.where(usable, power * shifted, -np.inf)
+
+def highest_power(fit: Float[np.ndarray, " n"], enough: float) -> float:
+    """The highest power of the likelihood, 1 at most, that leaves more effective draws.
+
+    Args:
+        fit: log likelihood of the draws, finite at one of them at least, shape (n,).
+        enough: number of effective draws, `(sum w)^2 / sum w^2`.
+    """
+    shifted = fit[np.isfinite(fit)] - np.max(fit)
 
     def effective(power: float) -> float:
-        total, squares = (np.logaddexp.reduce(k * at(power)) for k in (1, 2))
-        return float(np.exp(2.0 * total - squares))
+        weights = np.exp(power * shifted)
+        return float(weights.sum() ** 2 / (weights**2).sum())
 
-    low, high = math.log(1e-12), 0.0  # of the logarithm of the power
+    if effective(1.0) > enough:
+        return 1.0
+    low, high = math.log(1e-300), 0.0  # of the logarithm of the power
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
-        enough = effective(math.exp(middle)) > TEMPERED_DRAWS
-        low, high = (middle, high) if enough else (low, middle)
-    return at(math.exp(low))
+        low, high = (middle, high) if effective(math.exp(middle)) > enough else (low, middle)
+    return math.exp(low)

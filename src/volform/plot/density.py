@@ -181,7 +181,7 @@ def _evaluated(posterior: Posterior, points: Float[Array, "n d"], entry: Any) ->
             jnp.ravel(site.chart(site.part(u)))
             if site.shape == site.coordinates
             else u[site.segment]
-            for site in posterior.layout.sites
+            for site in posterior.layout.sites_at(posterior.layout.constrain(u))
         ]
         return jnp.concatenate(parts)[entry]
 

@@ -29,6 +29,9 @@ from volform.inference.evidence.importance import (
 from volform.inference.evidence.quadrature import (
     Quadrature as Quadrature,
 )
+from volform.inference.evidence.tempered import (
+    Tempered as Tempered,
+)
 from volform.inference.evidence.training import (
     train_by_evidence as train_by_evidence,
 )

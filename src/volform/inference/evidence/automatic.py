@@ -17,12 +17,13 @@ from volform.inference.evidence.estimator import (
     estimator_of,
     problem_of,
 )
-from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
+from volform.inference.evidence.importance import GOOD_K_HAT, K_HAT_LIMIT, Importance
 from volform.inference.evidence.quadrature import Quadrature
+from volform.inference.evidence.tempered import Tempered
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.log_evidence import errors_of, without_copies
 from volform.inference.modes.mode import MAP
-from volform.limits import AUTOMATIC_QUADRATURE_UP_TO
+from volform.limits import AUTOMATIC_QUADRATURE_UP_TO, TEMPERED_UP_TO
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 from volform.results import Cost, Evidence, Level, Trust, scalar
@@ -31,6 +32,7 @@ _ORDER = (Level.GOOD, Level.FAIR, Level.UNCHECKED, Level.POOR)
 # Chains with an R-hat above this are in different places, not only slow: mass lies away from the
 # mode that Laplace's method looked at.
 APART_R_HAT = 1.5
+QUADRATURE_NODES = 1_000_000  # a second or two; what they do not settle, draws do sooner
 # Of |c|, below which the second order is near enough to speak against an estimate by draws, and the
 # gap in nats at which it does, beyond 3 errors: twice what 98 % of 194 exact fits stayed below.
 WITNESS_UP_TO = 0.1
@@ -162,9 +164,11 @@ def evidence(
 def _ladder(posterior: Posterior) -> Iterator[Estimator]:
     yield Laplace()
     if posterior.dim <= AUTOMATIC_QUADRATURE_UP_TO and not _has_solver(posterior):
-        yield Quadrature()
+        yield Quadrature(nodes=QUADRATURE_NODES)
     yield Importance()
     yield Bridge()
+    if posterior.dim <= TEMPERED_UP_TO:
+        yield Tempered()
     # Of eight schools, whose neck .9 leaves by .06 (nine runs, one sign), .98 is within an error.
     yield Bridge(draws=16_000, chains=8, target_accept=0.98)
 
@@ -260,19 +264,23 @@ def _concluded(tried: list[Evidence], suffices: bool) -> Evidence:
 
 
 def _rank(found: Evidence) -> tuple[bool, int, bool, float]:
-    """No number, level, divergences (which bias chains by more than their error tells), error.
+    """No number, level, draws that are off by more than their error tells, error.
 
-    Of estimates that failed the costlier one comes first: errors say nothing then.
+    Divergences bias chains, and weights without a variance their mean: of separated data under
+    Cauchy priors five estimates by k-hat .6 were low by two of their errors. Of estimates that
+    failed the costlier one comes first: errors say nothing then.
     """
     level = _ORDER.index(found.trust.level)
     error = _error(found) if level < len(_ORDER) - 1 else 0.0
-    divergent = found.diagnostics.get("divergent", 0.0) > 0
+    of = found.diagnostics.get
+    biased = of("divergent", 0.0) > 0 or of("k_hat", 0.0) >= GOOD_K_HAT
     unknown = math.isnan(_value(found))
-    return unknown, level, divergent, math.inf if math.isnan(error) else error
+    return unknown, level, biased, math.inf if math.isnan(error) else error
 
 
 def _named(found: Evidence) -> str:
-    return f"{found.method}, second order," if _is_second(found) else found.method
+    summed = " of all modes" if "weight of mode 1" in found.diagnostics else ""
+    return f"{found.method}{summed}{', second order,' if _is_second(found) else ''}"
 
 
 def _is_second(found: Evidence) -> bool:
@@ -287,5 +295,5 @@ def _value(found: Evidence) -> float:
 
 def _error(found: Evidence) -> float:
     if found.correction is not None and _is_second(found):
-        return errors_of(float(found.correction))[1]
+        return errors_of(float(found.correction), found.diagnostics["slices"])[1]
     return float(found.error)

@@ -14,6 +14,7 @@ from numpyro.diagnostics import effective_sample_size
 from volform.checks import require_whole
 from volform.errors import DataError, ModelError, VolformError
 from volform.generators import generator
+from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.laplace.gaussian_chart import LEBESGUE, densities_at
 from volform.inference.laplace.mixture import proposal_at
@@ -95,6 +96,7 @@ class Bridge(Estimator):
             method=f"bridge sampling ({used:,} draws)",
             trust=self._trust(posterior, chains, error)
             .but(self._reservations(problem))
+            .but(cut_off(posterior, float(np.mean(is_far_out(np.asarray(chains.u))))))
             .given("if chains reach all of the mass"),
             diagnostics={
                 "r_hat": float(chains.r_hat().max()),

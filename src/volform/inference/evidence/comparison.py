@@ -194,18 +194,19 @@ def compare(
     estimator = estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
     found: dict[str, Evidence] = {}
-    scores: dict[str, Loo | None] = {}
+    scores: dict[str, Loo | str] = {}
     with waiting("compare", show=True) as phase:
         for index, (name, model) in enumerate(models.items()):
             phase(name, index + 1, len(models))
             try:
                 if isinstance(model, Evidence):
                     model.provenance.require_proper(allow_improper=False)
-                    found[name], scores[name] = model, None
+                    found[name] = model
                     continue
                 problem = problem_of(model, jax.random.fold_in(key, index))
                 found[name] = estimator.estimate(problem)
-                scores[name] = _loo(problem) if loo else None
+                if loo:
+                    scores[name] = _loo(problem)
             except VolformError as error:
                 message = f"The model {name!r} of `models` cannot be compared: {error}"
                 raise type(error)(message) from error
@@ -218,16 +219,18 @@ def compare(
     return Comparison(_rows(found, scores), tuple(cautions))
 
 
-def _loo(problem: Problem) -> Loo | None:
-    """LOO on the draws of `Importance()`; None without a mode, or where few draws carry them."""
+def _loo(problem: Problem) -> Loo | str:
+    """LOO on the draws of `Importance()`; a reason where there is none."""
     try:
         drawn = Importance().weighted(problem)
     except VolformError:
-        return None
-    return loo_of(problem, drawn.w, drawn.log_weights) if drawn.k_hat <= K_HAT_LIMIT else None
+        return "no mode to draw around"
+    if not drawn.k_hat <= K_HAT_LIMIT:
+        return f"k-hat {drawn.k_hat:.2f} of draws around the modes"
+    return loo_of(problem, drawn.w, drawn.log_weights)
 
 
-def _rows(found: dict[str, Evidence], scores: dict[str, Loo | None]) -> tuple[Row, ...]:
+def _rows(found: dict[str, Evidence], scores: dict[str, Loo | str]) -> tuple[Row, ...]:
     names = sorted(found, key=lambda name: -_finite(found[name].log_z))
     log_z = np.array([_finite(found[name].log_z) for name in names])
     errors = np.array([float(found[name].error) for name in names])
@@ -242,7 +245,7 @@ def _rows(found: dict[str, Evidence], scores: dict[str, Loo | None]) -> tuple[Ro
             float(share_errors[i]),
             float(log_z[0] - log_z[i]),
             float(gaps[i]) if i else 0.0,
-            scores[name],
+            score if isinstance(score := scores.get(name), Loo) else None,
         )
         for i, name in enumerate(names)
     )
@@ -295,13 +298,20 @@ def _cautions(found: dict[str, Evidence]) -> list[str]:
     return cautions
 
 
-def _cautions_of_loo(scores: dict[str, Loo | None]) -> list[str]:
-    rough = [name for name, score in scores.items() if score is not None and not score.good]
-    if not rough:
-        return []
-    return [
-        f"LOO of {', '.join(rough)} is rough: some data have a Pareto k-hat above its threshold"
+def _cautions_of_loo(scores: dict[str, Loo | str]) -> list[str]:
+    cautions = [
+        f"{name} has no LOO: {score}" for name, score in scores.items() if isinstance(score, str)
     ]
+    had = {name: score for name, score in scores.items() if isinstance(score, Loo)}
+    rough = ", ".join(name for name, score in had.items() if not score.good)
+    if rough:
+        cautions.append(
+            f"LOO of {rough} is rough: some data have a Pareto k-hat above its threshold"
+        )
+    if len({score.data for score in had.values()}) > 1:
+        counts = ", ".join(f"{name} {score.data:,}" for name, score in had.items())
+        cautions.append(f"LOO is of different numbers of data, which do not compare ({counts})")
+    return cautions
 
 
 def _have_other_data(found: dict[str, Evidence]) -> bool:

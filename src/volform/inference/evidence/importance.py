@@ -18,6 +18,7 @@ from volform.results import Cost, Evidence, Level, Trust
 
 # The tail of the weights is fitted to 3 sqrt(n) draws, 30 here, below which k-hat is noise.
 FEWEST_DRAWS = 100
+WIDENED_FROM = 0.3  # k-hat, from which on the error of the mean is more than the sample tells
 GOOD_K_HAT = 0.5  # a Pareto tail of shape k has a variance for k < 1/2
 # Between 300 and 1,000 effective draws log Z was low by half its error on average (the mean of the
 # weights is skewed), between 100 and 300 by a third; above 1,000 by nothing that 265 runs showed.
@@ -190,15 +191,17 @@ def log_mean(
 ) -> tuple[float, float, float]:
     """Log of the mean weight, its standard error, and the effective number of draws.
 
-    Weights with a tail of shape k above 1/2 have no variance; that of the sample then falls short
-    of the error, which goes as n^(k-1), by about n^(k-1/2).
+    The variance of weights with a tail of shape k has itself no variance above 1/4, and that of a
+    sample falls short of it: by n^(k-1/2) at k = .7, where there is none. Of a change point's
+    weights, k-hat .33 to .48 in 24 runs, the estimates were 1.3 errors low in the mean and 3.9 in
+    one; so the error is widened by n^((k-.3)/2).
     """
     shift = np.max(log_weights)
     weights = np.exp(log_weights - shift)
     total, n = weights.sum(), len(weights)
     effective = float(total**2 / np.sum(weights**2))
     relative = math.sqrt(max(1.0 / effective - 1.0 / n, 0.0) * n / (n - 1))
-    widening = n ** min(max(k_hat - GOOD_K_HAT, 0.0), 0.5)
+    widening = n ** min(0.5 * max(k_hat - WIDENED_FROM, 0.0), 0.5)
     return float(shift + np.log(total / n)), relative * widening, effective
 
 

@@ -23,11 +23,13 @@ class Loo:
         elpd: the density, summed over data.
         error: its standard error.
         good: whether every Pareto k-hat was below ArviZ's threshold.
+        data: number of data that are left out, each by itself.
     """
 
     elpd: float
     error: float
     good: bool
+    data: int
 
 
 def loo_of(
@@ -35,8 +37,8 @@ def loo_of(
     w: Float[np.ndarray, "n d"],
     log_weights: Float[np.ndarray, " n"],
     draws: int = 1000,
-) -> Loo | None:
-    """LOO on weighted draws around the modes, resampled; None where there is no single datum.
+) -> Loo | str:
+    """LOO on weighted draws around the modes, resampled; a reason where there is none.
 
     Draws of the Laplace approximation without weights were off by thousands where the posterior is
     skewed.
@@ -51,12 +53,17 @@ def loo_of(
         Vehtari, Gelman & Gabry (2017), practical Bayesian model evaluation; Magnusson, Andersen,
         Jonasson & Vehtari (2019), Bayesian leave-one-out cross-validation for large data.
     """
-    if len(problem.provenance.data) != 1:
-        return None
+    sites = len(problem.provenance.data)
+    if sites != 1:
+        return f"{sites} observed sites, not one"
     shares = scipy.special.softmax(log_weights)
     chosen = generator(problem.key, 3).choice(len(shares), size=draws, p=shares)
     resampled = jnp.asarray(w[chosen], jnp.result_type(float))
     groups, dims = groups_of(problem.posterior, samples_at(problem.posterior, resampled))
+    ((name, pointwise),) = groups["log_likelihood"].items()
+    count = pointwise[0, 0].size
+    if count < 2:
+        return f"`{name}` is one datum, as an event of several numbers is"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of high k-hat: `good` says so
-        return Loo(*arviz_compat.psis_loo(arviz_compat.built(groups, {}, dims)))
+        return Loo(*arviz_compat.psis_loo(arviz_compat.built(groups, {}, dims)), count)

@@ -29,6 +29,10 @@ class Samples(eqx.Module):
     u: Float[Array, "n d"]
     outside: int
 
+    def __getitem__(self, name: str) -> Array:
+        """Draws of the site called `name`, shape (n, ...)."""
+        return self.values[name]
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {np.shape(v)}" for name, v in self.values.items())
         return f"{len(self.u)} draws ({shapes}), {self.outside} replaced outside the support"

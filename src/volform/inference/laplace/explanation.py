@@ -136,7 +136,7 @@ def _parts(posterior: Posterior, u: Float[Array, " d"]) -> tuple[dict, dict, Any
     values = posterior.values(u)
     jacobians = {
         site.name: jnp.sum(site.chart.log_abs_det_jacobian(site.part(u), values[site.name]))
-        for site in posterior.layout.sites
+        for site in posterior.layout.sites_at(values)
     }
     return posterior.program.site_densities(values), jacobians, posterior.metric(u)
 

@@ -11,16 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from volform.inference.laplace.slices import POINTS, WIDEST
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.newton import expansions
 from volform.models.posterior import Posterior
 
-# Points on either side of the mode along each axis: differences of order 14, judged by order 12.
-POINTS = 7
-# Their first distance, in standard deviations: the error of truncation falls as its 14th power, and
-# of rounding grows as 10^-13 / h^2. Of nine models (Student t, LKJ, negative binomial, Dirichlet,
-# logistic, ...) eight had c to 10^-12 here, and a Cauchy likelihood of four data at the half of it.
-WIDEST, STEP_SIZES = 0.12, 3
+STEP_SIZES = 3  # that are tried, each half of the one before
 GOOD_ENOUGH = 1e-10  # relative to 1 + |c|; of the nine the error was a tenth of its estimate
 
 

@@ -5,7 +5,6 @@ from volform.inference.modes.expansion import (
     SecondOrder as SecondOrder,
     expand_first as expand_first,
     hessian_of as hessian_of,
-    lacks_forward_mode as lacks_forward_mode,
     objective as objective,
     volume_error as volume_error,
 )

@@ -1,13 +1,12 @@
 """Starts inside each summand of a density that is a sum: needles that no prior draw is near to.
 
-Of a density whose program holds `jnp.logaddexp(a, b)`, a narrow summand with most of the mass is
-seen by nothing that draws: the basin of a spike of width .01 in five dimensions holds 10^-8 of the
-prior, and its slope underflows eight widths away. But the summand alone, a Gaussian mostly, has a
-slope everywhere.
+Of a density whose program holds `jnp.logaddexp(a, b)` or a `logsumexp` of a few, a narrow summand
+with most of the mass is seen by nothing that draws: the basin of a spike of width .01 in five
+dimensions holds 10^-8 of the prior, and its slope underflows eight widths away. But the summand
+alone, a Gaussian mostly, has a slope everywhere.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +19,9 @@ from jaxtyping import Array, Float
 from volform.models.layout import Layout
 from volform.models.posterior import Posterior
 
-MOST_SUMS = 4  # that are taken apart, the first in the program; each is two searches more
+MOST_SUMMANDS = 8  # that are searched, the first in the program, and of a sum that is taken apart
+
+Choice = Callable[[int], int | None]  # of a summand, by the number of those of a sum that is met
 
 
 class Summand(eqx.Module):
@@ -32,7 +33,7 @@ class Summand(eqx.Module):
     Attributes:
         posterior: the posterior.
         number: which sum of the program, counted from zero.
-        side: which of its two summands.
+        side: which of its summands.
     """
 
     posterior: Posterior
@@ -53,34 +54,62 @@ class Summand(eqx.Module):
         """The identity."""
         return lx.IdentityLinearOperator(jax.eval_shape(lambda: u))
 
-    def log_density(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+    def log_density_lebesgue(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """Log density."""
+        met = []
+
+        def choose(count: int) -> int | None:
+            met.append(count)
+            return self.side if len(met) == self.number + 1 else None
+
         closed = _program(self.posterior, u)
-        part = _with_summand(closed.jaxpr, self.number, self.side, itertools.count())
-        return jaxpr_as_fun(ClosedJaxpr(part, closed.consts))(u)[0]
+        return _evaluated(closed, [u], choose)[0]
 
 
 def summands(posterior: Posterior) -> list[Summand]:
     """The posterior with each summand of the scalar sums that its program holds."""
-    sums = _count_sums(_program(posterior, jnp.zeros(posterior.dim)).jaxpr)
-    return [
-        Summand(posterior, number, side)
-        for number in range(min(sums, MOST_SUMS))
-        for side in (0, 1)
-    ]
+    sums: list[int] = []
+    closed = _program(posterior, jnp.zeros(posterior.dim))
+    # `append` gives None: no sum is replaced.
+    jax.eval_shape(lambda u: _evaluated(closed, [u], sums.append), jnp.zeros(posterior.dim))
+    each = [(number, side) for number, count in enumerate(sums) for side in range(count)]
+    return [Summand(posterior, number, side) for number, side in each[:MOST_SUMMANDS]]
 
 
 def _program(posterior: Posterior, u: Float[Array, " d"]) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda u: posterior.log_density_lebesgue(u))(u)
 
 
-def _is_sum(eqn: JaxprEqn) -> bool:
-    """Tell whether it is a call of `jnp.logaddexp` with one number as its result."""
-    if eqn.primitive.name != "custom_jvp_call":
-        return False
-    aval: Any = eqn.outvars[0].aval
-    name = eqn.params["call_jaxpr"].jaxpr.debug_info.func_name
-    return aval.shape == () and name == "logaddexp"
+def _evaluated(closed: Any, inputs: Sequence[Any], choose: Choice) -> list[Any]:
+    """Outputs of the program, with a summand in place of each sum that one is chosen for."""
+    jaxpr, values = closed.jaxpr, dict[Any, Any]()
+    exponents: dict[Any, Any] = {}  # of `sum(exp(a))`, by the variable that holds it
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    values.update(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+    for eqn in jaxpr.eqns:
+        given = [read(variable) for variable in eqn.invars]
+        inner, parts = _called(eqn), _parts(eqn, given, exponents)
+        chosen = None if parts is None else choose(len(parts))
+        if inner is not None:
+            outputs = _evaluated(inner, given, choose)
+        elif parts is not None and chosen is not None:
+            outputs = [parts[chosen]]
+        else:
+            outputs = _of_one(jaxpr, eqn, given)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _of_one(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[Any]) -> list[Any]:
+    # A variable that is given twice is one input of the program of this equation.
+    pairs = zip(eqn.invars, given, strict=True)
+    inputs = {v: value for v, value in pairs if not isinstance(v, Literal)}
+    one = jaxpr.replace(constvars=[], invars=[*inputs], outvars=[*eqn.outvars], eqns=[eqn])
+    return jaxpr_as_fun(ClosedJaxpr(one, ()))(*inputs.values())
 
 
 def _called(eqn: JaxprEqn) -> Any:
@@ -89,29 +118,25 @@ def _called(eqn: JaxprEqn) -> Any:
     return eqn.params["jaxpr"] if is_call else None
 
 
-def _count_sums(jaxpr: Jaxpr) -> int:
-    return sum(
-        _count_sums(inner.jaxpr) if (inner := _called(eqn)) is not None else _is_sum(eqn)
-        for eqn in jaxpr.eqns
-    )
+def _parts(eqn: JaxprEqn, given: list[Any], exponents: dict[Any, Any]) -> Any:
+    """Logarithms of the summands if it is the logarithm of a sum, with one number as its result.
 
-
-def _with_summand(jaxpr: Jaxpr, number: int, side: int, sums: Iterator[int]) -> Jaxpr:
-    """The program with a summand in place of one sum; `sums` counts those that were met."""
-    instead: dict[Any, Any] = {}
-    eqns = []
-
-    def renamed(variables: Any) -> list[Any]:
-        return [v if isinstance(v, Literal) else instead.get(v, v) for v in variables]
-
-    for eqn in jaxpr.eqns:
-        inner, inputs = _called(eqn), renamed(eqn.invars)
-        if inner is not None:
-            taken = _with_summand(inner.jaxpr, number, side, sums)
-            params = eqn.params | {"jaxpr": ClosedJaxpr(taken, inner.consts)}
-            eqns.append(eqn.replace(invars=inputs, params=params))
-        elif _is_sum(eqn) and next(sums) == number:
-            instead[eqn.outvars[0]] = inputs[side]
-        else:
-            eqns.append(eqn.replace(invars=inputs))
-    return jaxpr.replace(eqns=eqns, outvars=renamed(jaxpr.outvars))
+    That of `jnp.logaddexp` is a call; of `logsumexp` it is the last of `exp`, `reduce_sum`, `abs`
+    and `log`, which `exponents` keeps the thread of.
+    """
+    if not eqn.outvars:  # of a callback
+        return None
+    name, output = eqn.primitive.name, eqn.outvars[0]
+    shape = getattr(output.aval, "shape", None)
+    if name == "custom_jvp_call" and shape == ():
+        is_sum = eqn.params["call_jaxpr"].jaxpr.debug_info.func_name == "logaddexp"
+        return given if is_sum else None
+    first = eqn.invars[0] if eqn.invars else None
+    if name == "exp" and shape is not None and len(shape) == 1 and shape[0] <= MOST_SUMMANDS:
+        exponents[output] = given[0]
+    elif shape == () and not isinstance(first, Literal) and first in exponents:
+        if name == "log":
+            return exponents[first]
+        if name in {"reduce_sum", "abs"}:
+            exponents[output] = exponents[first]
+    return None
