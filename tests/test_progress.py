@@ -81,6 +81,8 @@ def until(condition, seconds=20.0):
 def no_thread_is_left():
     before = set(threading.enumerate())
     yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5.0)  # that of rich is told to end, and not waited for
     assert set(threading.enumerate()) <= before
 
 
