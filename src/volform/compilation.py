@@ -61,14 +61,14 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         fn: a function of pytrees, the first of which holds the data. Where that has an attribute
-            `constants`, it tells the number of elements that are no leaves.
+            `numbers_read`, it tells how many are read that are no leaves.
     """
     programs = by_numbers(fn)
 
     @functools.wraps(fn)
     def chosen(data: Any, *args: Any, **kwargs: Any) -> Any:
         leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
-        numbers = sum(leaf.size for leaf in leaves) + getattr(data, "constants", 0)
+        numbers = sum(leaf.size for leaf in leaves) + getattr(data, "numbers_read", 0)
         return programs(numbers)(data, *args, **kwargs)
 
     return chosen

@@ -57,9 +57,9 @@ class BoundModel(eqx.Module):
         return self.layout.names
 
     @property
-    def constants(self) -> int:
-        """Number of elements of the arrays that the model reads and that are no arguments."""
-        return self.program.source.constants
+    def numbers_read(self) -> float:
+        """Numbers that a run reads besides its arguments; infinite in a loop of unknown length."""
+        return self.program.source.numbers_read
 
     def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Named values at u, of the latent sites or of any sites, deterministic ones included.
@@ -102,8 +102,24 @@ class BoundModel(eqx.Module):
         Args:
             u: unconstrained point, shape (d,).
         """
-        densities = self.program.site_densities(self.layout.constrain(u))
-        return sum((densities[name] for name in self.observed), jnp.zeros((), u.dtype))
+        return self.log_prior_and_likelihood(u)[1]
+
+    def log_prior_and_likelihood(
+        self, u: Float[Array, " d"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The summands of `log_density`: of the latent sites, with `log |det dv/du|`; of the data.
+
+        Args:
+            u: unconstrained point, shape (d,).
+
+        Returns:
+            log p(u), with respect to Lebesgue measure in u, and log p(data | u).
+        """
+        values, log_det = self.layout.constrain_with_log_det(u)
+        densities = self.program.site_densities(values)
+        zero = jnp.zeros((), u.dtype)
+        likelihood = sum((densities.pop(name) for name in self.observed), zero)
+        return sum(densities.values(), zero) + log_det, likelihood
 
     def point_in(self, other: "BoundModel", u: Float[Array, " d"]) -> Float[Array, " e"]:
         """The unconstrained point of another spelling that has the same values as u.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from numpyro import handlers
 from numpyro.infer import init_to_sample
 from numpyro.infer.util import compute_log_probs
 
-from volform.compilation import QUICK_UP_TO
 from volform.errors import DataError, ModelError, VolformError
 from volform.geometry.dependence import dependence, holds_open_loop, moves
 from volform.models.data_checks import advice_on, all_inside, require_no_table, value_in_words
@@ -79,9 +79,9 @@ class Source:
         if trace is not None:
             exact = [trace.digest] if is_shared else [ById(model), trace.kind]
         consts = [] if trace is None else trace.jaxpr.consts
-        self.constants = sum(const.size for const in consts)  # elements that are no arguments
-        if trace is not None and holds_open_loop(trace.jaxpr.jaxpr):
-            self.constants += QUICK_UP_TO  # by `odeint` a search takes 120 s, and 47 if optimized
+        # A solver reads at each step: a search by `odeint` takes 120 s, and 47 if optimized.
+        is_long = trace is not None and holds_open_loop(trace.jaxpr.jaxpr)
+        self.numbers_read = math.inf if is_long else sum(const.size for const in consts)
         self._key = (model_name(model), *exact, None if prior is None else prior.kind, bounded)
 
     def __hash__(self) -> int:

@@ -85,9 +85,9 @@ class Posterior(eqx.Module):
         return self.program.model
 
     @property
-    def constants(self) -> int:
-        """Number of elements of the arrays that the model reads and that are no arguments."""
-        return self.program.source.constants
+    def numbers_read(self) -> float:
+        """Numbers that a run reads besides its arguments; infinite in a loop of unknown length."""
+        return self.program.source.numbers_read
 
     @property
     def bound_model(self) -> BoundModel:

@@ -45,11 +45,9 @@ def weighed_draws(
 
 def tempered(fit: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Log weights of the highest power of the likelihood that leaves enough effective draws."""
-    usable = np.isfinite(fit)
-    if not usable.any():
+    if not np.isfinite(fit).any():
         return fit
-    power = highest_power(fit, TEMPERED_DRAWS)
-    return np.where(usable, power * (np.where(usable, fit, 0.0) - np.max(fit)), -np.inf)
+    return highest_power(fit, TEMPERED_DRAWS) * (fit - np.max(fit))
 
 
 def highest_power(fit: Float[np.ndarray, " n"], enough: float) -> float:

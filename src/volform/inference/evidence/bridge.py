@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.diagnostics import effective_sample_size
 
 from volform.checks import require_whole
-from volform.errors import DataError, ModelError, VolformError
+from volform.errors import DataError, ModelError
 from volform.generators import generator
 from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
@@ -121,10 +121,8 @@ class Bridge(Estimator):
     def _reservations(self, problem: Problem) -> tuple[str, ...]:
         if self.samples is not None and problem.provenance.equivalent_modes is None:
             return ()  # a search costs more than draws that are at hand
-        try:
-            return problem.reservations
-        except VolformError:  # there is no mode, so that no number of copies is missing
-            return ()
+        # Without a mode no number of copies is missing.
+        return problem.reservations if problem.known_modes else ()
 
     def _chains(self, problem: Problem, random: np.random.Generator) -> Chains:
         if self.samples is not None:
@@ -175,9 +173,8 @@ def _dispersed(problem: Problem, random: np.random.Generator, chains: int) -> tu
     Student t around the modes that the search found; where it found none, as NumPyro starts.
     """
     posterior, dtype = problem.posterior, jnp.result_type(float)
-    try:
-        modes = problem.modes
-    except VolformError:  # of the metric or the mode, which bridge sampling does without
+    modes = problem.known_modes
+    if not modes:
         starts = random.uniform(-2.0, 2.0, (chains, posterior.dim))
         return starts.astype(dtype), np.eye(posterior.dim, dtype=dtype)
     proposal = proposal_at(posterior, LEBESGUE, modes, OVERDISPERSED)

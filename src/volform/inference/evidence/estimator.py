@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import ONE_BY_ONE, key_of, require_untraced
-from volform.errors import ModelError
+from volform.errors import ModelError, VolformError
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.log_evidence import are_copies, laplace_evidence, without_copies
@@ -50,12 +50,21 @@ class Problem:
     key: PRNGKeyArray
     given: MAP | None = None
 
-    @cached_property
+    @property
     def fit(self) -> MAP:
-        """The MAP, found when it is first asked for."""
+        """The MAP, searched when it is first asked for, and once also where the search fails."""
+        if isinstance(self._search, VolformError):
+            raise self._search
+        return self._search
+
+    @cached_property
+    def _search(self) -> MAP | VolformError:
         if self.given is not None:
             return self.given
-        return find_map(self.posterior, key=jax.random.fold_in(self.key, 0))
+        try:
+            return find_map(self.posterior, key=jax.random.fold_in(self.key, 0))
+        except VolformError as error:
+            return error
 
     @cached_property
     def approx(self) -> LaplaceApproximation:
@@ -73,6 +82,14 @@ class Problem:
         """
         found = self._found
         return with_images(self.fit, self.symmetries, found) if self.symmetries else found
+
+    @property
+    def known_modes(self) -> list[SecondOrder]:
+        """The `modes`, none where there are none or the metric has no volume there."""
+        try:
+            return self.modes
+        except VolformError:
+            return []
 
     @property
     def _found(self) -> list[SecondOrder]:
@@ -160,7 +177,12 @@ class Problem:
     @property
     def searched(self) -> Cost:
         """Evaluations of the search for the mode, if an estimator has asked for it."""
-        return self.fit.cost if "fit" in vars(self) else Cost()
+        return Cost() if self._searched is None else self._searched.cost
+
+    @property
+    def _searched(self) -> MAP | None:
+        found = vars(self).get("_search")
+        return found if isinstance(found, MAP) else None
 
     def estimated(
         self,
@@ -175,7 +197,7 @@ class Problem:
         regimes: tuple[Regime, ...] = (),
     ) -> Evidence:
         """An estimate as an `Evidence` of this posterior; cost and regime of the search added."""
-        searched = (self.fit.regime,) if "fit" in vars(self) else ()
+        searched = () if self._searched is None else (self._searched.regime,)
         return Evidence(
             scalar(log_z),
             scalar(error),

@@ -11,7 +11,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from volform.compilation import QUICK, STEADY, Compiled
-from volform.errors import ModelError, VolformError
+from volform.errors import ModelError
 from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.modes.expansion import SecondOrder
@@ -92,16 +92,15 @@ def _center(problem: Problem) -> tuple[Any, Any]:
     A box, a ring or a plateau has no strict mode. The rule takes any tail, so that it needs the
     place and the scale to a factor only: those of a thousand draws under a power of the likelihood.
     """
-    try:
-        at = problem.modes[0]
-    except VolformError:
-        model = problem.posterior.bound_model
-        draws, fit = map(np.asarray, weighed_draws(model, problem.key, FOLD))
-        weights = scipy.special.softmax(tempered(fit))
-        center = weights @ draws
-        scatter = (draws - center).T @ (weights[:, None] * (draws - center))
-        return center, cholesky_or_nan(scatter)
-    return np.asarray(at.u, float), np.asarray(at.whitener, float)
+    if problem.known_modes:
+        at = problem.known_modes[0]
+        return np.asarray(at.u, float), np.asarray(at.whitener, float)
+    model = problem.posterior.bound_model
+    draws, fit = map(np.asarray, weighed_draws(model, problem.key, FOLD))
+    weights = scipy.special.softmax(tempered(fit))
+    center = weights @ draws
+    scatter = (draws - center).T @ (weights[:, None] * (draws - center))
+    return center, cholesky_or_nan(scatter)
 
 
 class Trapezoids(NamedTuple):
@@ -227,12 +226,8 @@ def _step_for_modes(problem: Problem, center: Any, whitener: Any) -> float:
     Of six needles beside a broad mode those that nodes were .4 of a deviation apart at were found
     to 10^-15, and those at 18 and more were missed. `dz/dt = pi/2 cosh(t) cosh(pi/2 sinh t)`.
     """
-    try:
-        modes = problem.modes
-    except VolformError:
-        return math.inf
-    steps = []
-    for mode in modes:
+    steps = [math.inf]
+    for mode in problem.known_modes:
         z = np.linalg.solve(whitener, np.asarray(mode.u) - center)
         t = np.arcsinh(np.arcsinh(z) / (0.5 * np.pi))
         spacing = 0.5 * np.pi * np.cosh(t) * np.sqrt(1.0 + z**2)
@@ -243,9 +238,8 @@ def _step_for_modes(problem: Problem, center: Any, whitener: Any) -> float:
 
 def _astray(problem: Problem, top: tuple[Any, float]) -> str:
     """Reason why the heaviest node is no part of the posterior; empty where there is none."""
-    try:
-        modes = problem.modes
-    except VolformError:
+    modes = problem.known_modes
+    if not modes:
         return ""
     u, log_p = top
     (there,) = expansions(problem.posterior, np.asarray(u, jnp.result_type(float))[None])

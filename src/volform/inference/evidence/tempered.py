@@ -171,9 +171,7 @@ def _run(
     for _ in range(MOST_POWERS):
         enough = KEPT * np.isfinite(fit).sum()
         step = min(highest_power(fit, enough), 1.0 - power)
-        log_weights = np.where(
-            np.isfinite(fit), step * np.where(np.isfinite(fit), fit, 0.0), -np.inf
-        )
+        log_weights = step * fit
         log_z += float(np.logaddexp.reduce(log_weights)) - math.log(len(u))
         power += step
         if power >= 1.0:
@@ -235,7 +233,7 @@ def _move(
         return center + factor @ z
 
     def density(z: Float[Array, " d"]) -> Float[Array, ""]:
-        prior, fit = _split(model, place(z))
+        prior, fit = model.log_prior_and_likelihood(place(z))
         value = prior + power * fit
         return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
@@ -258,8 +256,8 @@ def _move(
         start = init(z, density), jnp.zeros((), z.dtype)
         state, accepted = jax.lax.fori_loop(0, count, move, start)
         at = place(state.position)
-        fit = _split(model, at)[1]
-        return at, jnp.where(jnp.isnan(fit), -jnp.inf, fit), accepted / count.astype(z.dtype)
+        fit = model.log_likelihood(at)
+        return at, jnp.where(jnp.isfinite(fit), fit, -jnp.inf), accepted / count.astype(z.dtype)
 
     z = jax.scipy.linalg.solve_triangular(factor, (u - center).T, lower=True).T
     keys = jax.random.split(jax.random.fold_in(key, number), len(u))
@@ -268,16 +266,6 @@ def _move(
 
 
 _moved = Compiled(_move, STEADY)  # which millions of evaluations repay
-
-
-def _split(model: BoundModel, u: Float[Array, " d"]) -> tuple[Array, Array]:
-    """Log prior density in u, and log likelihood."""
-    values, log_det = model.layout.constrain_with_log_det(u)
-    densities = model.program.site_densities(values)
-    zero = jnp.zeros((), u.dtype)
-    fit = sum((densities[name] for name in model.observed), zero)
-    prior = sum((value for name, value in densities.items() if name not in model.observed), zero)
-    return prior + log_det, fit
 
 
 def _require_draws(problem: Problem) -> None:

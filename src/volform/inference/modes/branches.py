@@ -41,9 +41,9 @@ class Summand(eqx.Module):
     side: int = eqx.field(static=True)
 
     @property
-    def constants(self) -> int:
-        """Number of elements of the arrays that the posterior reads and that are no arguments."""
-        return self.posterior.constants
+    def numbers_read(self) -> float:
+        """Numbers that a run reads besides its arguments; infinite in a loop of unknown length."""
+        return self.posterior.numbers_read
 
     @property
     def layout(self) -> Layout:

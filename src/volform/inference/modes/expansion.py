@@ -193,11 +193,9 @@ def expand_second(posterior: Posterior, u: Float[Array, " d"]) -> SecondOrder:
 def expand_first(posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
     """-log q^G to first order at u: no matrix is formed where the metric is none."""
     value, gradient = jax.value_and_grad(objective)(u, posterior)
-    return FirstOrder(u, value, gradient, *_size_and_volume(posterior.metric(u), gradient))
-
-
-def _size_and_volume(metric: Any, gradient: Float[Array, " d"]) -> tuple[Array, Array]:
-    return jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
+    metric = posterior.metric(u)
+    norm, volume = jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
+    return FirstOrder(u, value, gradient, norm, volume)
 
 
 def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> Any:
