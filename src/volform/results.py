@@ -274,10 +274,10 @@ class Evidence(eqx.Module):
         return scalar(second, jnp.result_type(self.log_z))
 
     def __repr__(self) -> str:
-        text = f"log Z {float(self.log_z):.3f}"
+        text = f"log Z {float(self.log_z):z.3f}"
         if self.correction is not None and self.log_z_second_order is not None:
             text += (
-                f", second order {float(self.log_z_second_order):.3f}"
+                f", second order {float(self.log_z_second_order):z.3f}"
                 f", correction c = {float(self.correction):+.3f}"
             )
         elif float(self.error) == 0.0:

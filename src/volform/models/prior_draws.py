@@ -21,7 +21,10 @@ def prior_draws(model: BoundModel, key: PRNGKeyArray, count: int) -> Float[Array
     """Draws from the prior in u; of sites without a sampler as by `init_to_uniform`."""
 
     def draw(key: PRNGKeyArray) -> Float[Array, " d"]:
-        return model.layout.unconstrain(model.program.prior_draw(key))
+        u = model.layout.unconstrain(model.program.prior_draw(key))
+        # A value that is rounded to the edge of its support has a likelihood, and lies this far.
+        farthest = -math.log(jnp.finfo(u.dtype).tiny)
+        return jnp.clip(u, -farthest, farthest)
 
     return jax.lax.map(draw, jax.random.split(key, count), batch_size=PRIOR_DRAWS_AT_ONCE)
 

@@ -250,7 +250,8 @@ def _concluded(tried: list[Evidence], suffices: bool) -> Evidence:
     if not suffices and checked:
         gap = abs(_value(checked[0]) - _value(best))
         if gap > 3.0 * math.hypot(error, _error(checked[0])):
-            error = gap
+            error, disagrees = gap, f"{_named(checked[0])} disagrees"
+            best = dataclasses.replace(best, trust=best.trust.but((disagrees,)))
     before = [f"{_named(e)} {_value(e):.3f} ({e.trust.level.value})" for e in tried]
     earlier = "; ".join(text for e, text in zip(tried, before, strict=True) if e is not best)
     note = "; ".join(text for text in (best.note, f"also {earlier}" if earlier else "") if text)

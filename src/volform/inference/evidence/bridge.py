@@ -83,6 +83,7 @@ class Bridge(Estimator):
         rounds = [bridge(posterior, fold, random) for _ in range(self.repeats) for fold in folds]
         values, errors = np.reshape(np.array(rounds), (self.repeats, 2, 2)).transpose(2, 0, 1)
         error = max(
+            self._lack(problem),
             float(np.sqrt(np.mean(errors**2) / 2.0)),  # halves are nearly independent
             float(np.abs(values.mean(0) @ np.array([0.5, -0.5]))),
             float(values.mean(1).std(ddof=1)) if self.repeats > 1 else 0.0,
@@ -123,6 +124,9 @@ class Bridge(Estimator):
             return ()  # a search costs more than draws that are at hand
         # Without a mode no number of copies is missing.
         return problem.reservations if problem.known_modes else ()
+
+    def _lack(self, problem: Problem) -> float:
+        return problem.lack if self._reservations(problem) else 0.0
 
     def _chains(self, problem: Problem, random: np.random.Generator) -> Chains:
         if self.samples is not None:

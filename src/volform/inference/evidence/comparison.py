@@ -64,7 +64,7 @@ class Row:
             share += f" ± {_or_unknown(self.probability_error)}"
         return {
             "model": self.name,
-            "log Z": f"{float(found.log_z):.3f}",
+            "log Z": f"{float(found.log_z):z.3f}",
             "error": _or_unknown(float(found.error)),
             "probability": share,
             "log BF": f"{self.log_bayes_factor:.2f}",

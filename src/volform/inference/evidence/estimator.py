@@ -132,7 +132,7 @@ class Problem:
                 f"far modes may be missing: {sites} has no proper prior whose draws the search "
                 "could start from"
             )
-        if self.fit.modes and self.seen_once > SEEN_ONCE:
+        if self._is_searched_too_little:
             reasons.append(
                 f"modes that one start alone found hold {self.seen_once:.0%} of the evidence: "
                 "others may be missing"
@@ -141,14 +141,32 @@ class Problem:
             reasons.append(self.fixed_by)
         if self.posterior.dim > BFGS_UP_TO:
             reasons.append(f"above {BFGS_UP_TO:,} parameters other modes are not looked for")
-        expected = self.copies
-        found = sum(are_copies(mode, self.modes[0]) for mode in self.modes) if expected > 1 else 1
+        expected, found = self.copies, self._copies_found
         if found < expected:
             reasons.append(
                 f"{found:,} of {expected:,} equivalent modes were found; log Z may lack up to "
                 f"{math.log(expected / found):.3f}"
             )
         return tuple(reasons)
+
+    @property
+    def lack(self) -> float:
+        """Nats that log Z may lack by modes that are missing, as far as the search can tell.
+
+        By Good and Turing's estimate the share of what was not seen is that of what was seen once.
+        """
+        unseen = -math.log1p(-min(self.seen_once, 0.99)) if self._is_searched_too_little else 0.0
+        return max(unseen, math.log(max(self.copies / self._copies_found, 1.0)))
+
+    @property
+    def _is_searched_too_little(self) -> bool:
+        return bool(self.fit.modes) and self.seen_once > SEEN_ONCE
+
+    @cached_property
+    def _copies_found(self) -> int:
+        if self.copies <= 1:
+            return 1
+        return sum(are_copies(mode, self.modes[0]) for mode in self.modes)
 
     @property
     def condition(self) -> str:
@@ -278,7 +296,8 @@ def estimator_of(by: object, default: Estimator) -> Estimator:
         return default
     if not isinstance(by, Estimator):
         raise ModelError(
-            f"`by` should be an estimator such as `vf.Laplace()` or `vf.Importance()`; got {by!r}."
+            f"`by` should be an estimator such as `vf.Laplace()` or `vf.Importance()`; got {by!r}"
+            + (f": call it, `vf.{by.__name__}()`." if isinstance(by, type) else ".")
         )
     return by
 

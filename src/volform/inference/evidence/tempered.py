@@ -13,6 +13,7 @@ from volform.checks import require_whole
 from volform.compilation import STEADY, Compiled
 from volform.errors import ConvergenceError, ModelError
 from volform.generators import generator
+from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.limits import RANDOM_WALK_UP_TO
 from volform.models.bound_model import BoundModel
@@ -26,6 +27,8 @@ LEAPFROGS = 8  # of a trajectory of Hamiltonian Monte Carlo
 MORE = 4  # times as many moves, or particles, in the next round
 KEPT = 0.5  # effective share of the particles at the next power of the likelihood
 MOST_POWERS = 500
+# Draws from the prior that have a likelihood at all, and batches of draws until there are so many.
+FEWEST_POSSIBLE, MOST_BATCHES = 50, 100
 # Spread of log Z between runs above which particles do not know where the mass is: .6 of a
 # sinusoid's frequency by 1,000 particles, .1 by 4,000.
 SPREAD_LIMIT = 0.3
@@ -48,7 +51,7 @@ class Tempered(Estimator):
     runs and half of the gap between the rounds.
 
     Attributes:
-        particles: particles of a run, in thousands.
+        particles: particles of a run, a multiple of 1,000: so many are drawn and moved at once.
         runs: independent runs in a round.
         evaluations: of the density or its gradient, after which no further round begins.
 
@@ -67,6 +70,11 @@ class Tempered(Estimator):
     def __check_init__(self) -> None:
         for name in ("particles", "runs", "evaluations"):
             require_whole(getattr(self, name), name, "Tempered", ModelError)
+        if self.particles % PRIOR_DRAWS:
+            raise ModelError(
+                f"`particles` of Tempered is {self.particles:,}; it should be a multiple of "
+                f"{PRIOR_DRAWS:,}, which are drawn and moved at once."
+            )
         if self.runs < 2:
             raise ModelError(
                 f"`runs` of Tempered is {self.runs}; its error is their spread: give 2 or more."
@@ -76,19 +84,19 @@ class Tempered(Estimator):
         """The log of the mean evidence of the last round."""
         posterior = problem.posterior
         _require_draws(problem)
-        batches, moves, used = -(-self.particles // PRIOR_DRAWS), _Moves.of(posterior.dim).first, 0
+        batches, moves, used = self.particles // PRIOR_DRAWS, _Moves.of(posterior.dim).first, 0
         rounds: list[Round] = []
         with waiting("tempering", show=True) as phase:
             while not (rounds and (_is_settled(rounds) or used > self.evaluations)):
-                values = []
+                runs = []
                 for number in range(self.runs):
                     text = f"{moves} moves of {batches * PRIOR_DRAWS:,} particles"
                     phase(text, number, self.runs)
                     random = generator(problem.key, PARTICLE_STREAM, len(rounds), number)
-                    log_z, evaluated = _run(posterior, problem.key, random, batches, moves)
-                    values.append(log_z)
-                    used += evaluated
-                rounds.append(Round(batches, moves, np.array(values)))
+                    runs.append(_run(posterior, problem.key, random, batches, moves))
+                values, cut, evaluated = np.array(runs).T
+                used += int(evaluated.sum())
+                rounds.append(Round(batches, moves, values, float(cut.mean())))
                 if _agree(rounds):
                     batches *= MORE
                 else:
@@ -103,11 +111,13 @@ class Round(NamedTuple):
         batches: particles of a run, in batches.
         moves: moves of a particle at each power.
         values: log evidence of each run.
+        cut: share of the mass where the chart of a bounded site may be cut off.
     """
 
     batches: int
     moves: int
     values: Float[np.ndarray, " r"]
+    cut: float
 
     @property
     def log_z(self) -> float:
@@ -158,15 +168,10 @@ class _Moves(NamedTuple):
 
 def _run(
     posterior: Posterior, key: PRNGKeyArray, random: np.random.Generator, batches: int, count: int
-) -> tuple[float, int]:
-    """Log evidence of one run, and evaluations of the density or its gradient."""
+) -> tuple[float, float, int]:
+    """Log evidence of a run, the share that may be cut off, evaluations of density or gradient."""
     model, moves = posterior.bound_model, _Moves.of(posterior.dim)
-    u, fit = _joined([weighed_draws(model, key, _number(random)) for _ in range(batches)])
-    if not np.isfinite(fit).any():
-        raise ConvergenceError(
-            f"None of {len(fit):,} draws from the prior has a finite likelihood: `vf.Tempered` has "
-            "nothing to begin with. Do the priors allow the data?"
-        )
+    u, fit = _drawn(model, key, random, batches)
     log_z, power, scale, used = 0.0, 0.0, moves.scale, len(u)
     for _ in range(MOST_POWERS):
         enough = KEPT * np.isfinite(fit).sum()
@@ -175,8 +180,9 @@ def _run(
         log_z += float(np.logaddexp.reduce(log_weights)) - math.log(len(u))
         power += step
         if power >= 1.0:
-            return log_z, used
-        u = u[_resampled(log_weights, random)]
+            shares = np.exp(log_weights - np.logaddexp.reduce(log_weights))
+            return log_z, float(shares @ is_far_out(u)), used
+        u = u[_resampled(log_weights, batches * PRIOR_DRAWS, random)]
         # Arrays, since numbers of Python would be compiled into the program.
         given = np.asarray(power, u.dtype), u.mean(0), _factor(u), np.asarray(scale, u.dtype)
         parts = [
@@ -192,6 +198,28 @@ def _run(
     )
 
 
+def _drawn(
+    model: BoundModel, key: PRNGKeyArray, random: np.random.Generator, batches: int
+) -> tuple[np.ndarray, ...]:
+    """Draws from the prior and their log likelihood, more of them while few have any.
+
+    Raises:
+        ConvergenceError: when none has one.
+    """
+    parts = [weighed_draws(model, key, _number(random)) for _ in range(batches)]
+    while True:
+        u, fit = _joined(parts)
+        if np.isfinite(fit).sum() >= FEWEST_POSSIBLE or len(parts) >= MOST_BATCHES:
+            break
+        parts.append(weighed_draws(model, key, _number(random)))
+    if np.isfinite(fit).any():
+        return u, fit
+    raise ConvergenceError(
+        f"None of {len(fit):,} draws from the prior has a finite likelihood: `vf.Tempered` has "
+        "nothing to begin with. Do the priors allow the data?"
+    )
+
+
 def _joined(parts: list[tuple[Array, ...]]) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(list(map(np.atleast_1d, p))) for p in zip(*parts, strict=True))
 
@@ -200,11 +228,13 @@ def _number(random: np.random.Generator) -> Any:
     return np.asarray(random.integers(2**31 - 1), np.int32)
 
 
-def _resampled(log_weights: Float[np.ndarray, " n"], random: np.random.Generator) -> Any:
+def _resampled(
+    log_weights: Float[np.ndarray, " n"], count: int, random: np.random.Generator
+) -> Int[np.ndarray, " c"]:
     """Systematic resampling: each particle as often as its share of the weight, to one."""
     cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
-    n = len(log_weights)
-    return np.searchsorted(cumulative, cumulative[-1] * (np.arange(n) + random.uniform()) / n)
+    places = (np.arange(count) + random.uniform()) / count
+    return np.searchsorted(cumulative, cumulative[-1] * places)
 
 
 def _factor(u: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
@@ -235,7 +265,7 @@ def _move(
     def density(z: Float[Array, " d"]) -> Float[Array, ""]:
         prior, fit = model.log_prior_and_likelihood(place(z))
         value = prior + power * fit
-        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+        return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
     def walk(key: PRNGKeyArray, state: Any) -> tuple[Any, Any]:
         noise = random_walk.normal(scale * jnp.ones(dim))
@@ -308,9 +338,9 @@ def _concluded(problem: Problem, rounds: Sequence[Round], used: int) -> Evidence
         last.log_z,
         error,
         method=f"tempering ({count:,} particles)",
-        trust=_trust(rounds).given(
-            f"if no region of less than 1/{count:,} of the prior's mass matters"
-        ),
+        trust=_trust(rounds)
+        .but(cut_off(problem.posterior, last.cut))
+        .given(f"if no region of less than 1/{count:,} of the prior's mass matters"),
         diagnostics={"spread": last.spread, "moves": float(last.moves)}
         | ({"gap": _gap(rounds)} if len(rounds) > 1 else {}),
         cost=cost,

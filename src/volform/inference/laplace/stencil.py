@@ -71,8 +71,9 @@ def _with_step(posterior: Posterior, at: SecondOrder, step: float) -> Difference
     hessians = hessians.reshape(d, 2, POINTS, d, d)
     volumes = np.reshape([end.log_volume for end in found], (d, 2, POINTS))
     center = float(np.trace(whitener.T @ np.asarray(at.hessian) @ whitener)), float(at.log_volume)
-    c, error = _contracted(hessians, volumes, center, step, POINTS)
-    lower, _ = _contracted(hessians, volumes, center, step, POINTS - 1)
+    with np.errstate(invalid="ignore"):  # beyond an edge, where c is NaN
+        c, error = _contracted(hessians, volumes, center, step, POINTS)
+        lower, _ = _contracted(hessians, volumes, center, step, POINTS - 1)
     return Differences(c, error + abs(c - lower), len(points))
 
 

@@ -63,7 +63,7 @@ class Summand(eqx.Module):
             return self.side if len(met) == self.number + 1 else None
 
         closed = _program(self.posterior, u)
-        return _evaluated(closed, [u], choose)[0]
+        return _evaluated(closed, [u], [False], choose)[0][0]
 
 
 def summands(posterior: Posterior) -> list[Summand]:
@@ -71,7 +71,9 @@ def summands(posterior: Posterior) -> list[Summand]:
     sums: list[int] = []
     closed = _program(posterior, jnp.zeros(posterior.dim))
     # `append` gives None: no sum is replaced.
-    jax.eval_shape(lambda u: _evaluated(closed, [u], sums.append), jnp.zeros(posterior.dim))
+    jax.eval_shape(
+        lambda u: _evaluated(closed, [u], [False], sums.append)[0], jnp.zeros(posterior.dim)
+    )
     each = [(number, side) for number, count in enumerate(sums) for side in range(count)]
     return [Summand(posterior, number, side) for number, side in each[:MOST_SUMMANDS]]
 
@@ -80,28 +82,49 @@ def _program(posterior: Posterior, u: Float[Array, " d"]) -> ClosedJaxpr:
     return jax.make_jaxpr(lambda u: posterior.log_density_lebesgue(u))(u)
 
 
-def _evaluated(closed: Any, inputs: Sequence[Any], choose: Choice) -> list[Any]:
-    """Outputs of the program, with a summand in place of each sum that one is chosen for."""
+def _evaluated(
+    closed: Any, inputs: Sequence[Any], replaced: Sequence[bool], choose: Choice
+) -> tuple[list[Any], list[bool]]:
+    """Outputs of the program with a summand in place of each sum that one is chosen for.
+
+    Args:
+        closed: the program.
+        inputs: its inputs.
+        replaced: which of them hold a summand in place of a sum already.
+        choose: gives the summand of each sum, in the order of the program.
+
+    Returns:
+        The outputs, and which of them hold a summand in place of a sum.
+    """
     jaxpr, values = closed.jaxpr, dict[Any, Any]()
     exponents: dict[Any, Any] = {}  # of `sum(exp(a))`, by the variable that holds it
+    values.update(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+    held = {v for v, is_held in zip(jaxpr.invars, replaced, strict=True) if is_held}
 
     def read(variable: Any) -> Any:
         return variable.val if isinstance(variable, Literal) else values[variable]
 
-    values.update(zip(jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(jaxpr.invars, inputs, strict=True))
+    def holds(variable: Any) -> bool:
+        return not isinstance(variable, Literal) and variable in held
+
     for eqn in jaxpr.eqns:
-        given = [read(variable) for variable in eqn.invars]
-        inner, parts = _called(eqn), _parts(eqn, given, exponents)
+        given, flags = [read(v) for v in eqn.invars], [holds(v) for v in eqn.invars]
+        inner = _called(eqn)
+        parts = _parts(eqn, given, exponents)
         chosen = None if parts is None else choose(len(parts))
+        if parts is given and sum(flags) == 1:  # a sum of a sum: its summand, and nothing beside
+            chosen = flags.index(True)
         if inner is not None:
-            outputs = _evaluated(inner, given, choose)
+            outputs, marks = _evaluated(inner, given, flags, choose)
         elif parts is not None and chosen is not None:
-            outputs = [parts[chosen]]
+            outputs, marks = [parts[chosen]], [True]
         else:
             outputs = _of_one(jaxpr, eqn, given)
+            marks = [any(flags)] * len(outputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
+        held |= {v for v, is_held in zip(eqn.outvars, marks, strict=True) if is_held}
+    return list(map(read, jaxpr.outvars)), list(map(holds, jaxpr.outvars))
 
 
 def _of_one(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[Any]) -> list[Any]:
@@ -121,8 +144,8 @@ def _called(eqn: JaxprEqn) -> Any:
 def _parts(eqn: JaxprEqn, given: list[Any], exponents: dict[Any, Any]) -> Any:
     """Logarithms of the summands if it is the logarithm of a sum, with one number as its result.
 
-    That of `jnp.logaddexp` is a call; of `logsumexp` it is the last of `exp`, `reduce_sum`, `abs`
-    and `log`, which `exponents` keeps the thread of.
+    That of `jnp.logaddexp` is a call; of `logsumexp` it is the last of `exp`, `mul` by weights,
+    `reduce_sum`, `abs` and `log`, which `exponents` keeps the thread of.
     """
     if not eqn.outvars:  # of a callback
         return None
@@ -131,12 +154,16 @@ def _parts(eqn: JaxprEqn, given: list[Any], exponents: dict[Any, Any]) -> Any:
     if name == "custom_jvp_call" and shape == ():
         is_sum = eqn.params["call_jaxpr"].jaxpr.debug_info.func_name == "logaddexp"
         return given if is_sum else None
-    first = eqn.invars[0] if eqn.invars else None
+    known = [i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in exponents]
     if name == "exp" and shape is not None and len(shape) == 1 and shape[0] <= MOST_SUMMANDS:
         exponents[output] = given[0]
-    elif shape == () and not isinstance(first, Literal) and first in exponents:
+    elif name == "mul" and len(known) == 1:  # by the weights `b` of `logsumexp`
+        logs = exponents[eqn.invars[known[0]]] + jnp.log(jnp.abs(given[1 - known[0]]))
+        exponents[output] = logs
+    elif shape == () and known:
+        exponent = exponents[eqn.invars[known[0]]]
         if name == "log":
-            return exponents[first]
+            return exponent
         if name in {"reduce_sum", "abs"}:
-            exponents[output] = exponents[first]
+            exponents[output] = exponent
     return None
