@@ -296,5 +296,5 @@ def _value(found: Evidence) -> float:
 
 def _error(found: Evidence) -> float:
     if found.correction is not None and _is_second(found):
-        return errors_of(float(found.correction), found.diagnostics["slices"])[1]
+        return errors_of(float(found.correction), found.diagnostics["gap"])[1]
     return float(found.error)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.diagnostics import effective_sample_size
 
 from volform.checks import require_whole
-from volform.errors import DataError, ModelError
+from volform.errors import ConvergenceError, DataError, ModelError
 from volform.generators import generator
 from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
@@ -226,6 +226,7 @@ def fold_of(
     """The Gaussian of `fit`, and the warped posterior at `rest`.
 
     Raises:
+        ConvergenceError: when there are draws outside the support.
         DataError: when the draws do not vary.
     """
     flat = fit.reshape(-1, fit.shape[-1])
@@ -239,6 +240,11 @@ def fold_of(
         ) from error
     z = np.linalg.solve(factor, (rest - mean).reshape(-1, flat.shape[1]).T).T
     at_draws = _log_ratio(posterior, mean, factor, z).reshape(rest.shape[:2])
+    if not np.isfinite(at_draws).all():
+        raise ConvergenceError(
+            f"At {np.sum(~np.isfinite(at_draws)):,} of {at_draws.size:,} draws of the chains the "
+            "density is zero: they did not find the support. Try `vf.Tempered()`."
+        )
     effective = float(np.clip(effective_sample_size(at_draws), 1.0, at_draws.size))
     return Fold(mean, factor, at_draws, effective)
 

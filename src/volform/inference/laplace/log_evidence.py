@@ -15,7 +15,7 @@ from volform.compilation import STEADY, Compiled
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
-from volform.inference.laplace.slices import SLICE_POINTS, slice_gap
+from volform.inference.laplace.slices import DRAWS, SLICE_POINTS, gap_of_expansion
 from volform.inference.laplace.stencil import correction_by_differences
 from volform.inference.modes.expansion import FirstOrder, SecondOrder, volume_error
 from volform.inference.modes.mode import MAP, ExpansionPoint
@@ -28,7 +28,7 @@ from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, sc
 
 # Of the evidence: modes of a smaller share are left out of c, and may overlap with others.
 NEGLIGIBLE = 1e-4
-# Of |c|, where the terms behind it are of the size of c^2, a tenth of a nat; and of slices' gap.
+# Of |c|, where the terms behind it are of the size of c^2, a tenth of a nat; and of the gap.
 LARGE = 0.3
 LEAST_ERROR = 0.01  # in nats, of any Laplace evidence: c may be zero by accident
 
@@ -63,7 +63,7 @@ def laplace_evidence(
     noise = volume_error(posterior, fit.at.u)
     if noise is not None:
         every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
-    diagnostics = {} if c is None else {"c": c, "slices": gap}
+    diagnostics = {} if c is None else {"c": c, "gap": gap}
     diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
     number = functools.partial(scalar, dtype=fit.at.value.dtype)
     half = np.nan if has_none else -0.5 * float(modes[0].log_det)
@@ -153,7 +153,7 @@ def are_copies(one: SecondOrder, other: SecondOrder) -> bool:
 def _mean_correction(
     fit: MAP, modes: Sequence[SecondOrder], weights: Float[np.ndarray, " m"]
 ) -> tuple[float, float, Cost] | None:
-    """The modes' corrections and gaps of slices, averaged by their weights, and what it took."""
+    """The modes' corrections and gaps, averaged by their weights, and what it took."""
     posterior = fit.posterior
     if posterior.dim > SECOND_ORDER_UP_TO or not fit.converged:
         return None
@@ -180,7 +180,7 @@ def _why_not(dim: int) -> str:
 
 
 def errors_of(c: float, gap: float) -> tuple[float, float]:
-    """Errors of log Z to first and to second order, in nats, by c and the gap of slices.
+    """Errors of log Z to first and to second order, in nats, by c and the gap of the expansion.
 
     Of 194 fits of 11 conjugate and one-parameter families, n = 1 to 30, `|log Z_2 - log Z|` was
     below `.01 + |c|/4` in 98 %, below c^2 in 53 %: where the terms of c cancel it is small by
@@ -192,7 +192,7 @@ def errors_of(c: float, gap: float) -> tuple[float, float]:
 
 
 def _correction(posterior: Posterior, at: SecondOrder) -> tuple[float, float, Cost]:
-    """The coefficient c at a mode, what slices through it lack of their own, and what it took."""
+    """The coefficient c at a mode, the gap of the expansion, and what it took."""
     d, spent = posterior.dim, Cost()
     if at.u.dtype != jnp.float64:  # of whose fourth differences rounding leaves nothing
         return float(exact_correction(posterior, at.u, at.whitener)), 0.0, Cost(0, d**2)
@@ -200,9 +200,13 @@ def _correction(posterior: Posterior, at: SecondOrder) -> tuple[float, float, Co
         found = correction_by_differences(posterior, at)
         spent = Cost(0, found.hessians * (d + 1))
         if found.is_accurate:
-            return found.c, slice_gap(posterior, at), spent + Cost(SLICE_POINTS * d)
+            return (
+                found.c,
+                gap_of_expansion(posterior, at, found.c),
+                spent + Cost(SLICE_POINTS * d + DRAWS),
+            )
     c = float(exact_correction(posterior, at.u, at.whitener))
-    return c, slice_gap(posterior, at), spent + Cost(SLICE_POINTS * d, d**2)
+    return c, gap_of_expansion(posterior, at, c), spent + Cost(SLICE_POINTS * d + DRAWS, d**2)
 
 
 exact_correction = Compiled(correction, STEADY)
@@ -235,7 +239,7 @@ def _trust(
         return Trust(Level.UNCHECKED, "c holds the noise of a Monte Carlo metric's derivatives")
     if gap > LARGE:
         reason = "a kink, an edge, another mode or a heavy tail is within reach of the mode"
-        return Trust(Level.POOR, f"{reason}: slices through it are off by {gap:.2g} nats")
+        return Trust(Level.POOR, f"{reason}: the expansion is off by {gap:.2g} nats there")
     return Trust(Level.FAIR, "|c| is small; other modes and heavy tails are not seen from one mode")
 
 
