@@ -210,6 +210,22 @@ def test_data_whose_support_moves(model: Any) -> None:
     assert_allclose(density[1:], expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "y", [2.2, np.array([1.0, 2.2]), np.float64(2.2)], ids=["float", "array", "scalar"]
+)
+def test_data_of_numpy_and_python_may_have_a_support_that_moves(y: Any) -> None:
+    def inside() -> None:
+        bounded(y)
+
+    u = jnp.array([1.1])
+    for posterior in (vf.condition(bounded, y), vf.condition(inside)):
+        assert_allclose(
+            posterior.log_density_lebesgue(u),
+            vf.condition(bounded, jnp.asarray(y)).log_density_lebesgue(u),
+            rtol=1e-12,
+        )
+
+
 def test_evidence_of_data_that_bound_a_parameter() -> None:
     """With the prior Pareto(1, 2) it is 2 m^-(n + 2) / (n + 2), m the largest datum."""
     posterior = vf.condition(bounded, BOUNDED)

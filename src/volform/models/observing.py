@@ -4,8 +4,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.primitives import Messenger
+
+_NUMPYS = (int, float, np.ndarray, np.number)
 
 
 class Observer(Messenger):
@@ -45,6 +49,9 @@ class Observer(Messenger):
             self._note_settings(origin)
         if msg["type"] == "sample":
             self._note_settings(msg)
+            if msg["is_observed"] and isinstance(msg["value"], _NUMPYS):
+                # NumPyro checks a support in NumPy if the value is, and NumPy cannot be traced.
+                msg["value"] = jnp.asarray(msg["value"])
         self.asks_for_keys |= msg["type"] == "prng_key"
 
     @property
