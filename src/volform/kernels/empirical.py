@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.checks import require_key, require_whole
 from volform.errors import MetricError, NetworkError
 from volform.geometry.metric import Euclidean, Metric
-from volform.kernels.checks import require_inputs, require_pair
-from volform.kernels.layers.layer import Layer
+from volform.kernels.checks import require_pair
 from volform.linalg.methods import Estimate
 from volform.linalg.structured import whiten
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
 CHUNK_ENTRIES = 2**24  # of a block of the Jacobian held at once
@@ -128,8 +129,8 @@ def empirical_nngp(
         NetworkError: when there are fewer than two draws.
 
     >>> import jax, jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> found = k.empirical_nngp(k.Dense(1), jnp.eye(2), key=jax.random.key(0))
+    >>> from volform import kernels as k, networks as nn
+    >>> found = k.empirical_nngp(nn.Dense(1), jnp.eye(2), key=jax.random.key(0))
     >>> bool(abs(found.value[0, 0] - 0.5) < 4 * found.error[0, 0])
     True
     """
