@@ -1,6 +1,7 @@
 """The evidence of a model, with its error and how far it can be trusted."""
 
 import enum
+import html
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -99,6 +100,24 @@ class Regime(NamedTuple):
 def in_words(regimes: Sequence[Regime]) -> str:
     """Those of the regimes that the number of parameters decided; empty where there are none."""
     return "; ".join(str(regime) for regime in regimes if regime.above)
+
+
+def html_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """A table as HTML, for notebooks: titles in the first row, a name first in each; notes below.
+
+    Args:
+        rows: texts, which are escaped here.
+        notes: lines under the table.
+    """
+    titles, *body = [[html.escape(cell) for cell in row] for row in rows]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    lines = [
+        f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for name, *cells in body
+    ]
+    below = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+    thead, tbody = f"<thead><tr>{head}</tr></thead>", f"<tbody>{''.join(lines)}</tbody>"
+    return f"<table>{thead}{tbody}</table>{below}"
 
 
 PRNG_KEY = "numpyro.prng_key()"  # stands among what is held, beside names of sites
@@ -247,6 +266,8 @@ class Evidence(eqx.Module):
             `log_z_second_order`, and without the last `log_z`; where no correction is given they
             are `log_z`. Empty for estimators that have no such summands.
         regimes: how the mode was searched, and how the matrix or the draws were computed.
+        draws: the draws of the posterior that the estimator made, weighted ones or chains, or the
+            nodes of quadrature with their weights; None where there are none, as by Laplace.
     """
 
     log_z: Float[Array, ""]
@@ -262,6 +283,38 @@ class Evidence(eqx.Module):
     provenance: Provenance = eqx.field(static=True, default=Provenance())
     terms: OrderedDict[str, Float[Array, ""]] = eqx.field(default_factory=OrderedDict)
     regimes: tuple[Regime, ...] = eqx.field(static=True, default=())
+    draws: Any = None
+
+    def summary(self, probability: float = 0.9) -> Any:
+        """Mean, standard deviation and credible interval of every parameter, by the draws.
+
+        Args:
+            probability: of the interval between quantiles that leave out as much on either side.
+
+        Returns:
+            A `Summary`: printed as a table, `.to_dataframe()`.
+
+        Raises:
+            ModelError: when the estimator has no draws, or `probability` is not between 0 and 1.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> found = vf.evidence(vf.condition(model, jnp.array([0.5, 1.5])))
+        >>> print(found.summary())  # exact: mean 2/3, sd 1/sqrt(3), 2/3 ± 1.645/sqrt(3)
+        Posterior by quadrature
+             mean     sd      5%    95%
+        mu  0.667  0.577  -0.283  1.616
+        """
+        if self.draws is None:
+            raise ModelError(
+                f"The evidence by {self.method} has no draws to give a `summary` of. Take "
+                "`vf.laplace(posterior).summary()`, of its Gaussian, or an estimator that has: "
+                "`vf.evidence(posterior, by=vf.Importance()).summary()`."
+            )
+        notes = [] if self.trust.level is Level.GOOD else [f"trust {self.trust}"]
+        return self.draws.summary(probability, title=f"Posterior by {self.method}", notes=notes)
 
     @property
     def metric_name(self) -> str:
@@ -294,6 +347,19 @@ class Evidence(eqx.Module):
         text += f"{metric}, {self.dim} parameters"
         rows = text, f"trust {self.trust}", self.note, in_words(self.regimes)
         return "\n".join(row for row in rows if row)
+
+    def _repr_html_(self) -> str:
+        second = self.log_z_second_order
+        rows = [
+            ("", self.method),
+            ("log Z", f"{float(self.log_z):z.3f}"),
+            *([] if second is None else [("second order", f"{float(second):z.3f}")]),
+            ("error", _short(float(self.error))),
+            ("metric", self.metric_name.replace("()", "")),
+            ("parameters", f"{self.dim:,}"),
+            ("trust", str(self.trust)),
+        ]
+        return html_table(rows, [note for note in (self.note, in_words(self.regimes)) if note])
 
 
 def _short(error: float) -> str:

@@ -148,6 +148,21 @@ def test_numbers_are_those_of_the_api(here, capsys):
     printed = capsys.readouterr().out
     assert f"{float(evidence.log_z):.6f}" in printed
     assert f"{second:.6f}" in printed
+    table = approx.summary()
+    assert found["summary"]["probability"] == 0.9
+    shown = found["summary"]["sites"]["sigma"]
+    for name in ("mode", "mean", "sd", "lower", "upper"):
+        assert shown[name] == pytest.approx(float(getattr(table, name)["sigma"]), rel=1e-9)
+    assert shown["error"] is None
+    row = next(line for line in printed.splitlines() if "│ sigma" in line)
+    assert row.split()[1::2] == repr(table).splitlines()[2].split()
+
+
+def test_second_estimate_has_its_own_table(here, capsys):
+    assert main(["evidence", "model.py:scale", "--data", "data.json", "--by", "importance"]) == 0
+    printed = capsys.readouterr().out
+    assert "Posterior by importance sampling (10,000 draws)" in printed
+    assert "mcse_mean" in printed
 
 
 def test_netcdf_can_be_read_back(here):

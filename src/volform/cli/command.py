@@ -16,7 +16,7 @@ from volform.cli.data_files import load_data
 from volform.cli.loading import arguments_of, load_function, name_of
 from volform.cli.options import seed, whole
 from volform.cli.output import output_folder
-from volform.cli.report import print_tables, write_files
+from volform.cli.report import print_summary, print_tables, write_files
 from volform.cli.surveying import add_architectures
 from volform.compilation import keep_compiled
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
@@ -208,6 +208,8 @@ def _evidence(
         improper = options.allow_improper
         found = evidence(fit, by=estimator, key=draws, allow_improper=improper)
         console.print(repr(found), markup=False, highlight=False)
+        if found.draws is not None:
+            print_summary(console, found.summary())
     if folder is None:
         return []
     return write_files(folder, approx, draws, _description(options, facts, starts=fit.starts))

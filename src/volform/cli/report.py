@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,64 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from volform.errors import ConvergenceError
 from volform.inference.arviz_export import to_arviz
 from volform.inference.laplace.approximation import LaplaceApproximation
+from volform.inference.summary import Summary
 from volform.plot.canvas import figure_of
 from volform.plot.density import density
 from volform.plot.spectrum import spectrum
 
 
 def print_tables(console: Console, approx: LaplaceApproximation) -> None:
-    """The tables of the mode and of the evidence."""
+    """The tables of the parameters, of the mode and of the evidence."""
+    table = _summary(approx)
+    if table is None:
+        console.print(_value_table(approx))
+    else:
+        print_summary(console, table)
     console.print(_mode_table(approx))
     console.print(_evidence_table(approx))
 
 
+def print_summary(console: Console, summary: Summary) -> None:
+    """The table of the parameters, and what a reader must know of it."""
+    titles, *body = summary.rows()
+    table = Table("site", title=escape(summary.title), title_justify="left")
+    for title in titles[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in body:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for note in summary.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _summary(approx: LaplaceApproximation) -> Summary | None:
+    """The summary, None where it would take draws and hardly any lies in the support."""
+    with suppress(ConvergenceError):
+        return approx.summary()
+    return None
+
+
+def _value_table(approx: LaplaceApproximation) -> Table:
+    table = Table("site", "value", title="Mode of q^G", title_justify="left")
+    for name, value in approx.values.items():
+        table.add_row(escape(name), escape(_array(value)))
+    return table
+
+
 def _mode_table(approx: LaplaceApproximation) -> Table:
     fit = approx.fit
-    table = Table("site", "value", title="Mode of q^G", title_justify="left")
-    for name, value in fit.values.items():
-        table.add_row(escape(name), escape(_array(value)))
-    table.add_section()
-    table.add_row("log q^G", f"{fit.log_density:.6f}")
-    table.add_row("gradient norm", f"{fit.gradient_norm:.1e}")
-    table.add_row("eigenvalues of E", _array(fit.eigenvalues))
+    rows = {
+        "log q^G": f"{fit.log_density:.6f}",
+        "gradient norm": f"{fit.gradient_norm:.1e}",
+        "eigenvalues of E": _array(fit.eigenvalues),
+    }
     if len(fit.modes) > 1:
         below = [f"{mode.log_density - fit.log_density:+.3f}" for mode in fit.modes[1:]]
-        table.add_row("other modes, log q^G", ", ".join(below))
-    return table
+        rows["other modes, log q^G"] = ", ".join(below)
+    return _two_columns("Mode of q^G", rows)
 
 
 def _evidence_table(approx: LaplaceApproximation) -> Table:
@@ -57,7 +90,11 @@ def _evidence_table(approx: LaplaceApproximation) -> Table:
     }
     if evidence.note:
         rows["note"] = evidence.note
-    table = Table(title="Evidence", title_justify="left", show_header=False)
+    return _two_columns("Evidence", rows)
+
+
+def _two_columns(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
@@ -85,7 +122,7 @@ def write_files(
 
 def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
     """Every number of the result as plain Python values, None for what is NaN or not computed."""
-    fit, evidence = approx.fit, approx.evidence
+    fit, evidence, summary = approx.fit, approx.evidence, _summary(approx)
     return {
         "metric": evidence.metric_name,
         "parameters": evidence.dim,
@@ -108,7 +145,16 @@ def numbers(approx: LaplaceApproximation) -> dict[str, Any]:
                 {"log_q": plain(mode.log_density), "starts": mode.starts} for mode in fit.modes
             ],
         },
+        "summary": None if summary is None else _columns(summary),
     }
+
+
+def _columns(summary: Summary) -> dict[str, Any]:
+    names = ("mode", "mean", "sd", "lower", "upper", "error")
+    sites = {
+        site: {name: plain(getattr(summary, name)[site]) for name in names} for site in summary.mean
+    }
+    return {"probability": summary.probability, "sites": sites, "notes": list(summary.notes)}
 
 
 def plain(value: Any) -> Any:

@@ -40,6 +40,7 @@ from volform.inference.laplace import (
     LastLayer as LastLayer,
     Linearized as Linearized,
     LowRank as LowRank,
+    Samples as Samples,
     SiteShare as SiteShare,
     Structure as Structure,
     Subset as Subset,
@@ -52,6 +53,9 @@ from volform.inference.modes import (
 )
 from volform.inference.samplers import (
     nuts as nuts,
+)
+from volform.inference.summary import (
+    Summary as Summary,
 )
 from volform.moved import moved_from as _moved_from
 

@@ -12,13 +12,26 @@ import numpy as np
 from jaxtyping import Float
 
 
-def built(groups: dict[str, Any], attributes: dict[str, Any], dims: dict[str, Any]) -> Any:
+def built(
+    groups: dict[str, Any],
+    attributes: dict[str, Any],
+    dims: dict[str, Any],
+    coords: dict[str, Any] | None = None,
+) -> Any:
     """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's."""
     import arviz  # noqa: PLC0415
 
+    named = {"coords": coords, "dims": dims}
     if _is_one():
-        return arviz.from_dict(groups, attrs={"posterior": attributes}, dims=dims)
-    return arviz.from_dict(**groups, posterior_attrs=attributes, dims=dims)
+        return arviz.from_dict(groups, attrs={"posterior": attributes}, **named)
+    return arviz.from_dict(**groups, posterior_attrs=attributes, **named)
+
+
+def of_chains(mcmc: Any, dims: dict[str, Any], coords: dict[str, Any]) -> Any:
+    """Draws of NumPyro's `MCMC`, by ArviZ."""
+    import arviz  # noqa: PLC0415
+
+    return arviz.from_numpyro(mcmc, coords=coords, dims=dims)
 
 
 def psis_loo(data: Any) -> tuple[float, float, bool]:

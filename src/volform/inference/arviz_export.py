@@ -1,50 +1,123 @@
 """Results as ArviZ objects."""
 
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.infer import MCMC
 
 from volform.checks import key_of
-from volform.errors import ModelError
+from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.inference import arviz_compat
 from volform.inference.laplace.approximation import LaplaceApproximation
-from volform.inference.laplace.draws import Samples
+from volform.inference.laplace.samples import Samples
 from volform.models.posterior import Posterior
+from volform.results import Evidence
 
 
 def to_arviz(
-    approx: LaplaceApproximation, *, key: PRNGKeyArray | None = None, draws: int = 1000
+    target: LaplaceApproximation | Evidence | Samples | MCMC,
+    *,
+    key: PRNGKeyArray | None = None,
+    draws: int = 1000,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """Draws from a Laplace approximation as an ArviZ object.
+    """Draws of a posterior as an ArviZ object.
 
     Args:
-        approx: from `laplace`.
+        target: a Laplace approximation, which is drawn from; an evidence with draws, or those
+            draws: chains as they are, weighted ones and nodes drawn again by their weights, since
+            ArviZ knows no weights; or an `MCMC` of NumPyro, by ArviZ's own `from_numpyro`.
         key: key of the draws; `jax.random.key(0)` by default.
-        draws: number of draws, in one chain.
+        draws: number of draws, in one chain; chains keep theirs.
+        coords: labels along dimensions, plates among them: `{"school": names}`.
+        dims: names of the dimensions of a site's value, of all its axes or of those behind the
+            plates: `{"slope": ["covariate"]}`.
 
     Returns:
         An `InferenceData` on arviz 0.x, an xarray `DataTree` on arviz 1.x, with the groups
-        posterior (deterministic sites included), log_likelihood and observed_data. The attributes
-        of the posterior hold the evidence, the metric and the number of draws replaced because
-        they fell outside the support.
+        posterior (deterministic sites included), sample_stats (`lp`, the log joint density with
+        respect to Lebesgue measure in u, and `log_q`, that of what the draws are from, where it is
+        known), log_likelihood, observed_data and constant_data (the model's other arguments). The
+        attributes of the posterior hold the evidence with its trust and diagnostics, the metric,
+        and the number of draws outside of the support.
 
     Raises:
+        ModelError: a target without draws, or of another type.
+        UnknownSiteError: when `dims` names no site.
+        DataError: when `dims` or `coords` do not fit.
         ConvergenceError: when hardly any draw lies inside the support.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
     >>> def model(y):
     ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-    >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
-    >>> draws = vf.to_arviz(approx, draws=200)["posterior"]
-    >>> draws["mu"].shape
+    >>> posterior = vf.condition(model, jnp.array([0.5, 1.5]))
+    >>> vf.to_arviz(vf.laplace(posterior), draws=200)["posterior"]["mu"].shape
     (1, 200)
+    >>> data = vf.to_arviz(vf.evidence(posterior, by=vf.Importance()), draws=500)
+    >>> list(data["sample_stats"].data_vars)
+    ['lp', 'log_q']
     """
-    samples = approx.sample(key_of(key, "to_arviz", ModelError), draws)
-    groups, dims = groups_of(approx.posterior, samples)
-    return arviz_compat.built(groups, _attributes(approx, samples.outside), dims)
+    given_coords, given_dims = dict(coords or {}), dict(dims or {})
+    if isinstance(target, MCMC):
+        return arviz_compat.of_chains(target, given_dims, given_coords)
+    samples, attributes = _drawn(target, key_of(key, "to_arviz", ModelError), draws)
+    if samples.posterior is None:
+        raise ModelError(
+            "`target` of to_arviz was pickled, without its model, which the groups are computed "
+            "by; export before, or take `draws.values`."
+        )
+    groups, named = groups_of(samples.posterior, samples)
+    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
+    constant = _constant_data(samples.posterior, groups.get("observed_data", {}))
+    shapes |= {n: v.shape for n, v in (groups.get("observed_data", {}) | constant).items()}
+    named = _merged(named, given_dims, shapes)
+    _require_fitting(given_coords, named, shapes)
+    stats = {"lp": samples.log_p}
+    if samples.log_q is not None:
+        stats["log_q"] = samples.log_q
+    groups["sample_stats"] = {name: _by_chain(samples, value) for name, value in stats.items()}
+    if constant:
+        groups["constant_data"] = constant
+    return arviz_compat.built(groups, attributes, named, given_coords)
+
+
+def _drawn(target: Any, key: PRNGKeyArray, draws: int) -> tuple[Samples, dict[str, Any]]:
+    """Draws that count alike, and the attributes of the posterior."""
+    attributes: dict[str, Any] = {"inference_library": "volform"}
+    if isinstance(target, LaplaceApproximation):
+        samples = target.sample(key, draws)
+        attributes |= {"approximation": "invariant Laplace", "metric": target.posterior.metric_name}
+        with_evidence = _evidence_or_note(target)
+    elif isinstance(target, Evidence):
+        samples = target.draws
+        if samples is None:
+            raise ModelError(
+                f"`target` of to_arviz is an evidence by {target.method}, which has no draws; give "
+                "the Laplace approximation of `vf.laplace`, or an evidence by another estimator, "
+                "such as `by=vf.Importance()`."
+            )
+        with_evidence = _of_evidence(target) | {"metric": target.metric_name}
+    elif isinstance(target, Samples):
+        samples, with_evidence = target, {}
+    else:
+        raise ModelError(
+            "`target` of to_arviz should be a result of `vf.laplace` or `vf.evidence`, draws of "
+            f"one, or a NumPyro `MCMC`; got {type(target).__name__}."
+        )
+    attributes["draws_replaced_outside_support"] = samples.outside
+    if samples.log_weights is not None:
+        attributes["effective_draws"] = samples.effective
+        if samples.k_hat is not None:
+            attributes["k_hat"] = samples.k_hat
+        samples = samples.resampled(key, draws)
+    return samples, attributes | with_evidence
 
 
 def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,9 +129,10 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
         for name in posterior.observed
         if np.size(trace[name]["value"])
     }
+    pointwise = _pointwise(posterior, samples.u, tuple(observed))
     groups = {
-        "posterior": {name: np.asarray(value)[None] for name, value in named.items()},
-        "log_likelihood": _pointwise(posterior, samples.u, tuple(observed)),
+        "posterior": {name: _by_chain(samples, value) for name, value in named.items()},
+        "log_likelihood": {name: _by_chain(samples, value) for name, value in pointwise.items()},
         "observed_data": observed,
     }
     dims = {
@@ -69,33 +143,104 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
     return {name: group for name, group in groups.items() if group}, dims
 
 
+def _by_chain(samples: Samples, value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array.reshape(samples.chains, -1, *array.shape[1:])
+
+
 def _pointwise(
-    posterior: Posterior, u: Float[Array, "n d"], names: tuple[str, ...]
-) -> dict[str, np.ndarray]:
-    """Log likelihood of each datum at each draw, in one chain."""
+    posterior: Posterior, u: Float[np.ndarray, "n d"], names: tuple[str, ...]
+) -> dict[str, Array]:
+    """Log likelihood of each datum at each draw."""
 
     def of_draw(u: Float[Array, " d"]) -> dict[str, Array]:
         trace = posterior.program.run(posterior.values(u))
         return {name: trace[name]["fn"].log_prob(trace[name]["value"]) for name in names}
 
-    found = jax.jit(lambda u: jax.lax.map(of_draw, u))(u)
-    return {name: np.asarray(value)[None] for name, value in found.items()}
+    return jax.jit(lambda u: jax.lax.map(of_draw, u))(u)
 
 
-def _attributes(approx: LaplaceApproximation, outside: int) -> dict[str, Any]:
-    attributes = {
-        "inference_library": "volform",
-        "approximation": "invariant Laplace",
-        "metric": approx.posterior.metric_name,
-        "draws_replaced_outside_support": outside,
+def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Arguments of the model that are arrays of numbers, and no observed values."""
+    args, kwargs = posterior.program.arguments()
+    with contextlib.suppress(TypeError, ValueError):  # of a signature that does not tell
+        kwargs = dict(inspect.signature(posterior.model).bind(*args, **kwargs).arguments)
+    found = {name: np.asarray(value) for name, value in kwargs.items() if _are_numbers(value)}
+    return {
+        name: value
+        for name, value in found.items()
+        if not any(np.array_equal(value, seen) for seen in observed.values())
     }
+
+
+def _are_numbers(value: Any) -> bool:
+    if isinstance(value, np.ndarray | Array):
+        return value.dtype.kind in "biufc"  # no keys of JAX, no text
+    return isinstance(value, float | int)
+
+
+def _merged(
+    plates: dict[str, list[str]], given: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, list[str]]:
+    """Dimensions by plates, and those that the user gave.
+
+    Raises:
+        UnknownSiteError: a name that is none.
+        DataError: a number of dimensions that is not that of the axes.
+    """
+    merged = dict(plates)
+    for name, names in given.items():
+        if name not in shapes:
+            raise UnknownSiteError(f"`dims` names {name!r}, which is none of {list(shapes)}.")
+        own, axes = list(names), len(shapes[name])
+        if len(own) != axes:
+            own = plates.get(name, []) + own
+        if len(own) != axes or isinstance(names, str):
+            raise DataError(
+                f"`dims` of {name!r} are {names!r}; its value has the shape {shapes[name]}: give a "
+                "name for each axis, or for each behind the plates."
+            )
+        merged[name] = own
+    return merged
+
+
+def _require_fitting(
+    coords: dict[str, Any], dims: dict[str, list[str]], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Check the labels along dimensions.
+
+    Raises:
+        DataError: labels of no dimension, or another number of them than it has entries.
+    """
+    sizes = {
+        dim: size for name in dims for dim, size in zip(dims[name], shapes[name], strict=False)
+    }
+    for dim, labels in coords.items():
+        if dim not in sizes:
+            raise DataError(
+                f"`coords` has labels of {dim!r}, which is no dimension; there are "
+                f"{sorted(sizes) or 'none'}: name the axes of a site in `dims=`."
+            )
+        if len(labels) != sizes[dim]:
+            raise DataError(
+                f"`coords` has {len(labels)} labels of {dim!r}, which has {sizes[dim]} entries."
+            )
+
+
+def _evidence_or_note(approx: LaplaceApproximation) -> dict[str, Any]:
     try:
-        evidence = approx.evidence
+        return _of_evidence(approx.evidence)
     except ModelError as error:  # an improper prior: the draws are what they are
-        return attributes | {"note": str(error)}
+        return {"note": str(error)}
+
+
+def _of_evidence(evidence: Evidence) -> dict[str, Any]:
     second = evidence.log_z_second_order
-    attributes |= {
+    attributes = {
+        **evidence.diagnostics,
+        "method": evidence.method,
         "log_z": float(evidence.log_z),
+        "log_z_error": float(evidence.error),
         "trust": str(evidence.trust),
         "note": evidence.note,
     }

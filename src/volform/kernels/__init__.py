@@ -10,6 +10,11 @@ from volform.kernels.cross_validation import (
 from volform.kernels.empirical import (
     empirical_nngp as empirical_nngp,
     empirical_ntk as empirical_ntk,
+    empirical_ntk_diagonal as empirical_ntk_diagonal,
+)
+from volform.kernels.empirical_operator import (
+    TangentKernel as TangentKernel,
+    empirical_ntk_operator as empirical_ntk_operator,
 )
 from volform.kernels.gaussian_process import (
     Prediction as Prediction,
@@ -20,6 +25,9 @@ from volform.kernels.gaussian_process import (
 )
 from volform.kernels.gradient_flow import (
     predict_trained as predict_trained,
+)
+from volform.kernels.gradients import (
+    OutputPairs as OutputPairs,
 )
 from volform.kernels.gram_matrix import (
     GramMatrix as GramMatrix,

@@ -139,7 +139,8 @@ def evidence(
             integrate over what they reach, and say how many of the modes were found.
 
     Returns:
-        An `Evidence`.
+        An `Evidence`, with the posterior's `draws` and their `summary()` where the estimator makes
+        any.
 
     Raises:
         ModelError: an improper prior, or a `target` or `by` of another type.

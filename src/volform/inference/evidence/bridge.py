@@ -18,6 +18,7 @@ from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.laplace.gaussian_chart import LEBESGUE, densities_at
 from volform.inference.laplace.mixture import proposal_at
+from volform.inference.laplace.samples import Samples
 from volform.inference.samplers.nuts import Chains, chains_of, run_nuts
 from volform.models.posterior import Posterior
 from volform.progress import waiting
@@ -107,6 +108,12 @@ class Bridge(Estimator):
             | spread,
             cost=Cost(2 * used * (1 + self.repeats), chains.gradients + checked),
             regimes=chains.regimes,
+            draws=Samples(
+                posterior,
+                LEBESGUE,
+                np.asarray(chains.u).reshape(-1, posterior.dim),
+                chains=len(chains.u),
+            ),
         )
 
     def _trust(self, posterior: Posterior, chains: Chains, error: float) -> Trust:

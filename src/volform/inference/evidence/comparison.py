@@ -20,7 +20,7 @@ from volform.inference.evidence.estimator import Estimator, Problem, estimator_o
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
 from volform.progress import waiting
-from volform.results import Evidence, Level
+from volform.results import Evidence, Level, html_table
 
 # Kass & Raftery (1995), section 3.2: bounds on log Bayes factors, half of theirs on 2 log B.
 WORDS = ((1.0, "barely worth a mention"), (3.0, "positive"), (5.0, "strong"))
@@ -137,6 +137,11 @@ class Comparison:
             for row in table
         ]
         return "\n".join([*lines, *(f"caution: {text}" for text in self.cautions)])
+
+    def _repr_html_(self) -> str:
+        cells = [row.cells for row in self.rows]
+        rows = [list(cells[0]), *(list(row.values()) for row in cells)]
+        return html_table(rows, [f"caution: {text}" for text in self.cautions])
 
 
 def _or_unknown(error: float) -> str:

@@ -16,6 +16,7 @@ from volform.errors import ModelError, VolformError
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.log_evidence import are_copies, laplace_evidence, without_copies
+from volform.inference.laplace.samples import Samples
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.images import MOST_IMAGES, with_images
 from volform.inference.modes.mode import MAP, SEEN_ONCE, ExpansionPoint, Mode, seen_once
@@ -213,6 +214,7 @@ class Problem:
         cost: Cost,
         notes: Sequence[str] = (),
         regimes: tuple[Regime, ...] = (),
+        draws: Samples | None = None,
     ) -> Evidence:
         """An estimate as an `Evidence` of this posterior; cost and regime of the search added."""
         searched = () if self._searched is None else (self._searched.regime,)
@@ -229,6 +231,7 @@ class Problem:
             "; ".join((*notes, *self.provenance.notes())),
             self.provenance,
             regimes=(*searched, *regimes),
+            draws=draws,
         )
 
 

@@ -13,12 +13,12 @@ from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.laplace.gaussian_chart import densities_at, sampling_chart
 from volform.inference.laplace.mixture import Proposal, adapted, proposal_at
+from volform.inference.laplace.samples import Samples, widening
 from volform.models.posterior import Posterior
 from volform.results import Cost, Evidence, Level, Trust
 
 # The tail of the weights is fitted to 3 sqrt(n) draws, 30 here, below which k-hat is noise.
 FEWEST_DRAWS = 100
-WIDENED_FROM = 0.3  # k-hat, from which on the error of the mean is more than the sample tells
 GOOD_K_HAT = 0.5  # a Pareto tail of shape k has a variance for k < 1/2
 # Between 300 and 1,000 effective draws log Z was low by half its error on average (the mean of the
 # weights is skewed), between 100 and 300 by a third; above 1,000 by nothing that 265 runs showed.
@@ -101,6 +101,7 @@ class Importance(Estimator):
             diagnostics={"k_hat": drawn.k_hat, "effective_draws": effective},
             cost=Cost(densities=drawn.evaluated),
             notes=notes,
+            draws=samples_of(problem.posterior, drawn),
         )
 
 
@@ -115,6 +116,7 @@ class SmoothedWeights(NamedTuple):
         smoothing: what log Z by the raw weights is larger by.
         evaluated: number of draws in all rounds, those that the proposal was fitted to included.
         w: the draws in the proposal's chart, shape (n, d).
+        log_q: log density of the proposal at them, with respect to dw.
     """
 
     log_weights: Float[np.ndarray, " n"]
@@ -124,6 +126,20 @@ class SmoothedWeights(NamedTuple):
     smoothing: float
     evaluated: int = 0
     w: Any = None
+    log_q: Any = None
+
+
+def samples_of(posterior: Posterior, drawn: SmoothedWeights) -> Samples:
+    """The draws with their smoothed weights, normalized."""
+    return Samples(
+        posterior,
+        sampling_chart(posterior),
+        drawn.w,
+        outside=drawn.outside,
+        log_weights=drawn.log_weights - np.logaddexp.reduce(drawn.log_weights),
+        log_q_points=drawn.log_q,
+        k_hat=drawn.k_hat,
+    )
 
 
 def weigh(
@@ -167,8 +183,9 @@ def weigh(
     smoothing = log_mean(raw)[0] - log_mean(log_weights)[0]
     outside, nan = int((~rounds[0].inside).sum()), int(np.isnan(rounds[0].log_p).sum())
     zeros = int(np.isneginf(rounds[0].log_p).sum())
-    w = rounds[0].w
-    return SmoothedWeights(log_weights, k_hat, max(outside, zeros), nan, smoothing, evaluated, w)
+    w, outside = rounds[0].w, max(outside, zeros)
+    log_q = proposals[0].log_prob(w)
+    return SmoothedWeights(log_weights, k_hat, outside, nan, smoothing, evaluated, w, log_q)
 
 
 def _raw_weights(proposals: list[Proposal], rounds: list["Drawn"]) -> Float[np.ndarray, " n"]:
@@ -201,17 +218,15 @@ def log_mean(
     """Log of the mean weight, its standard error, and the effective number of draws.
 
     The variance of weights with a tail of shape k has itself no variance above 1/4, and that of a
-    sample falls short of it: by n^(k-1/2) at k = .7, where there is none. Of a change point's
-    weights, k-hat .33 to .48 in 24 runs, the estimates were 1.3 errors low in the mean and 3.9 in
-    one; so the error is widened by n^((k-.3)/2).
+    sample falls short of it: by n^(k-1/2) at k = .7, where there is none. So the error is widened
+    by n^((k-.3)/2).
     """
     shift = np.max(log_weights)
     weights = np.exp(log_weights - shift)
     total, n = weights.sum(), len(weights)
     effective = float(total**2 / np.sum(weights**2))
     relative = math.sqrt(max(1.0 / effective - 1.0 / n, 0.0) * n / (n - 1))
-    widening = n ** min(0.5 * max(k_hat - WIDENED_FROM, 0.0), 0.5)
-    return float(shift + np.log(total / n)), relative * widening, effective
+    return float(shift + np.log(total / n)), relative * widening(k_hat, n), effective
 
 
 def trust_of(drawn: SmoothedWeights, error: float, effective: float) -> Trust:

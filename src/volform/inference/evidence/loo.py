@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jaxtyping import Float
@@ -12,7 +11,8 @@ from volform.generators import generator
 from volform.inference import arviz_compat
 from volform.inference.arviz_export import groups_of
 from volform.inference.evidence.estimator import Problem
-from volform.inference.laplace.draws import samples_at
+from volform.inference.laplace.gaussian_chart import sampling_chart
+from volform.inference.laplace.samples import Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,9 @@ def loo_of(
         return f"{sites} observed sites, not one"
     shares = scipy.special.softmax(log_weights)
     chosen = generator(problem.key, 3).choice(len(shares), size=draws, p=shares)
-    resampled = jnp.asarray(w[chosen], jnp.result_type(float))
-    groups, dims = groups_of(problem.posterior, samples_at(problem.posterior, resampled))
+    posterior = problem.posterior
+    resampled = Samples(posterior, sampling_chart(posterior), w[chosen])
+    groups, dims = groups_of(posterior, resampled)
     ((name, pointwise),) = groups["log_likelihood"].items()
     count = pointwise[0, 0].size
     if count < 2:

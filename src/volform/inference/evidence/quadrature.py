@@ -14,6 +14,8 @@ from volform.compilation import QUICK, STEADY, Compiled
 from volform.errors import ModelError
 from volform.inference.evidence.edges import cut_off, is_far_out
 from volform.inference.evidence.estimator import Estimator, Problem
+from volform.inference.laplace.gaussian_chart import LEBESGUE
+from volform.inference.laplace.samples import Samples
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.newton import expansions
 from volform.limits import AUTOMATIC_QUADRATURE_UP_TO, QUADRATURE_UP_TO
@@ -32,6 +34,7 @@ NEAR = 1.5  # of t: 14 standard deviations
 ASTRAY = 100.0
 SPACING = 0.5  # of nodes at a mode, in its standard deviations
 MOST_FOR_MODES = 1e6  # nodes, to reach it
+NEGLIGIBLE_TERM = -40.0  # log of a term over the heaviest, 4e-18, that no draw is kept of
 NODES_AT_ONCE = 10_000  # nodes evaluated at once; bounds the memory
 FOLD = 4  # of the key, of its draws
 
@@ -83,6 +86,7 @@ class Quadrature(Estimator):
             diagnostics={"change_at_last_refinement": found.change, "nodes": float(found.nodes)},
             cost=Cost(densities=found.nodes),
             notes=[f"{bad} nodes with a density of NaN, counted as zero"] if bad else [],
+            draws=found.draws(posterior, center, whitener),
         )
 
 
@@ -114,6 +118,8 @@ class Trapezoids(NamedTuple):
         undefined: those of density NaN.
         top: u and log density of the node of the largest term.
         cut: share of it from nodes where the chart of a bounded site may be cut off.
+        kept: u of the nodes that are not negligible, shape (k, d).
+        terms: log of their terms in the sum, shape (k,).
     """
 
     log_z: float
@@ -123,6 +129,18 @@ class Trapezoids(NamedTuple):
     undefined: int
     top: tuple[Any, float]
     cut: float
+    kept: Float[np.ndarray, "k d"]
+    terms: Float[np.ndarray, " k"]
+
+    def draws(self, posterior: Posterior, center: Any, whitener: Any) -> Samples | None:
+        """The nodes as draws with weights; None where the sum is zero."""
+        if not len(self.terms):
+            return None
+        weights = self.terms - np.logaddexp.reduce(self.terms)
+        z = np.linalg.solve(whitener, (self.kept - center).T).T
+        # Cells are boxes in t: sides along the columns of W, with the variance of even densities.
+        cells = np.sqrt(_spacing(z) ** 2 @ whitener.T**2 / 12.0) * self.step
+        return Samples(posterior, LEBESGUE, self.kept, log_weights=weights, cells=cells)
 
 
 def _refined(
@@ -132,13 +150,15 @@ def _refined(
     d, step = posterior.dim, 0.5
     total, far, undefined, used, heaviest, top = -np.inf, -np.inf, 0, 0, -np.inf, (center, -np.inf)
     change, before, last = math.inf, math.nan, math.nan
+    kept: list[Any] = []
     for level in itertools.count():
         new = _grid(step, d, level > 0)
         if used + len(new) > most:
             break
-        part, beyond, bad, term, at = _sum(posterior, center, whitener, new)
+        part, beyond, bad, term, at, seen = _sum(posterior, center, whitener, new)
         used, undefined = used + len(new), undefined + int(bad)
         heaviest, top = (term, at) if term > heaviest else (heaviest, top)
+        kept = _heavy([*kept, *seen], heaviest)
         total, far = np.logaddexp(total, part), np.logaddexp(far, beyond)
         log_z = total + d * math.log(step)
         change, before, last = abs(log_z - before), log_z, step
@@ -148,7 +168,14 @@ def _refined(
     with np.errstate(invalid="ignore"):  # where all is zero
         cut = float(np.exp(far - total))
     change = max(float(change), _rounding(before))
-    return Trapezoids(float(before), change, last, used, undefined, top, cut)
+    nodes, terms = (np.concatenate(part) for part in zip(*kept, strict=True))
+    return Trapezoids(float(before), change, last, used, undefined, top, cut, nodes, terms)
+
+
+def _heavy(pieces: list[Any], heaviest: float) -> list[Any]:
+    """The nodes of each piece whose terms are no rounding of the heaviest, and these terms."""
+    heavy = [terms > heaviest + NEGLIGIBLE_TERM for _, terms in pieces]
+    return [(u[is_so], terms[is_so]) for (u, terms), is_so in zip(pieces, heavy, strict=True)]
 
 
 def _rounding(log_z: float) -> float:
@@ -168,10 +195,11 @@ def _grid(step: float, d: int, only_new: bool) -> Float[np.ndarray, "n d"]:
 
 def _sum(
     posterior: Posterior, center: Any, whitener: Any, nodes: Float[np.ndarray, "n d"]
-) -> tuple[float, float, int, float, Any]:
+) -> tuple[float, float, int, float, Any, list[Any]]:
     """Log of the sum over nodes, of that far out, those of NaN, the heaviest term, where and what.
 
-    In pieces of equal shape, so that one program serves all.
+    And the nodes themselves with their terms. In pieces of equal shape, so that one program serves
+    all.
     """
     batch = min(NODES_AT_ONCE, 1 << (len(nodes) - 1).bit_length())
     padding = -len(nodes) % batch
@@ -180,11 +208,15 @@ def _sum(
     pieces = padded.reshape(-1, batch, nodes.shape[1]).astype(dtype)
     run = _short if posterior.dim <= AUTOMATIC_QUADRATURE_UP_TO else _long
     given = posterior, center.astype(dtype), whitener.astype(dtype)
-    sums = [jax.tree.map(np.asarray, run(*given, piece)) for piece in pieces]
+    sums, seen = [], []
+    for piece in pieces:
+        *summed, u, terms = jax.tree.map(np.asarray, run(*given, piece))
+        sums.append(summed)
+        seen += _heavy([(u, terms)], float(summed[3]))
     totals, beyond, bad, heaviest, at, log_p = map(np.asarray, zip(*sums, strict=True))
     top = int(np.argmax(heaviest))
     total, far = (float(np.logaddexp.reduce(part)) for part in (totals, beyond))
-    return total, far, int(bad.sum()), float(heaviest[top]), (at[top], log_p[top])
+    return total, far, int(bad.sum()), float(heaviest[top]), (at[top], log_p[top]), seen
 
 
 def _piece(
@@ -209,7 +241,7 @@ def _piece(
 
     terms, far, bad, u, log_p = jax.vmap(term)(nodes)
     top, total = jnp.argmax(terms), jax.nn.logsumexp
-    return total(terms), total(far), jnp.sum(bad), terms[top], u[top], log_p[top]
+    return total(terms), total(far), jnp.sum(bad), terms[top], u[top], log_p[top], u, terms
 
 
 # Ten million nodes in three dimensions are worth a program that runs fast, 10^4 are not.
@@ -224,16 +256,20 @@ def _step_for_modes(problem: Problem, center: Any, whitener: Any) -> float:
     """Step in t at which nodes around each mode are half of its standard deviation apart.
 
     Of six needles beside a broad mode those that nodes were .4 of a deviation apart at were found
-    to 10^-15, and those at 18 and more were missed. `dz/dt = pi/2 cosh(t) cosh(pi/2 sinh t)`.
+    to 10^-15, and those at 18 and more were missed.
     """
     steps = [math.inf]
     for mode in problem.known_modes:
         z = np.linalg.solve(whitener, np.asarray(mode.u) - center)
-        t = np.arcsinh(np.arcsinh(z) / (0.5 * np.pi))
-        spacing = 0.5 * np.pi * np.cosh(t) * np.sqrt(1.0 + z**2)
         deviations = np.sqrt(np.diagonal(whitener.T @ np.asarray(mode.hessian) @ whitener))
-        steps.append(SPACING / np.max(spacing * deviations))
+        steps.append(SPACING / np.max(_spacing(z) * deviations))
     return min(steps)
+
+
+def _spacing(z: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Distance of nodes at z for a step of one in t, `dz/dt = pi/2 cosh(t) cosh(pi/2 sinh t)`."""
+    t = np.arcsinh(np.arcsinh(z) / (0.5 * np.pi))
+    return 0.5 * np.pi * np.cosh(t) * np.sqrt(1.0 + z**2)
 
 
 def _astray(problem: Problem, top: tuple[Any, float]) -> str:

@@ -13,8 +13,9 @@ from volform.checks import require_whole
 from volform.compilation import STEADY, Compiled
 from volform.errors import ConvergenceError, ModelError
 from volform.generators import generator
-from volform.inference.evidence.edges import cut_off, is_far_out
+from volform.inference.evidence.edges import cut_off
 from volform.inference.evidence.estimator import Estimator, Problem
+from volform.inference.evidence.particles import Round, Run
 from volform.limits import RANDOM_WALK_UP_TO
 from volform.models.bound_model import BoundModel
 from volform.models.posterior import Posterior
@@ -94,45 +95,13 @@ class Tempered(Estimator):
                     phase(text, number, self.runs)
                     random = generator(problem.key, PARTICLE_STREAM, len(rounds), number)
                     runs.append(_run(posterior, problem.key, random, batches, moves))
-                values, cut, evaluated = np.array(runs).T
-                used += int(evaluated.sum())
-                rounds.append(Round(batches, moves, values, float(cut.mean())))
+                used += sum(run.evaluated for run in runs)
+                rounds.append(Round(batches, moves, tuple(runs)))
                 if _agree(rounds):
                     batches *= MORE
                 else:
                     moves *= MORE
         return _concluded(problem, rounds, used)
-
-
-class Round(NamedTuple):
-    """Runs of equal numbers of particles and of moves.
-
-    Attributes:
-        batches: particles of a run, in batches.
-        moves: moves of a particle at each power.
-        values: log evidence of each run.
-        cut: share of the mass where the chart of a bounded site may be cut off.
-    """
-
-    batches: int
-    moves: int
-    values: Float[np.ndarray, " r"]
-    cut: float
-
-    @property
-    def log_z(self) -> float:
-        """Log of the mean evidence, which is unbiased."""
-        return float(np.logaddexp.reduce(self.values) - math.log(len(self.values)))
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of log Z between the runs."""
-        return float(self.values.std(ddof=1))
-
-    @property
-    def error(self) -> float:
-        """Standard error of log Z, by the spread."""
-        return self.spread / math.sqrt(len(self.values))
 
 
 def _gap(rounds: Sequence[Round]) -> float:
@@ -168,8 +137,7 @@ class _Moves(NamedTuple):
 
 def _run(
     posterior: Posterior, key: PRNGKeyArray, random: np.random.Generator, batches: int, count: int
-) -> tuple[float, float, int]:
-    """Log evidence of a run, the share that may be cut off, evaluations of density or gradient."""
+) -> Run:
     model, moves = posterior.bound_model, _Moves.of(posterior.dim)
     u, fit = _drawn(model, key, random, batches)
     log_z, power, scale, used = 0.0, 0.0, moves.scale, len(u)
@@ -180,8 +148,7 @@ def _run(
         log_z += float(np.logaddexp.reduce(log_weights)) - math.log(len(u))
         power += step
         if power >= 1.0:
-            shares = np.exp(log_weights - np.logaddexp.reduce(log_weights))
-            return log_z, float(shares @ is_far_out(u)), used
+            return Run(log_z, u, log_weights - np.logaddexp.reduce(log_weights), used)
         u = u[_resampled(log_weights, batches * PRIOR_DRAWS, random)]
         # Arrays, since numbers of Python would be compiled into the program.
         given = np.asarray(power, u.dtype), u.mean(0), _factor(u), np.asarray(scale, u.dtype)
@@ -345,6 +312,7 @@ def _concluded(problem: Problem, rounds: Sequence[Round], used: int) -> Evidence
         | ({"gap": _gap(rounds)} if len(rounds) > 1 else {}),
         cost=cost,
         regimes=() if moves.walk else hamiltonian,
+        draws=last.draws(problem.posterior),
     )
 
 

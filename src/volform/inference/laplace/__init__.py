@@ -7,10 +7,6 @@ from volform.inference.laplace.approximation import (
 from volform.inference.laplace.correction import (
     correction as correction,
 )
-from volform.inference.laplace.draws import (
-    Samples as Samples,
-    samples_at as samples_at,
-)
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
     SiteShare as SiteShare,
@@ -39,6 +35,10 @@ from volform.inference.laplace.mixture import (
     Proposal as Proposal,
     adapted as adapted,
     proposal_at as proposal_at,
+)
+from volform.inference.laplace.samples import (
+    Samples as Samples,
+    widening as widening,
 )
 from volform.inference.laplace.structures import (
     BySite as BySite,

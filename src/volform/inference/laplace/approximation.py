@@ -1,21 +1,26 @@
 """The invariant Laplace approximation."""
 
-import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro import handlers
-from numpyro.infer import Predictive
 
 from volform.checks import key_of, require_key, require_whole
-from volform.errors import ConvergenceError, ModelError, SaddleError
-from volform.inference.laplace.draws import Samples, TangentGaussian, draw, key_and_arguments
+from volform.errors import ModelError, VolformError
+from volform.inference.laplace.acceptance import expanded, note_on, require_definite
+from volform.inference.laplace.draws import (
+    TangentGaussian,
+    draw,
+    key_and_arguments,
+    log_prob_of_values,
+    predicted,
+)
 from volform.inference.laplace.explanation import Explanation, explained
 from volform.inference.laplace.gauss_newton import Curvature, DataPriorSplit
 from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
@@ -25,16 +30,16 @@ from volform.inference.laplace.log_evidence import (
     laplace_evidence,
     without_copies,
 )
+from volform.inference.laplace.marginals import summary_of
+from volform.inference.laplace.samples import Samples
 from volform.inference.laplace.structures import Full, Structure
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
 from volform.inference.modes.given_point import map_at, place_at
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import find_map, stationary_point
-from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
+from volform.inference.summary import Summary
 from volform.limits import HESSIAN_UP_TO
-from volform.linalg.operator import require_dense
 from volform.linalg.structured import DenseOperator, exact_logdet
-from volform.linalg.under_metric import whitening_maps
 from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence, Regime, in_words
@@ -93,7 +98,7 @@ class LaplaceApproximation(eqx.Module):
     @cached_property
     def at(self) -> FirstOrder:
         """-log q^G at the mode, with the precision for its Hessian where that is a matrix."""
-        return _expanded(self.mode, self.precision)
+        return expanded(self.mode, self.precision)
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
@@ -102,11 +107,7 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             SizeError: when it would take more than 8 GiB.
         """
-        require_dense(self.at.u.size, self.at.u.size, self.at.u.dtype)
-        root = jax.vmap(whitening_maps(self.precision)[1])(
-            jnp.eye(self.at.u.size, dtype=self.at.u.dtype)
-        )
-        return root.T @ root
+        return self._gaussian.covariance
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -176,8 +177,77 @@ class LaplaceApproximation(eqx.Module):
         """
         require_key(key, "key", "sample", ModelError)
         require_whole(draws, "draws", "sample", ModelError)
-        tangent = TangentGaussian(self.posterior, self.chart, self.at.u, self.precision)
-        return draw(self.posterior, tangent, key, draws)
+        return draw(self.posterior, self._gaussian, key, draws)
+
+    @property
+    def _gaussian(self) -> TangentGaussian:
+        return TangentGaussian(self.posterior, self.chart, self.at.u, self.precision)
+
+    def summary(self, probability: float = 0.9) -> Summary:
+        """Mode, mean, standard deviation and credible interval of every parameter, in its values.
+
+        Of the Gaussian that `sample` draws from, on the support. In closed form or by quadrature;
+        by 10,000 draws, with their error, where a chart mixes elements or an edge cuts one off.
+
+        Args:
+            probability: of the interval between quantiles that leave out as much on either side.
+
+        Raises:
+            ModelError: when `probability` is not between 0 and 1.
+            ConvergenceError: when draws are needed, and hardly any lies inside the support.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+        >>> def model(y):
+        ...     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> approx = vf.laplace(vf.condition(model, jnp.array([0.5, 1.5])))
+        >>> approx.summary()
+        Laplace approximation under Euclidean()
+             mode   mean     sd      5%    95%
+        mu  0.667  0.667  0.577  -0.283  1.616
+        """
+        modes = len(self.mode.modes) if isinstance(self.mode, MAP) else 1
+        title = f"Laplace approximation under {self.posterior.metric_name}"
+        return summary_of(
+            self._gaussian,
+            lambda count: self.sample(jax.random.key(0), count),
+            probability,
+            title=f"{title}, {self.title}" if self.title else title,
+            notes=[f"of the best of {modes} modes"] * (modes > 1) + [self.note] * bool(self.note),
+        )
+
+    @property
+    def mean(self) -> dict[str, np.ndarray]:
+        """Means of the latent sites, as in `summary`."""
+        return self.summary().mean
+
+    @property
+    def std(self) -> dict[str, np.ndarray]:
+        """Standard deviations of the latent sites, as in `summary`."""
+        return self.summary().sd
+
+    def interval(self, probability: float = 0.9) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Ends of the credible interval of each latent site, as in `summary`."""
+        return self.summary(probability).interval
+
+    def log_prob(self, values: Mapping[str, Any]) -> np.ndarray:
+        """Log density of the approximation at values of all latent sites.
+
+        With respect to the measure of NumPyro's own densities, so that
+        `log p(data, values) - log_prob(values)` is the log weight of importance sampling. What lies
+        outside the support is no part of the values, and its mass is not divided out.
+
+        Args:
+            values: value of each latent site, or draws of it, with the same axes first.
+
+        Returns:
+            The log density, of the shape of those axes; minus infinity outside of the support.
+
+        Raises:
+            UnknownSiteError: when a latent site is missing.
+            DataError: when a value has the wrong shape.
+        """
+        return log_prob_of_values(self._gaussian, values)
 
     def predictive(
         self, *args: Any, by: Linearized | None = None, draws: int = 1000, **kwargs: Any
@@ -209,10 +279,7 @@ class LaplaceApproximation(eqx.Module):
                 self.posterior, self.at.u, self.precision, arguments, by.chunk
             )
         inner, outer = jax.random.split(key)
-        values = self.sample(inner, draws).values
-        model = handlers.uncondition(self.posterior.model)
-        with self.posterior.program.staging():
-            return Predictive(model, values)(outer, *args, **kwargs)
+        return predicted(self.posterior, self.sample(inner, draws).values, outer, args, kwargs)
 
     def __repr__(self) -> str:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
@@ -220,7 +287,10 @@ class LaplaceApproximation(eqx.Module):
             rows.append(f"curvature {self.title}")
         note = "" if self.note == str(self.mode.verdict) else self.note
         rows += [text for text in (note, in_words(self.regimes[1:])) if text]
-        return "\n".join([*rows, repr(self.mode)])
+        with suppress(VolformError):  # print shows what there is
+            table = self.summary().lines if self.posterior.dim <= HESSIAN_UP_TO else None
+            return "\n".join([*rows, *self.mode.described(table)])
+        return "\n".join([*rows, *self.mode.described()])
 
 
 def laplace(
@@ -306,40 +376,14 @@ def laplace(
     else:
         is_judged = curvature is None and isinstance(structure, Full)
         place = (map_at if is_judged else place_at)(target, at)
-    note = _accepted(place, curvature, at is not None, refuse)
+    note = note_on(place, curvature, at is not None, refuse)
     mode = structure.restricted(place)
     precision = _precision(mode, curvature, structure)
     if (curvature is not None or not isinstance(structure, Full)) and refuse:
-        _require_definite(precision, mode, curvature, structure)
+        require_definite(precision, mode, curvature, structure)
     return LaplaceApproximation(
         mode, precision, second_order, allow_improper, curvature, structure, note
     )
-
-
-def _accepted(
-    target: ExpansionPoint, curvature: Curvature | None, given: bool, refuse: bool
-) -> str:
-    """Note on the point for the reader; raises where it cannot be expanded at."""
-    verdict = target.verdict
-    if isinstance(verdict, Minimum):
-        return ""
-    if isinstance(verdict, Stationary):
-        return str(verdict)
-    is_indefinite = isinstance(verdict, Saddle | Flat)
-    accepted = curvature is not None if is_indefinite else given
-    if refuse and not accepted:
-        other = (
-            "or `curvature=GGN()`, which is positive definite at saddles of networks too"
-            if curvature is None
-            else "or train the model yourself and give the end in `at=`"
-        )
-        raise (SaddleError if is_indefinite else ConvergenceError)(
-            f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
-            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
-            f"`find_map`, another metric, {other}; `refuse=False` goes on and says so in the "
-            "result."
-        )
-    return str(verdict)
 
 
 def _precision(
@@ -354,45 +398,3 @@ def _precision(
         else curvature.split(posterior, at.u)
     )
     return structure.precision(split)
-
-
-def _expanded(mode: ExpansionPoint, precision: lx.AbstractLinearOperator) -> FirstOrder:
-    """The point with `precision` for its Hessian, where that is a matrix."""
-    at = mode.at
-    if not isinstance(precision, DenseOperator):
-        return at
-    if isinstance(at, SecondOrder):
-        # The expansion of the search itself knows its factor already.
-        is_own = precision.matrix is at.hessian
-        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
-    gram = mode.posterior.metric(at.u).as_matrix()
-    found = at.u, at.value, at.gradient, at.gradient_norm, at.log_volume
-    return SecondOrder(*found, precision.matrix, gram)
-
-
-def _require_definite(
-    precision: lx.AbstractLinearOperator,
-    mode: ExpansionPoint,
-    curvature: Curvature | None,
-    structure: Structure,
-) -> None:
-    if bool(jnp.isfinite(exact_logdet(precision))):
-        return
-    found, at = "", _expanded(mode, precision)
-    if isinstance(at, SecondOrder) and isinstance(precision, DenseOperator):
-        eigenvalues = at.eigenvalues
-        negative = int(jnp.sum(eigenvalues <= 0.0))
-        found = (
-            f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
-            f"lowest {float(eigenvalues[0]):.3g}"
-        )
-    reason = (
-        "At a point that is no mode the Hessian seldom is: take `curvature=GGN()`."
-        if curvature is None
-        else "A likelihood that is not log-concave in its parameters, or a flat prior, makes it "
-        "so; use the Hessian, or a proper prior."
-    )
-    raise SaddleError(
-        f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
-        f"mode{found}. {reason}"
-    )

@@ -1,5 +1,7 @@
-"""Draws from the Laplace approximation."""
+"""Draws from the Laplace approximation, and its density."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -8,34 +10,17 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.infer import Predictive
 
 from volform.checks import require_key
-from volform.errors import ConvergenceError, ModelError
-from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
+from volform.errors import ConvergenceError, DataError, ModelError, UnknownSiteError
+from volform.inference.laplace.gaussian_chart import LEBESGUE, GaussianChart
+from volform.inference.laplace.samples import Samples
+from volform.linalg.operator import require_dense
+from volform.linalg.structured import exact_logdet
 from volform.linalg.under_metric import whitening_maps
 from volform.models.posterior import Posterior
-
-
-class Samples(eqx.Module):
-    """Draws from a Laplace approximation.
-
-    Attributes:
-        values: draws of the latent sites, each of shape (n, ...).
-        u: draws in unconstrained coordinates, shape (n, d).
-        outside: number of draws that fell outside the support and were replaced.
-    """
-
-    values: dict[str, Array]
-    u: Float[Array, "n d"]
-    outside: int
-
-    def __getitem__(self, name: str) -> Array:
-        """Draws of the site called `name`, shape (n, ...)."""
-        return self.values[name]
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{name} {np.shape(v)}" for name, v in self.values.items())
-        return f"{len(self.u)} draws ({shapes}), {self.outside} replaced outside the support"
 
 
 class TangentGaussian(eqx.Module):
@@ -53,12 +38,96 @@ class TangentGaussian(eqx.Module):
     u: Float[Array, " d"]
     precision: lx.AbstractLinearOperator
 
-    def sample(self, key: PRNGKeyArray, draws: int) -> Float[Array, "n d"]:
-        """Draws in w."""
+    def sample(
+        self, key: PRNGKeyArray, draws: int
+    ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+        """Draws in w, and the log density at them with respect to dw."""
         normal = jax.random.normal(key, (draws, self.u.size), self.u.dtype)
         _, up = whitening_maps(self.precision)
         center, push = jax.linearize(lambda u: self.chart.flatten(self.posterior, u)[0], self.u)
-        return center[None] + jax.vmap(lambda z: push(up(z)))(normal)
+        w = center[None] + jax.vmap(lambda z: push(up(z)))(normal)
+        return w, self._log_height - 0.5 * jnp.sum(normal**2, 1)
+
+    @property
+    def _log_height(self) -> Float[Array, ""]:
+        """Log density at the center with respect to dw."""
+        _, log_det = self.chart.flatten(self.posterior, self.u)
+        half_log_2_pi = 0.5 * self.u.size * math.log(2.0 * math.pi)
+        return 0.5 * exact_logdet(self.precision) - half_log_2_pi - log_det
+
+    @property
+    def covariance(self) -> Float[Array, "d d"]:
+        """The inverse of the precision matrix, in u.
+
+        Raises:
+            SizeError: when it would take more than 8 GiB.
+        """
+        require_dense(self.u.size, self.u.size, self.u.dtype)
+        _, up = whitening_maps(self.precision)
+        root = jax.vmap(up)(jnp.eye(self.u.size, dtype=self.u.dtype))
+        return root.T @ root
+
+    def log_prob(self, u: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Log density at points u with respect to du; its mass outside the support is in it."""
+        center, _ = self.chart.flatten(self.posterior, self.u)
+        # The tangent vector of w, by the inverse of the chart's derivative.
+        _, pull = jax.linearize(lambda w: self.chart.unflatten(self.posterior, w)[0], center)
+        height = self._log_height
+
+        def at(u: Float[Array, " d"]) -> Float[Array, ""]:
+            w, own = self.chart.flatten(self.posterior, u)
+            v = pull(w - center)
+            return height + own - 0.5 * jnp.vdot(v, self.precision.mv(v))
+
+        return jax.vmap(at)(u)
+
+
+def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> Any:
+    """Log density at values of all latent sites, with axes of draws before the sites' own.
+
+    With respect to the measure of NumPyro's own densities, so that it is of the kind of
+    `sum of site.log_prob`. Minus infinity outside of the support.
+
+    Raises:
+        UnknownSiteError: when a latent site is missing.
+        DataError: when a value has the wrong shape.
+    """
+    sites = tangent.posterior.layout.sites
+    missing = [site.name for site in sites if site.name not in values]
+    if missing:
+        raise UnknownSiteError(
+            f"`values` lacks the latent sites {missing}; it should hold all of "
+            f"{[site.name for site in sites]}."
+        )
+    found = {s.name: np.asarray(values[s.name], jnp.result_type(float)) for s in sites}
+    shapes = {s.name: found[s.name].shape for s in sites}
+    first = sites[0]
+    lead = shapes[first.name][: found[first.name].ndim - len(first.shape)]
+    if any(shapes[s.name] != (*lead, *s.shape) for s in sites):
+        raise DataError(
+            f"`values` have the shapes {shapes}; they should be the sites' own, "
+            f"{ {s.name: s.shape for s in sites} }, after the same axes of draws, if any."
+        )
+    flat = {s.name: found[s.name].reshape(-1, *s.shape) for s in sites}
+    return np.asarray(_log_prob_of_values(tangent, flat)).reshape(lead)
+
+
+@eqx.filter_jit
+def _log_prob_of_values(tangent: TangentGaussian, values: dict[str, Any]) -> Float[Array, " n"]:
+    layout = tangent.posterior.layout
+
+    def place(values: dict[str, Any]) -> tuple[Array, Array, Array]:
+        u = layout.unconstrain(values)
+        back, log_det = layout.constrain_with_log_det(u)
+        same = jnp.all(jnp.isfinite(u))
+        for site in layout.sites:
+            if not site.circular:  # which are the same by whole turns
+                gap = jnp.max(jnp.abs(back[site.name] - values[site.name]), initial=0.0)
+                same &= gap <= 1e-6 * jnp.max(jnp.abs(values[site.name]), initial=1e-30)
+        return u, log_det, same
+
+    u, log_det, same = jax.vmap(place)(values)
+    return jnp.where(same, tangent.log_prob(u) - log_det, -jnp.inf)
 
 
 def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Samples:
@@ -68,32 +137,39 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
         ConvergenceError: when fewer than one in a thousand falls inside the support.
     """
     kept, outside, tried = [], 0, 0
-    while sum(map(len, kept)) < draws:
+    while sum(len(u) for u, _ in kept) < draws:
         key, now = jax.random.split(key)
-        u, inside = _points(posterior, proposal, now, draws)
-        kept.append(np.asarray(u)[np.asarray(inside)])
+        u, log_q, inside = map(np.asarray, _points(posterior, proposal, now, draws))
+        kept.append((u[inside], log_q[inside]))
         outside += int(draws - inside.sum())
         tried += draws
-        if tried > 1000 * (sum(map(len, kept)) + 1):
+        if tried > 1000 * (sum(len(u) for u, _ in kept) + 1):
             raise ConvergenceError(
                 f"Fewer than one in a thousand of {tried} draws lies inside the support; the "
                 "Gaussian in `chart` does not fit it. Use a metric such as `Unconstrained()`."
             )
-    u = jnp.asarray(np.concatenate(kept)[:draws])
-    return Samples(jax.vmap(posterior.values)(u), u, outside)
-
-
-@eqx.filter_jit
-def samples_at(posterior: Posterior, w: Float[Array, "n d"]) -> Samples:
-    """The draws at points w, in the support, of the chart that the metric is flat in."""
-    chart = sampling_chart(posterior)
-    u = jax.vmap(lambda w: chart.unflatten(posterior, w)[0])(w)
-    return Samples(jax.vmap(posterior.values)(u), u, 0)
+    u, log_q = (np.concatenate(part)[:draws] for part in zip(*kept, strict=True))
+    return Samples(posterior, LEBESGUE, u, outside=outside, log_q_points=log_q)
 
 
 @eqx.filter_jit
 def _points(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Any:
-    return jax.vmap(lambda w: proposal.chart.unflatten(posterior, w))(proposal.sample(key, draws))
+    """Draws in u, their log density with respect to du, and which are inside the support."""
+
+    def place(w: Float[Array, " d"], log_q: Float[Array, ""]) -> tuple[Array, Array, Array]:
+        u, inside = proposal.chart.unflatten(posterior, w)
+        return u, log_q + proposal.chart.flatten(posterior, u)[1], inside
+
+    return jax.vmap(place)(*proposal.sample(key, draws))
+
+
+def predicted(
+    posterior: Posterior, values: dict[str, Any], key: PRNGKeyArray, args: tuple, kwargs: dict
+) -> dict[str, Any]:
+    """Draws of the observed and deterministic sites at draws of the latent ones, by NumPyro."""
+    model = handlers.uncondition(posterior.model)
+    with posterior.program.staging():
+        return Predictive(model, values)(key, *args, **kwargs)
 
 
 def key_and_arguments(args: tuple) -> tuple[Any, tuple]:

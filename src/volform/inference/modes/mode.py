@@ -97,18 +97,20 @@ class ExpansionPoint(eqx.Module):
         return isinstance(self.verdict, verdicts.Minimum)
 
     def __repr__(self) -> str:
-        return "\n".join([*self._rows("Point"), *self._end()])
+        return "\n".join(self.described())
 
-    def _rows(self, title: str) -> list[str]:
-        values = [f"  {name:<12} {_short(value)}" for name, value in self.values.items()]
+    def described(self, table: Sequence[str] | None = None) -> list[str]:
+        """Lines of print, with a table of the parameters in place of their values if given."""
+        values = [f"{name:<12} {_short(value)}" for name, value in self.values.items()]
         return [
-            f"{title} under {self.posterior.metric_name}",
-            *values,
+            f"{'MAP' if isinstance(self, MAP) else 'Point'} under {self.posterior.metric_name}",
+            *(f"  {line}" for line in (values if table is None else table)),
             f"  log q^G      {self.log_density:.6f}",
             f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
+            *self._facts(),
         ]
 
-    def _end(self) -> list[str]:
+    def _facts(self) -> list[str]:
         """The verdict, and the regime where the number of parameters decided it."""
         return [f"  {text}" for text in (str(self.verdict), in_words([self.regime])) if text]
 
@@ -140,12 +142,11 @@ class MAP(ExpansionPoint):
         """Eigenvalues of E = G^-1 H in ascending order; invariant."""
         return self.at.eigenvalues
 
-    def __repr__(self) -> str:
-        rows = self._rows("MAP")
-        rows += [
+    def _facts(self) -> list[str]:
+        rows = [
             f"  E = G^-1 H   smallest eigenvalue {np.asarray(self.eigenvalues)[0]:.4g}, "
             f"largest {np.asarray(self.eigenvalues)[-1]:.4g}",
-            *self._end(),
+            *super()._facts(),
         ]
         if len(self.modes) > 1:
             rows += self._mode_rows()
@@ -155,7 +156,7 @@ class MAP(ExpansionPoint):
                 f"  {lost} of {self.starts} starts ended at no strict mode: a singular metric, "
                 "the edge of the support, or not converged"
             )
-        return "\n".join(rows)
+        return rows
 
     def _mode_rows(self) -> list[str]:
         once = [mode for mode in self.modes if mode.starts == 1]

@@ -1,0 +1,94 @@
+"""Points and precision matrices that a Laplace approximation can be made of."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import lineax as lx
+
+from volform.errors import ConvergenceError, SaddleError
+from volform.inference.laplace.gauss_newton import Curvature
+from volform.inference.modes.expansion import FirstOrder, SecondOrder
+from volform.inference.modes.mode import ExpansionPoint
+from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
+from volform.linalg.structured import DenseOperator, exact_logdet
+
+
+def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, refuse: bool) -> str:
+    """Note on the point for the reader.
+
+    Args:
+        target: the point.
+        curvature: what takes the place of the Hessian, which may be definite at a saddle too.
+        given: whether the user gave the point.
+        refuse: whether one that cannot be expanded at is refused.
+
+    Raises:
+        ConvergenceError: when it is no strict mode, and a `SaddleError` at a saddle.
+    """
+    verdict = target.verdict
+    if isinstance(verdict, Minimum):
+        return ""
+    if isinstance(verdict, Stationary):
+        return str(verdict)
+    is_indefinite = isinstance(verdict, Saddle | Flat)
+    accepted = curvature is not None if is_indefinite else given
+    if refuse and not accepted:
+        other = (
+            "or `curvature=GGN()`, which is positive definite at saddles of networks too"
+            if curvature is None
+            else "or train the model yourself and give the end in `at=`"
+        )
+        raise (SaddleError if is_indefinite else ConvergenceError)(
+            f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
+            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
+            f"`find_map`, another metric, {other}; `refuse=False` goes on and says so in the "
+            "result."
+        )
+    return str(verdict)
+
+
+def expanded(mode: ExpansionPoint, precision: lx.AbstractLinearOperator) -> FirstOrder:
+    """The point with `precision` for its Hessian, where that is a matrix."""
+    at = mode.at
+    if not isinstance(precision, DenseOperator):
+        return at
+    if isinstance(at, SecondOrder):
+        # The expansion of the search itself knows its factor already.
+        is_own = precision.matrix is at.hessian
+        return at if is_own else dataclasses.replace(at, hessian=precision.matrix)
+    gram = mode.posterior.metric(at.u).as_matrix()
+    found = at.u, at.value, at.gradient, at.gradient_norm, at.log_volume
+    return SecondOrder(*found, precision.matrix, gram)
+
+
+def require_definite(
+    precision: lx.AbstractLinearOperator,
+    mode: ExpansionPoint,
+    curvature: Curvature | None,
+    structure: object,
+) -> None:
+    """Check that a precision matrix is positive definite.
+
+    Raises:
+        SaddleError: when it is not.
+    """
+    if bool(jnp.isfinite(exact_logdet(precision))):
+        return
+    found, at = "", expanded(mode, precision)
+    if isinstance(at, SecondOrder) and isinstance(precision, DenseOperator):
+        eigenvalues = at.eigenvalues
+        negative = int(jnp.sum(eigenvalues <= 0.0))
+        found = (
+            f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
+            f"lowest {float(eigenvalues[0]):.3g}"
+        )
+    reason = (
+        "At a point that is no mode the Hessian seldom is: take `curvature=GGN()`."
+        if curvature is None
+        else "A likelihood that is not log-concave in its parameters, or a flat prior, makes it "
+        "so; use the Hessian, or a proper prior."
+    )
+    raise SaddleError(
+        f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
+        f"mode{found}. {reason}"
+    )
