@@ -45,7 +45,7 @@ from volform.kernels.kernel import (
 from volform.kernels.layers import (
     covariance as covariance,
     image_moments as image_moments,
-    joined as joined,
+    joined_kernels as joined_kernels,
     pairs_needed as pairs_needed,
     propagate as propagate,
     propagate_needed as propagate_needed,

@@ -9,7 +9,7 @@ from volform.kernels.layers import (
     weighted as weighted,
 )
 from volform.kernels.layers.composition import (
-    joined as joined,
+    joined_kernels as joined_kernels,
 )
 from volform.kernels.layers.expectations import (
     covariance as covariance,

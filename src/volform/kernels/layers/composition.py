@@ -32,11 +32,11 @@ def _(layer: Parallel, pairs: Pairs) -> Pairs:
 def _(layer: Parallel, state: KernelState, context: LayerContext) -> KernelState:
     states = [propagate_needed(branch, state, context) for branch in layer.branches]
     shape = layer.joined_shape([state.shape for state in states])
-    return joined(layer, states).replace(shape=shape)
+    return joined_kernels(layer, states).replace(shape=shape)
 
 
 @singledispatch
-def joined(layer: Parallel, states: list[KernelState]) -> KernelState:
+def joined_kernels(layer: Parallel, states: list[KernelState]) -> KernelState:
     """The kernels of what is put together from outputs with these kernels.
 
     Raises:
@@ -45,12 +45,12 @@ def joined(layer: Parallel, states: list[KernelState]) -> KernelState:
     raise no_kernel(layer)
 
 
-@joined.register
+@joined_kernels.register
 def _(layer: Summed, states: list[KernelState]) -> KernelState:
     return _sum(states)
 
 
-@joined.register
+@joined_kernels.register
 def _(layer: Concatenated, states: list[KernelState]) -> KernelState:
     widths = [state.shape[-1] for state in states]
     scaled = []
@@ -62,7 +62,7 @@ def _(layer: Concatenated, states: list[KernelState]) -> KernelState:
     return _sum(scaled).replace(is_gaussian=False)
 
 
-@joined.register
+@joined_kernels.register
 def _(layer: Multiplied, states: list[KernelState]) -> KernelState:
     total = states[0]
     for state in states[1:]:
