@@ -165,10 +165,10 @@ def _compare() -> tuple[Call, Any]:
 
 
 def _network() -> Any:
-    from volform import kernels as k
+    from volform import networks as nn
 
-    hidden = (k.Dense(512), k.Relu())
-    return k.serial(*hidden, *hidden, *hidden, k.Dense(1))
+    hidden = (nn.Dense(512), nn.Relu())
+    return nn.serial(*hidden, *hidden, *hidden, nn.Dense(1))
 
 
 def _kernel(count: int) -> Callable[[], tuple[Call, Any]]:
@@ -177,7 +177,7 @@ def _kernel(count: int) -> Callable[[], tuple[Call, Any]]:
 
         net = _network()
         x = np.random.default_rng(0).normal(size=(count, 10))
-        return lambda x: float(net.kernel(x).nngp[0, 0]), x
+        return lambda x: float(k.kernel(net, x).nngp[0, 0]), x
 
     return prepare
 
@@ -187,8 +187,8 @@ def _kernel_again() -> tuple[Call, Any]:
 
     net = _network()
     x = np.random.default_rng(0).normal(size=(103, 10))
-    net.kernel(x[:100])
-    return lambda x: float(net.kernel(x).nngp[0, 0]), x
+    k.kernel(net, x[:100])
+    return lambda x: float(k.kernel(net, x).nngp[0, 0]), x
 
 
 def measure(name: str) -> None:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from peers_data import turn
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 
 FEATURES, ROUNDS, DEPTH = 784, 5, 3
 W, B = 1.4, 0.2
@@ -52,9 +52,9 @@ def inputs(n: int, dtype: str) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, FEATURES)).astype(dtype))
 
 
-def network(depth: int) -> k.Layer:
-    layers = [layer for _ in range(depth) for layer in (k.Dense(512, W, B), k.Relu())]
-    return k.serial(*layers, k.Dense(1, W, B))
+def network(depth: int) -> nn.Layer:
+    layers = [layer for _ in range(depth) for layer in (nn.Dense(512, W, B), nn.Relu())]
+    return nn.serial(*layers, nn.Dense(1, W, B))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -88,7 +88,7 @@ def checked(run: Callable[[], Any], x: jax.Array) -> Callable[[], Timed]:
 def solvers(n: int, depth: int, dtype: str) -> dict[str, Callable[[], Timed]]:
     x, net = inputs(n, dtype), network(depth)
     return {
-        "volform": checked(lambda: net.kernel(x), x),
+        "volform": checked(lambda: k.kernel(net, x), x),
         "recursion": checked(lambda: recursion(x, depth), x),
     }
 

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from sklearn.datasets import load_diabetes
 
 import volform as vf
-from volform import kernels as k
+from volform import networks as nn
 
 jax.config.update("jax_enable_x64", True)
 
@@ -31,7 +31,7 @@ def survey(
     found = vf.architectures.survey(
         jnp.asarray(x),
         jnp.asarray(y),
-        activations={"erf": k.Erf()} if quick else None,
+        activations={"erf": nn.Erf()} if quick else None,
         depths=(1,),
         widths=(32, math.inf),
         noise=0.7,

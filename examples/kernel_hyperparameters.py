@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, NUTS
 from rich.console import Console
 from rich.table import Table
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 
 NAMES = ("w_std", "b_std", "noise")
 TRUE_NOISE = 0.1
@@ -32,9 +32,9 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return x, np.sin(2.0 * x[:, 0]) + TRUE_NOISE * noise
 
 
-def network(w_std: jax.Array, b_std: jax.Array) -> k.Layer:
+def network(w_std: jax.Array, b_std: jax.Array) -> nn.Layer:
     """One hidden layer of infinitely many erf units."""
-    return k.serial(k.Dense(1, w_std, b_std), k.Erf(), k.Dense(1, w_std))
+    return nn.serial(nn.Dense(1, w_std, b_std), nn.Erf(), nn.Dense(1, w_std))
 
 
 def model(x: np.ndarray, y: np.ndarray | None = None) -> None:

@@ -36,10 +36,10 @@ def test_what_is_imported():
 @pytest.mark.parametrize(
     "program",
     [
-        "from volform import kernels as k; found = [k.Dense]",
-        "import volform.kernels as k; found = [k.Dense]",
+        "from volform import networks as nn; found = [nn.Dense]",
+        "import volform.kernels as k; found = [k.kernel]",
         "from volform import *; import volform as vf; "
-        "found = [vf.kernels.Dense, vf.architectures.survey, vf.plot.density, vf.optimizer_metric]",
+        "found = [vf.kernels.kernel, vf.architectures.survey, vf.plot.density, vf.sharpness]",
     ],
 )
 def test_rooms_are_there_when_asked_for(program):

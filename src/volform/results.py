@@ -160,6 +160,8 @@ class Provenance(NamedTuple):
         held: `numpyro.param` sites that the density depends on, and `PRNG_KEY` where it depends
             on `numpyro.prng_key`.
         unobserved: whether the model observes nothing.
+        uncounted: sites with `infer={"equivalent_modes": None}`: they may have equivalent modes,
+            and nobody counted them.
     """
 
     improper: tuple[str, ...] = ()
@@ -171,6 +173,7 @@ class Provenance(NamedTuple):
     masked: tuple[tuple[str, str], ...] = ()
     held: tuple[str, ...] = ()
     unobserved: bool = False
+    uncounted: tuple[str, ...] = ()
 
     @property
     def is_of_known_data(self) -> bool:
@@ -198,7 +201,8 @@ class Provenance(NamedTuple):
         Raises:
             ModelError: when it is no positive integer.
         """
-        return self._replace(equivalent_modes=require_count(count, "the call"))
+        count = require_count(count, "the call")
+        return self._replace(equivalent_modes=count, uncounted=())
 
     def notes(self) -> list[str]:
         """Notes that a reader of the evidence needs."""

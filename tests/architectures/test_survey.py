@@ -21,8 +21,8 @@ from volform.errors import ConvergenceError, DataError, KernelError, NetworkErro
 from volform.models import provenance_of
 
 Y = np.cos(2.0 * np.arange(6))
-NET = around(k.Relu(), k.Erf())
-ONE = vf.architectures.Architecture(1, k.Erf(), 1.4, 0.3)
+NET = around(nn.Relu(), nn.Erf())
+ONE = vf.architectures.Architecture(1, nn.Erf(), 1.4, 0.3)
 
 
 # --- Exact evidence
@@ -30,14 +30,16 @@ ONE = vf.architectures.Architecture(1, k.Erf(), 1.4, 0.3)
 
 def test_exact_evidence():
     found = k.evidence(NET, X, Y, noise=0.3)
-    law = scipy.stats.multivariate_normal(np.zeros(6), NET.kernel(X).nngp + 0.09 * np.eye(6))
+    law = scipy.stats.multivariate_normal(np.zeros(6), k.kernel(NET, X).nngp + 0.09 * np.eye(6))
     np.testing.assert_allclose(found.log_z, law.logpdf(Y), rtol=1e-12)
     assert (float(found.error), found.dim, found.trust.level.value) == (0.0, 0, "good")
     assert repr(found).startswith(f"log Z {float(found.log_z):.3f}, exact, 0 parameters\n")
 
 
 def test_compare_takes_exact_evidence(recwarn):
-    wide = {name: k.evidence(net, X, Y, noise=0.3) for name, net in (("a", NET), ("b", k.Dense(1)))}
+    wide = {
+        name: k.evidence(net, X, Y, noise=0.3) for name, net in (("a", NET), ("b", nn.Dense(1)))
+    }
     table = vf.compare(wide)
     gap = abs(float(wide["a"].log_z - wide["b"].log_z))
     assert table.rows[1].log_bayes_factor == pytest.approx(gap)
@@ -79,7 +81,7 @@ def test_finite_evidence_of_one_unit():
         for f in features
     ]
     exact = np.log(weights @ each / weights.sum())
-    net = vf.architectures.Architecture(1, k.Erf(), 1.4).network(1)
+    net = vf.architectures.Architecture(1, nn.Erf(), 1.4).network(1)
     for seed in range(3):
         found = vf.architectures.finite_evidence(
             net, x, Y, noise=1.0, key=jax.random.key(seed), draws=4000
@@ -135,9 +137,11 @@ def test_too_few_draws(draws):
 @pytest.mark.parametrize("scaling", [nn.SP(), nn.NTP(), nn.MuP()], ids=repr)
 def test_layers_add_up_to_the_kernel(scaling):
     parts = vf.architectures.ntk_by_layer(NET, X, parametrization=scaling)
-    np.testing.assert_allclose(parts.sum(0), NET.kernel(X, parametrization=scaling).ntk, rtol=1e-13)
+    np.testing.assert_allclose(
+        parts.sum(0), k.kernel(NET, X, parametrization=scaling).ntk, rtol=1e-13
+    )
     assert len(parts) == 3
-    last = k.serial(*NET.layers[:4]).kernel(X).nngp  # of what the last layer sees
+    last = k.kernel(nn.serial(*NET.layers[:4]), X).nngp  # of what the last layer sees
     if scaling == nn.SP():
         np.testing.assert_allclose(parts[2], 8 * last + 1, rtol=1e-13)
 
@@ -148,7 +152,7 @@ def test_layers_add_up_to_the_kernel(scaling):
     ids=["SP", "NTP", "MuP"],
 )
 def test_growth(scaling, expected):
-    deep = vf.architectures.Architecture(2, k.Relu(), 1.4, 0.3)
+    deep = vf.architectures.Architecture(2, nn.Relu(), 1.4, 0.3)
     np.testing.assert_allclose(
         vf.architectures.ntk_growth(deep, X, parametrization=scaling), expected, atol=1e-5
     )
@@ -156,7 +160,7 @@ def test_growth(scaling, expected):
 
 def test_layers_of_what_has_none():
     with pytest.raises(NetworkError, match="`net` is a Dense, which has no layers"):
-        vf.architectures.ntk_by_layer(k.Dense(1), X)
+        vf.architectures.ntk_by_layer(nn.Dense(1), X)
 
 
 # --- Held-out rows, hyperparameters
@@ -165,7 +169,7 @@ def test_layers_of_what_has_none():
 def test_held_out_rows_one_by_one():
     net = ONE.layers()
     found = k.held_out(partial(k.predict, net, noise=0.3), X, Y, noise=0.3, folds=6)
-    kernel = np.asarray(net.kernel(X).nngp) + 0.09 * np.eye(6)
+    kernel = np.asarray(k.kernel(net, X).nngp) + 0.09 * np.eye(6)
     inverse = np.linalg.inv(kernel)
     residual, variance = inverse @ Y / np.diag(inverse), 1 / np.diag(inverse)
     np.testing.assert_allclose(found.rmse, np.sqrt(np.mean(residual**2)), rtol=1e-10)
@@ -178,10 +182,10 @@ def test_held_out_rows_one_by_one():
 def test_learned_values_are_a_maximum():
     x = np.linspace(-2.0, 2.0, 12)[:, None]
     y = 2.0 + np.sin(x[:, 0]) + 0.3 * (-1.0) ** np.arange(12)
-    found = vf.architectures.learn(vf.architectures.Architecture(1, k.Erf(), 1.4, 1.0), x, y)
+    found = vf.architectures.learn(vf.architectures.Architecture(1, nn.Erf(), 1.4, 1.0), x, y)
 
     def at(w_std, b_std, noise):
-        net = vf.architectures.Architecture(1, k.Erf(), w_std, b_std).layers()
+        net = vf.architectures.Architecture(1, nn.Erf(), w_std, b_std).layers()
         return float(k.evidence(net, x, y, noise=noise).log_z)
 
     best = (found.architecture.w_std, found.architecture.b_std, found.noise)
@@ -195,7 +199,7 @@ def test_learned_values_are_a_maximum():
 def test_no_maximum_of_the_evidence():
     with pytest.raises(ConvergenceError, match=r"`architecture` .* reached no maximum"):
         vf.architectures.learn(
-            vf.architectures.Architecture(1, k.Erf(), 1.0), X, 0.0 * Y
+            vf.architectures.Architecture(1, nn.Erf(), 1.0), X, 0.0 * Y
         )  # the noise goes to zero
 
 
@@ -208,7 +212,7 @@ def survey() -> vf.architectures.Survey:
     return vf.architectures.survey(
         x,
         np.sin(x[:, 0]),
-        activations={"erf": k.Erf()},
+        activations={"erf": nn.Erf()},
         depths=(1,),
         widths=(4, math.inf),
         learned=False,
@@ -238,13 +242,13 @@ def test_survey(survey):
 @pytest.mark.slow
 def test_laplace_in_a_survey(monkeypatch):
     given = {"depths": (1,), "learned": False, "draws": 100, "folds": 2}
-    given |= {"activations": {"erf": k.Erf()}, "parametrizations": (nn.SP(), nn.NTP())}
+    given |= {"activations": {"erf": nn.Erf()}, "parametrizations": (nn.SP(), nn.NTP())}
     found = vf.architectures.survey(X, Y, widths=(40, math.inf), **given)
     by = {(type(e.parametrization).__name__, e.width): e for e in found.entries}
     sp = by["SP", 40].laplace
     assert sp is by["NTP", 40].laplace
     assert by["NTP", math.inf].laplace is None
-    network = vf.architectures.Architecture(1, k.Erf(), 1.4, 0.3).network(40)
+    network = vf.architectures.Architecture(1, nn.Erf(), 1.4, 0.3).network(40)
     posterior = vf.condition(nn.regression(network, 0.5), X, Y[:, None])
     own = vf.laplace(posterior, curvature=vf.GGN()).evidence
     np.testing.assert_allclose(sp.log_z, own.log_z, rtol=1e-8)
@@ -266,7 +270,7 @@ def test_architectures_whose_evidence_has_no_maximum():
     assert [entry.candidate.activation for entry in found.entries] == ["relu"]
     assert found.notes[0].startswith("erf, depth 1: left out. `architecture` Architecture(")
     with pytest.raises(ConvergenceError, match="reached no maximum of the evidence"):
-        vf.architectures.survey(x, np.sin(2.0 * x[:, 0]), activations={"erf": k.Erf()}, **given)
+        vf.architectures.survey(x, np.sin(2.0 * x[:, 0]), activations={"erf": nn.Erf()}, **given)
 
 
 def test_poor_rows_come_behind(survey):

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import volform as vf
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.cli import main
 
 X = np.sin(1.0 + 0.7 * np.arange(20)[:, None] + 1.3 * np.arange(2))
@@ -40,7 +40,9 @@ def test_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(written["entries"]) == 6
     exact = [e for e in written["entries"] if e["width"] == "inf" and e["log_z"] is not None]
     x, y = (X - X.mean(0)) / X.std(0), (Y - Y.mean()) / Y.std()
-    kernel = np.asarray(vf.architectures.Architecture(1, k.Erf(), 1.4, 0.3).layers().kernel(x).nngp)
+    kernel = np.asarray(
+        k.kernel(vf.architectures.Architecture(1, nn.Erf(), 1.4, 0.3).layers(), x).nngp
+    )
     law = scipy.stats.multivariate_normal(np.zeros(20), kernel + 0.16 * np.eye(20))
     for entry in exact:
         assert entry["log_z"] == pytest.approx(law.logpdf(y), rel=1e-10)

@@ -116,5 +116,5 @@ def test_other_estimators_tell_the_search() -> None:
     found = vf.evidence(posterior_of(3), by=vf.Importance(draws=200))
     assert found.regimes == (DENSE,)
     assert (
-        vf.kernels.evidence(vf.kernels.Dense(1), jnp.eye(2), jnp.ones(2), noise=1.0).regimes == ()
+        vf.kernels.evidence(vf.networks.Dense(1), jnp.eye(2), jnp.ones(2), noise=1.0).regimes == ()
     )

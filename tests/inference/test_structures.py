@@ -1,6 +1,7 @@
 """Structures of the precision: against matrices written out, and which charts leave them alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -73,22 +74,15 @@ DENSE = Case(
 )  # fmt: skip
 
 
-class Images(nn.Network):
-    """A convolution and a dense layer."""
-
-    parametrization: Any = nn.NTP()
-    w_std: Any = 1.0
-    b_std: Any = None
-
-    def stages(self) -> tuple[nn.Stage, ...]:
-        flatten = lambda x: jnp.tanh(x).reshape(len(x), -1)  # noqa: E731
-        return nn.Stage(nn.Conv(2, (2, 3)), (flatten,)), nn.Stage(nn.Dense(2))
-
-    def require_inputs(self, shape: tuple[int, ...]) -> None:
-        pass
-
-
-IMAGES = Case(Images(), nn.classification, RNG.normal(size=(3, 4, 4, 2)), [0, 1, 1])
+CONVOLUTION = nn.Network(
+    nn.serial(
+        nn.Conv(2, (2, 3), padding=nn.Padding.VALID),
+        nn.Elementwise(jnp.tanh),
+        nn.Flatten(),
+        nn.Dense(2),
+    )
+)
+IMAGES = Case(CONVOLUTION, nn.classification, RNG.normal(size=(3, 4, 4, 2)), [0, 1, 1])
 
 
 def masked(matrix: Any, sites: Any) -> Any:
@@ -129,21 +123,32 @@ def test_low_rank_keeps_what_the_data_say_most(whole: Any) -> None:
     )
 
 
+def stages_of(net: Any) -> list[list[Any]]:
+    """Each layer with weights, and the functions that follow it."""
+    found: list[list[Any]] = []
+    for layer in net.layers.layers:
+        if layer.has_weights:
+            found.append([layer])
+        else:
+            found[-1].append(partial(layer.forward, (), place=None))
+    return found
+
+
 def factors(case: Case, weigh: Callable) -> dict[str, Any]:
     """KFAC of each layer by loops over examples and positions, without what flows through."""
-    stages, found, hidden = case.net.stages(), {}, case.x
+    stages, found, hidden = stages_of(case.net), {}, case.x
     scaling = {p.name: p.scaling for p in case.net.parameters(case.x.shape[1:])}
     arrays = {name: scaling[name].multiplier * value for name, value in case.at.items()}
 
     def after(i: int, z: Any) -> Any:
-        for follow in stages[i].after:
+        for follow in stages[i][1:]:
             z = follow(z)
         return z if i + 1 == len(stages) else after(i + 1, outputs(i + 1, z))
 
     def outputs(i: int, x: Any) -> Any:
-        return stages[i].linear(arrays[f"layer{i}.w"], x) + arrays.get(f"layer{i}.b", 0.0)
+        return stages[i][0].product(arrays[f"layer{i}.w"], x) + arrays.get(f"layer{i}.b", 0.0)
 
-    for i, stage in enumerate(stages):
+    for i, (layer, *following) in enumerate(stages):
         name, z = f"layer{i}.w", outputs(i, hidden)
         units, fan_in = arrays[name].shape
         left, right, count = jnp.zeros((units, units)), jnp.zeros((fan_in, fan_in)), 0
@@ -151,7 +156,7 @@ def factors(case: Case, weigh: Callable) -> dict[str, Any]:
             J = jax.jacrev(lambda z, i=i: after(i, z[None])[0])(z[n]).reshape(
                 -1, z[n].size // units, units
             )
-            of_weights = jax.jacrev(lambda w, n=n, h=hidden, f=stage.linear: f(w, h[n : n + 1]))
+            of_weights = jax.jacrev(lambda w, n=n, h=hidden, f=layer.product: f(w, h[n : n + 1]))
             features = of_weights(arrays[name]).reshape(-1, units, units, fan_in)[:, 0, 0]
             L = weigh(after(i, z[n : n + 1])[0])
             for p, row in enumerate(features):
@@ -160,7 +165,7 @@ def factors(case: Case, weigh: Callable) -> dict[str, Any]:
                 count += 1
         found[name] = scaling[name].multiplier ** 2 * jnp.kron(left / count, right)
         hidden = z
-        for follow in stage.after:
+        for follow in following:
             hidden = follow(hidden)
     return found
 

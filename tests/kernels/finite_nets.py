@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import volform as vf
-from volform import kernels as k
+from volform import networks as nn
 from volform.geometry import Product
 from volform.networks import NTP, SP, MuP
 
@@ -23,13 +23,15 @@ def normal(seed, *shape):
 
 
 def of_net(parametrization):
-    net = k.serial(k.Dense(7, 1.4, 0.2), k.Relu(), k.Dense(5, 1.1, 0.3), k.Erf(), k.Dense(3, 1.4))
+    net = nn.serial(
+        nn.Dense(7, 1.4, 0.2), nn.Relu(), nn.Dense(5, 1.1, 0.3), nn.Erf(), nn.Dense(3, 1.4)
+    )
     params = net.init(jax.random.key(0), VECTORS.shape, parametrization=parametrization)
     return lambda p, x: net.apply(p, x, parametrization=parametrization), params, VECTORS
 
 
 def of_images():
-    net = k.serial(k.Conv(3, (3, 3), 1.4, 0.2), k.Relu(), k.Flatten(), k.Dense(2))
+    net = nn.serial(nn.Conv(3, (3, 3), 1.4, 0.2), nn.Relu(), nn.Flatten(), nn.Dense(2))
     return net.apply, net.init(jax.random.key(0), IMAGES.shape), IMAGES
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volform import kernels as k
+from volform import networks as nn
 
 X = np.sin(1 + 0.7 * np.arange(6)[:, None] + 1.3 * np.arange(4))
 X2 = np.cos(0.5 + 0.9 * np.arange(3)[:, None] - 0.4 * np.arange(4))
@@ -18,17 +18,17 @@ SEQUENCES = np.sin(1 + 0.7 * N + 1.3 * T + 0.5 * C)
 
 
 def dense(width=8, b_std=0.2):
-    return k.Dense(width, w_std=1.4, b_std=b_std)
+    return nn.Dense(width, w_std=1.4, b_std=b_std)
 
 
 def conv(shape=(3,), width=8, b_std=0.2, **window):
-    return k.Conv(width, shape, w_std=1.4, b_std=b_std, **window)
+    return nn.Conv(width, shape, w_std=1.4, b_std=b_std, **window)
 
 
 def around(*activations, b_std=0.2):
     """A dense layer, then each activation with a dense layer behind it."""
     behind = [layer for f in activations for layer in (f, dense(b_std=b_std))]
-    return k.serial(dense(b_std=b_std), *behind)
+    return nn.serial(dense(b_std=b_std), *behind)
 
 
 def finite(net, x, scaling, keys):
@@ -48,23 +48,23 @@ def finite(net, x, scaling, keys):
 
 
 ACTIVATIONS = [
-    k.Relu(),
-    k.LeakyRelu(0.1),
-    k.Abs(),
-    k.Sign(),
-    k.RectifiedMonomial(0),
-    k.RectifiedMonomial(2),
-    k.RectifiedMonomial(3),
-    k.Erf(),
-    k.Gelu(),
-    k.Sin(),
-    k.Cos(),
-    k.Rbf(0.7),
-    k.Gaussian(),
-    k.Exp(),
-    k.Monomial(3),
-    k.Hermite(4),
-    k.Polynomial((1.0, -0.5, 0.0, 0.3)),
-    k.Elementwise(jnp.tanh),
+    nn.Relu(),
+    nn.LeakyRelu(0.1),
+    nn.Abs(),
+    nn.Sign(),
+    nn.RectifiedMonomial(0),
+    nn.RectifiedMonomial(2),
+    nn.RectifiedMonomial(3),
+    nn.Erf(),
+    nn.Gelu(),
+    nn.Sin(),
+    nn.Cos(),
+    nn.Rbf(0.7),
+    nn.Gaussian(),
+    nn.Exp(),
+    nn.Monomial(3),
+    nn.Hermite(4),
+    nn.Polynomial((1.0, -0.5, 0.0, 0.3)),
+    nn.Elementwise(jnp.tanh),
 ]
 NAMES = [f"{i}-{type(f).__name__}" for i, f in enumerate(ACTIVATIONS)]

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from tests.kernels.finite_nets import CASES, VECTORS, full_kernel, leafwise, normal
 
 import volform as vf
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.errors import NetworkError, OperatorError
 from volform.geometry import DiagonalField, MatrixField, Product
 from volform.kernels import OutputPairs, empirical_blocks
@@ -243,7 +243,7 @@ def test_slopes_of_networks_are_not_compiled_anew(monkeypatch):
 
     monkeypatch.setattr(empirical_blocks, "differentiate", counted)
     for w_std in (1.1, 1.2, 1.3):
-        net = k.serial(k.Dense(4, w_std, 0.1), k.Erf(), k.Dense(2, w_std))
+        net = nn.serial(nn.Dense(4, w_std, 0.1), nn.Erf(), nn.Dense(2, w_std))
         k.empirical_ntk(net.apply, net.init(jax.random.key(0), VECTORS.shape), VECTORS)
     assert count.traced == 1
 

@@ -16,25 +16,25 @@ from tests.compilations import compilations
 from tests.kernels.nets import EDGE, X2, X, around
 
 import volform as vf
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.errors import DataError, KernelError
 from volform.networks import SP
 
 REFERENCE = json.loads((Path(__file__).parent / "kernel_reference.json").read_text())["kernels"]
 Y = np.cos(2.0 * np.arange(6))
-RELU = around(k.Relu(), k.Relu())
+RELU = around(nn.Relu(), nn.Relu())
 
 
 @pytest.mark.parametrize(
     ("name", "net"),
-    [("relu_d2_bias", RELU), ("gelu_d1_bias", around(k.Gelu()))],
+    [("relu_d2_bias", RELU), ("gelu_d1_bias", around(nn.Gelu()))],
 )
 def test_reference_evidence(name, net):
     expected = REFERENCE[name]
     found = k.evidence(net, X, Y, noise=0.1).log_z
     np.testing.assert_allclose(found, expected["nngp_logml"], rtol=1e-12)
     np.testing.assert_allclose(k.gaussian_process(net, X, noise=0.1).log_prob(Y), found, rtol=1e-13)
-    tangent = dist.MultivariateNormal(0.0, net.kernel(X).ntk + 0.01 * np.eye(6))
+    tangent = dist.MultivariateNormal(0.0, k.kernel(net, X).ntk + 0.01 * np.eye(6))
     np.testing.assert_allclose(tangent.log_prob(Y), expected["ntk_logml"], rtol=1e-12)
 
 
@@ -66,8 +66,8 @@ def differences(f, at, h=1e-4):
 def test_gradient_of_evidence():
     def log_evidence(theta):
         w_std, b_std, noise = theta
-        layer = k.Dense(8, w_std, b_std)
-        net = k.serial(layer, k.Relu(), layer, k.Erf(), layer)
+        layer = nn.Dense(8, w_std, b_std)
+        net = nn.serial(layer, nn.Relu(), layer, nn.Erf(), layer)
         return k.evidence(net, X, Y, noise=noise).log_z
 
     theta = np.array([1.4, 0.3, 0.2])
@@ -78,7 +78,7 @@ def test_gradient_of_evidence():
 def in_features(net, time, noise, scaling):
     """Mean and covariance at X2 of the flow of weights of features with this NTK, as one ODE."""
     both = np.r_[X, X2]
-    kernel = net.kernel(both, parametrization=scaling)
+    kernel = k.kernel(net, both, parametrization=scaling)
     features = np.linalg.cholesky(kernel.ntk + 1e-13 * np.eye(9))
     old, new = features[:6], features[6:]
     # d(w, f0, y)/dt: w moves by -old^T (f0 + old w - y) - noise^2 w.
@@ -105,7 +105,7 @@ def test_training_for_ever(noise):
     long = k.predict_trained(RELU, X, Y, X2, time=1e6, noise=noise)
     np.testing.assert_allclose(for_ever.mean, long.mean, rtol=1e-9)
     np.testing.assert_allclose(for_ever.covariance, long.covariance, rtol=1e-9, atol=1e-12)
-    kernel = RELU.kernel(np.r_[X, X2]).ntk
+    kernel = k.kernel(RELU, np.r_[X, X2]).ntk
     solution = np.linalg.solve(kernel[:6, :6] + (noise or 0.0) ** 2 * np.eye(6), Y)
     np.testing.assert_allclose(for_ever.mean, kernel[6:, :6] @ solution, rtol=1e-10)
     if noise is None:
@@ -119,8 +119,8 @@ def test_gradient_of_training():
 
     @jax.jit
     def loss(theta, x):
-        layer = k.Dense(8, theta[0], theta[1])
-        net = k.serial(layer, k.Relu(), layer)
+        layer = nn.Dense(8, theta[0], theta[1])
+        net = nn.serial(layer, nn.Relu(), layer)
         found = k.predict_trained(net, x, Y, X2, time=theta[2])
         return jnp.sum(jnp.sin(found.mean)) + jnp.sum(jnp.sin(found.covariance))
 
@@ -132,7 +132,7 @@ def test_gradient_of_training():
 
 def test_training_of_finite_networks(key):
     """Gradient descent from 200 initial points, width 512."""
-    net = k.serial(k.Dense(512, 1.4, 0.3), k.Erf(), k.Dense(1, 1.4, 0.3))
+    net = nn.serial(nn.Dense(512, 1.4, 0.3), nn.Erf(), nn.Dense(1, 1.4, 0.3))
     rate, steps = 0.1, 50
 
     @jax.jit
@@ -185,7 +185,7 @@ def test_rows_that_fill_up_set_no_scale(w_std, time):
     """Of 5 examples in a program for 8, with variances far from one."""
     x, variance = X[:5], w_std**2
     found = k.predict_trained(
-        k.Dense(1, w_std), x, Y[:5], X2, jitter=0.1 * variance, time=time / variance
+        nn.Dense(1, w_std), x, Y[:5], X2, jitter=0.1 * variance, time=time / variance
     )
     gram, cross = x @ x.T / 4 + 0.1 * np.eye(5), X2 @ x.T / 4
     left = np.zeros((5, 5)) if time == math.inf else scipy.linalg.expm(-gram * time)
@@ -232,7 +232,7 @@ def test_hyperparameters_in_a_model():
     """What NUTS sees, under `jit`: the prior times the evidence, and its gradient."""
 
     def net(w_std):
-        return k.serial(k.Dense(1, w_std, 1.0), k.Erf(), k.Dense(1, w_std))
+        return nn.serial(nn.Dense(1, w_std, 1.0), nn.Erf(), nn.Dense(1, w_std))
 
     def model(y):
         w_std = numpyro.sample("w_std", dist.LogNormal(0.5, 0.5))
@@ -261,14 +261,14 @@ def test_classes_by_laplace():
     """Against Rasmussen & Williams (2006), algorithm 3.1, and their log evidence (3.32)."""
     x = np.random.default_rng(0).normal(size=(12, 2))
     y = np.where(x[:, 0] * x[:, 1] > 0, 1.0, 0.0)
-    net = around(k.Erf())
+    net = around(nn.Erf())
 
     def model(x, y):
         f = numpyro.sample("f", k.gaussian_process(net, x, jitter=1e-6))
         numpyro.sample("y", dist.Bernoulli(logits=f), obs=y)
 
     found = vf.laplace(vf.condition(model, x, y), second_order=False).evidence
-    K, f = np.asarray(net.kernel(x).nngp) + 1e-6 * np.eye(12), np.zeros(12)
+    K, f = np.asarray(k.kernel(net, x).nngp) + 1e-6 * np.eye(12), np.zeros(12)
     for _ in range(50):
         p = 1.0 / (1.0 + np.exp(-f))
         s = np.sqrt(p * (1.0 - p))
@@ -286,10 +286,10 @@ def test_as_a_kernel_of_tinygp():
     tinygp = pytest.importorskip("tinygp")
 
     class NNGP(tinygp.kernels.Kernel):
-        net: k.Layer
+        net: nn.Layer
 
         def evaluate(self, one, other):
-            return self.net.kernel(one[None], other[None]).nngp[0, 0]
+            return k.kernel(self.net, one[None], other[None]).nngp[0, 0]
 
     gp = tinygp.GaussianProcess(NNGP(RELU), X, diag=0.01)
     ours = k.evidence(RELU, X, Y, noise=0.1).log_z

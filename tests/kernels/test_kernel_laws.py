@@ -1,23 +1,25 @@
 """Laws that kernels of infinitely wide networks obey, whatever the layers, inputs and sizes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.kernels.nets import ACTIVATIONS, SEQUENCES, X2, X, around, conv, dense, finite
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.networks import NTP
 
 SEEDS = range(2)
 NETS = {
-    "shallow": around(k.Erf()),
-    "deep": around(k.Relu(), k.Gelu()),
-    "residual": k.serial(
-        dense(), k.summed(k.Identity(), k.serial(k.Sin(), dense())), k.Relu(), dense()
+    "shallow": around(nn.Erf()),
+    "deep": around(nn.Relu(), nn.Gelu()),
+    "residual": nn.serial(
+        dense(), nn.summed(nn.Identity(), nn.serial(nn.Sin(), dense())), nn.Relu(), dense()
     ),
-    "gated": k.serial(k.multiplied(dense(), k.serial(dense(), k.Erf())), dense()),
-    "normalized": k.serial(dense(), k.LayerNorm(), k.LeakyRelu(0.1), dense()),
+    "gated": nn.serial(nn.multiplied(dense(), nn.serial(dense(), nn.Erf())), dense()),
+    "normalized": nn.serial(dense(), nn.LayerNorm(), nn.LeakyRelu(0.1), dense()),
 }
 
 
@@ -52,8 +54,8 @@ def test_one_hidden_layer_has_these_means_at_any_width(f, key):
     Means over draws of `J J^T` and of products of outputs, of networks with 24 units.
     """
     draws, x = 1500, 0.7 * X[:3]
-    net = k.serial(k.Dense(24, 0.9, 0.3), f, k.Dense(1, 1.2, 0.2))
-    expected = net.kernel(x)
+    net = nn.serial(nn.Dense(24, 0.9, 0.3), f, nn.Dense(1, 1.2, 0.2))
+    expected = k.kernel(net, x)
     for found, kernel in zip(
         finite(net, x, NTP(), jax.random.split(key, draws)), expected, strict=True
     ):
@@ -69,21 +71,21 @@ def test_one_hidden_layer_has_these_means_at_any_width(f, key):
 @pytest.mark.parametrize("d", [4, 40])
 def test_rotations_of_the_inputs_change_nothing(net, seed, d):
     x, turn = inputs(seed, 6, d), rotation(seed, d)
-    require_equal(net.kernel(x @ turn), net.kernel(x), rtol=1e-11)
+    require_equal(k.kernel(net, x @ turn), k.kernel(net, x), rtol=1e-11)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_order_of_the_inputs_is_that_of_rows_and_columns(net, seed):
     order = np.random.default_rng(seed).permutation(6)
-    full, x = net.kernel(X), X[order]
-    require_equal(net.kernel(x), [part[order][:, order] for part in full], rtol=1e-13)
-    require_equal(net.kernel(x, X), [part[order] for part in full], rtol=1e-13)
-    require_equal(net.kernel(X, x), [part[:, order] for part in full], rtol=1e-13)
+    full, x = k.kernel(net, X), X[order]
+    require_equal(k.kernel(net, x), [part[order][:, order] for part in full], rtol=1e-13)
+    require_equal(k.kernel(net, x, X), [part[order] for part in full], rtol=1e-13)
+    require_equal(k.kernel(net, X, x), [part[:, order] for part in full], rtol=1e-13)
 
 
 def test_two_lists_in_either_order(net):
-    require_equal(net.kernel(X2, X), [part.T for part in net.kernel(X, X2)], rtol=1e-14)
-    require_equal(net.kernel(X, X[:3]), [part[:, :3] for part in net.kernel(X)], rtol=1e-13)
+    require_equal(k.kernel(net, X2, X), [part.T for part in k.kernel(net, X, X2)], rtol=1e-14)
+    require_equal(k.kernel(net, X, X[:3]), [part[:, :3] for part in k.kernel(net, X)], rtol=1e-13)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -91,7 +93,7 @@ def test_two_lists_in_either_order(net):
 def test_kernels_are_those_of_covariances(net, seed, d):
     """Semidefinite, Cauchy-Schwarz, and the tangent kernel holds that of the last layer."""
     x = inputs(seed, 6, d)
-    nngp, ntk = (np.asarray(part) for part in net.kernel(x))
+    nngp, ntk = (np.asarray(part) for part in k.kernel(net, x))
     for matrix in (nngp, ntk, ntk - nngp):
         spectrum = np.linalg.eigvalsh(matrix)
         assert spectrum[0] > -1e-13 * np.abs(nngp).max()
@@ -101,37 +103,37 @@ def test_kernels_are_those_of_covariances(net, seed, d):
 
 
 PARITY = [
-    (k.Erf(), -1.0),
-    (k.Sin(), -1.0),
-    (k.Sign(), -1.0),
-    (k.Monomial(3), -1.0),
-    (k.Identity(), -1.0),
-    (k.Cos(), 1.0),
-    (k.Abs(), 1.0),
-    (k.Gaussian(), 1.0),
-    (k.Hermite(4), 1.0),
-    (k.Elementwise(lambda u: u * jnp.tanh(u)), 1.0),
+    (nn.Erf(), -1.0),
+    (nn.Sin(), -1.0),
+    (nn.Sign(), -1.0),
+    (nn.Monomial(3), -1.0),
+    (nn.Identity(), -1.0),
+    (nn.Cos(), 1.0),
+    (nn.Abs(), 1.0),
+    (nn.Gaussian(), 1.0),
+    (nn.Hermite(4), 1.0),
+    (nn.Elementwise(lambda u: u * jnp.tanh(u)), 1.0),
 ]
 
 
 @pytest.mark.parametrize(("f", "sign"), PARITY)
 def test_odd_and_even_functions(f, sign):
     """`K(-x, y) = K(x, y)` of an even one, minus that of an odd one, without biases."""
-    net = around(f, k.Erf(), b_std=None)
-    require_equal(net.kernel(-X, X2), [sign * part for part in net.kernel(X, X2)], rtol=1e-12)
+    net = around(f, nn.Erf(), b_std=None)
+    require_equal(k.kernel(net, -X, X2), [sign * part for part in k.kernel(net, X, X2)], rtol=1e-12)
 
 
 HOMOGENEOUS = [
-    (k.Relu(), 1),
-    (k.LeakyRelu(0.2), 1),
-    (k.Abs(), 1),
-    (k.Identity(), 1),
-    (k.RectifiedMonomial(2), 2),
-    (k.RectifiedMonomial(3), 3),
-    (k.Monomial(2), 2),
-    (k.Monomial(3), 3),
-    (k.Sign(), 0),
-    (k.RectifiedMonomial(0), 0),
+    (nn.Relu(), 1),
+    (nn.LeakyRelu(0.2), 1),
+    (nn.Abs(), 1),
+    (nn.Identity(), 1),
+    (nn.RectifiedMonomial(2), 2),
+    (nn.RectifiedMonomial(3), 3),
+    (nn.Monomial(2), 2),
+    (nn.Monomial(3), 3),
+    (nn.Sign(), 0),
+    (nn.RectifiedMonomial(0), 0),
 ]
 
 
@@ -141,17 +143,17 @@ def test_homogeneous_functions(f, degree, depth):
     """Scaled inputs scale the kernels, each list with a power of its own factor."""
     net, factors = around(*[f] * depth, b_std=None), (0.3, 5.0)
     power = (factors[0] * factors[1]) ** degree**depth
-    found = net.kernel(factors[0] * X, factors[1] * X2)
-    require_equal(found, [power * part for part in net.kernel(X, X2)], rtol=1e-12)
+    found = k.kernel(net, factors[0] * X, factors[1] * X2)
+    require_equal(found, [power * part for part in k.kernel(net, X, X2)], rtol=1e-12)
 
 
 def test_normalized_networks_see_directions_only():
-    net = k.serial(k.Dense(8, 1.4), k.LayerNorm(), k.Gelu(), dense())
+    net = nn.serial(nn.Dense(8, 1.4), nn.LayerNorm(), nn.Gelu(), dense())
     lengths = np.array([0.1, 1.0, 3.0, 10.0, 0.5, 2.0])[:, None]
-    found, expected = net.kernel(lengths * X), net.kernel(X)
+    found, expected = k.kernel(net, lengths * X), k.kernel(net, X)
     require_equal(found[:1], expected[:1], rtol=1e-9)  # eps is added to the smallest variance
-    twice = k.serial(k.Dense(8, 1.4), k.LayerNorm(), k.LayerNorm(), k.Gelu(), dense())
-    require_equal(twice.kernel(X), expected, rtol=1e-11)
+    twice = nn.serial(nn.Dense(8, 1.4), nn.LayerNorm(), nn.LayerNorm(), nn.Gelu(), dense())
+    require_equal(k.kernel(twice, X), expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 30])
@@ -160,9 +162,9 @@ def test_critical_initialization_keeps_the_variance(depth):
 
     Of inputs that agree depth keeps the digits.
     """
-    layers = [k.Dense(8, np.sqrt(2.0)), k.Relu()] * depth
+    layers = [nn.Dense(8, np.sqrt(2.0)), nn.Relu()] * depth
     x = np.concatenate([X, X])
-    nngp, ntk = k.serial(*layers, k.Dense(8, np.sqrt(2.0))).kernel(x)
+    nngp, ntk = k.kernel(nn.serial(*layers, nn.Dense(8, np.sqrt(2.0))), x)
     first = 2 * np.mean(x**2, 1)
     np.testing.assert_allclose(np.diag(nngp), first, rtol=1e-13)
     np.testing.assert_allclose(np.diag(ntk), (depth + 1) * first, rtol=1e-13)
@@ -173,48 +175,48 @@ def test_critical_initialization_keeps_the_variance(depth):
 
 # --- How layers are put together
 
-A, B, C = dense(), k.serial(dense(), k.Erf(), dense()), k.serial(dense(), k.Relu(), dense())
+A, B, C = dense(), nn.serial(dense(), nn.Erf(), dense()), nn.serial(dense(), nn.Relu(), dense())
 
 
 def ends(*layers):
-    return k.serial(*layers, k.Relu(), dense()).kernel(X, X2)
+    return k.kernel(nn.serial(*layers, nn.Relu(), dense()), X, X2)
 
 
 def added(*branches):
-    return ends(k.summed(*branches))
+    return ends(nn.summed(*branches))
 
 
 def wide(*branches):
-    return k.serial(k.concatenated(*branches), dense()).kernel(X, X2)
+    return k.kernel(nn.serial(nn.concatenated(*branches), dense()), X, X2)
 
 
 def gated(*branches):
-    return k.serial(k.multiplied(*branches), dense()).kernel(X, X2)
+    return k.kernel(nn.serial(nn.multiplied(*branches), dense()), X, X2)
 
 
 def test_serial_is_associative_and_identity_is_neutral():
-    layers = [dense(), k.Relu(), dense(), k.Erf(), dense()]
-    flat = k.serial(*layers).kernel(X, X2)
+    layers = [dense(), nn.Relu(), dense(), nn.Erf(), dense()]
+    flat = k.kernel(nn.serial(*layers), X, X2)
     for cut in range(1, 5):
-        nested = k.serial(k.serial(*layers[:cut]), k.serial(*layers[cut:]))
-        require_equal(nested.kernel(X, X2), flat, rtol=1e-14)
-    with_identity = [layer for each in layers for layer in (each, k.Identity())]
-    require_equal(k.serial(*with_identity).kernel(X, X2), flat, rtol=1e-14)
+        nested = nn.serial(nn.serial(*layers[:cut]), nn.serial(*layers[cut:]))
+        require_equal(k.kernel(nested, X, X2), flat, rtol=1e-14)
+    with_identity = [layer for each in layers for layer in (each, nn.Identity())]
+    require_equal(k.kernel(nn.serial(*with_identity), X, X2), flat, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
-    ("make", "joined"), [(k.summed, added), (k.concatenated, wide), (k.multiplied, gated)]
+    ("make", "joined"), [(nn.summed, added), (nn.concatenated, wide), (nn.multiplied, gated)]
 )
 def test_branches_commute_and_associate(make, joined):
     expected = joined(A, B, C)
     require_equal(joined(C, A, B), expected, rtol=1e-13)
     require_equal(joined(make(A, B), C), expected, rtol=1e-13)
     require_equal(joined(A, make(B, C)), expected, rtol=1e-13)
-    require_equal(joined(B), joined(k.serial(B)), rtol=1e-14)
+    require_equal(joined(B), joined(nn.serial(B)), rtol=1e-14)
 
 
 def test_products_distribute_over_sums():
-    left = gated(A, k.summed(B, C))
+    left = gated(A, nn.summed(B, C))
     for part, one, other in zip(left, gated(A, B), gated(A, C), strict=True):
         # Each of the networks on the right has the bias of the last layer.
         np.testing.assert_allclose(part + 0.04, one + other, rtol=1e-12)
@@ -222,8 +224,8 @@ def test_products_distribute_over_sums():
 
 def test_sum_of_dense_layers_is_a_dense_layer():
     """Variances add up: one of standard deviation 1.5 is the sum of those of 0.9 and 1.2."""
-    two = k.summed(k.Dense(8, 0.9, 0.3), k.Dense(8, 1.2, 0.4))
-    require_equal(ends(two), ends(k.Dense(8, 1.5, 0.5)), rtol=1e-13)
+    two = nn.summed(nn.Dense(8, 0.9, 0.3), nn.Dense(8, 1.2, 0.4))
+    require_equal(ends(two), ends(nn.Dense(8, 1.5, 0.5)), rtol=1e-13)
 
 
 def test_copies_side_by_side_are_one():
@@ -234,11 +236,11 @@ def test_dropout_twice():
     """Units are kept with the product of both probabilities; with 1 nothing happens."""
 
     def make(*middle):
-        return k.serial(dense(), k.Relu(), *middle, dense())
+        return nn.serial(dense(), nn.Relu(), *middle, dense())
 
-    once = make(k.Dropout(0.42)).kernel(X)
-    require_equal(make(k.Dropout(0.6), k.Dropout(0.7)).kernel(X), once, rtol=1e-13)
-    require_equal(make(k.Dropout(1.0)).kernel(X), make().kernel(X), rtol=1e-14)
+    once = k.kernel(make(nn.Dropout(0.42)), X)
+    require_equal(k.kernel(make(nn.Dropout(0.6), nn.Dropout(0.7)), X), once, rtol=1e-13)
+    require_equal(k.kernel(make(nn.Dropout(1.0)), X), k.kernel(make(), X), rtol=1e-14)
 
 
 # --- Images
@@ -246,17 +248,17 @@ def test_dropout_twice():
 
 def test_images_of_one_pixel_are_vectors():
     """Convolution, pooling and flattening do nothing but what dense layers do."""
-    x, flat = X[:, None, :], around(k.Relu(), k.Erf())
-    for end in (k.Flatten(), k.GlobalAvgPool()):
-        net = k.serial(conv((1,)), k.Relu(), conv((1,)), k.Erf(), end, dense())
-        require_equal(jax.jit(net.kernel)(x), flat.kernel(X), rtol=1e-13)
+    x, flat = X[:, None, :], around(nn.Relu(), nn.Erf())
+    for end in (nn.Flatten(), nn.GlobalAvgPool()):
+        net = nn.serial(conv((1,)), nn.Relu(), conv((1,)), nn.Erf(), end, dense())
+        require_equal(jax.jit(partial(k.kernel, net))(x), k.kernel(flat, X), rtol=1e-13)
 
 
 def test_windows_of_one_pixel_do_not_mix_pixels():
     """A network on each pixel by itself: any order of the pixels gives the same kernels."""
-    net = k.serial(conv((1,)), k.Relu(), conv((1,)), k.Flatten(), dense())
+    net = nn.serial(conv((1,)), nn.Relu(), conv((1,)), nn.Flatten(), dense())
     order = np.random.default_rng(0).permutation(6)
-    kernel = jax.jit(net.kernel)
+    kernel = jax.jit(partial(k.kernel, net))
     require_equal(kernel(SEQUENCES[:, order]), kernel(SEQUENCES), rtol=1e-13)
 
 
@@ -265,10 +267,10 @@ def test_attention_to_everything_is_a_mean():
 
     @jax.jit
     def kernels(w_key_std):
-        attention = k.GlobalSelfAttention(8, 1, 4, 4, w_key_std, 1.4, 1.0)
-        return k.serial(attention, k.GlobalAvgPool(), dense()).kernel(SEQUENCES).nngp
+        attention = nn.GlobalSelfAttention(8, 1, 4, 4, w_key_std, 1.4, 1.0)
+        return k.kernel(nn.serial(attention, nn.GlobalAvgPool(), dense()), SEQUENCES).nngp
 
-    mean = k.serial(k.GlobalAvgPool(), k.Dense(8, 1.4), dense()).kernel(SEQUENCES).nngp
+    mean = k.kernel(nn.serial(nn.GlobalAvgPool(), nn.Dense(8, 1.4), dense()), SEQUENCES).nngp
     errors = [np.abs(kernels(w_key_std) - mean).max() for w_key_std in (1e-2, 1e-3)]
     assert errors[0] < 1e-4 * np.abs(mean).max()
     np.testing.assert_allclose(errors[0] / errors[1], 100.0, rtol=0.05)
@@ -276,10 +278,10 @@ def test_attention_to_everything_is_a_mean():
 
 def test_attention_does_not_look_at_places():
     """The same pixels in another order, in one of two images too, give the same kernels."""
-    attention = k.GlobalSelfAttention(8, 2, 4, 4, w_key_std=2.0, b_std=0.1)
-    net = k.serial(conv((1,)), k.Relu(), attention, k.GlobalAvgPool(), dense())
+    attention = nn.GlobalSelfAttention(8, 2, 4, 4, w_key_std=2.0, b_std=0.1)
+    net = nn.serial(conv((1,)), nn.Relu(), attention, nn.GlobalAvgPool(), dense())
     order = np.random.default_rng(1).permutation(6)
-    kernel, x = jax.jit(net.kernel), np.array(SEQUENCES)
+    kernel, x = jax.jit(partial(k.kernel, net)), np.array(SEQUENCES)
     x[1] = x[1, order]
     require_equal(kernel(x), kernel(SEQUENCES), rtol=1e-12)
 
@@ -287,13 +289,13 @@ def test_attention_does_not_look_at_places():
 # --- Quadrature
 
 
-@pytest.mark.parametrize("exact", [k.Erf(), k.Gelu()])
+@pytest.mark.parametrize("exact", [nn.Erf(), nn.Gelu()])
 def test_quadrature_converges_to_closed_forms(exact):
     """Errors fall with the order, to rounding at 64 terms for inputs of moderate variance."""
-    wanted = around(exact).kernel(0.5 * X)
+    wanted = k.kernel(around(exact), 0.5 * X)
     errors = []
     for order in (4, 16, 64):
-        found = around(k.Elementwise(exact.__call__, order)).kernel(0.5 * X)
+        found = k.kernel(around(nn.Elementwise(exact.__call__, order)), 0.5 * X)
         errors.append(max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)))
     assert errors[2] < 1e-9
     assert errors[1] < 0.1 * errors[0]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tests.kernels.nets import IMAGES, SEQUENCES
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.kernels.propagation import inputs, moments
-from volform.kernels.propagation.window import window
+from volform.networks.window import window
 
 SEEDS = range(3)
 DIMENSIONS = (1, 2, 5)
@@ -166,11 +166,11 @@ def test_sums_have_the_derivatives_of_longer_vectors():
 def by_loops(pixels, shape, strides, padding):
     """The pixels of each window, from the definition."""
     counts = [
-        (n - size) // step + 1 if padding is k.Padding.VALID else -(-n // step)
+        (n - size) // step + 1 if padding is nn.Padding.VALID else -(-n // step)
         for n, size, step in zip(pixels, shape, strides, strict=True)
     ]
     padded = [
-        0 if padding is k.Padding.VALID else max((count - 1) * step + size - n, 0) // 2
+        0 if padding is nn.Padding.VALID else max((count - 1) * step + size - n, 0) // 2
         for n, size, step, count in zip(pixels, shape, strides, counts, strict=True)
     ]
     rows = []
@@ -178,7 +178,7 @@ def by_loops(pixels, shape, strides, padding):
         row = []
         for offset in itertools.product(*map(range, shape)):
             at = [c * s - p + o for c, s, p, o in zip(corner, strides, padded, offset, strict=True)]
-            if padding is k.Padding.CIRCULAR:
+            if padding is nn.Padding.CIRCULAR:
                 at = [i % n for i, n in zip(at, pixels, strict=True)]
             inside = all(0 <= i < n for i, n in zip(at, pixels, strict=True))
             row.append(np.ravel_multi_index(at, pixels) if inside else np.prod(pixels))
@@ -186,7 +186,7 @@ def by_loops(pixels, shape, strides, padding):
     return np.array(rows)
 
 
-@pytest.mark.parametrize("padding", k.Padding)
+@pytest.mark.parametrize("padding", nn.Padding)
 @pytest.mark.parametrize(
     ("pixels", "shape", "strides"),
     [
@@ -218,9 +218,14 @@ def test_a_window_of_all_pixels_is_a_mean_over_all(x, size):
 
     @jax.jit
     def kernels(x):
-        pooled = k.serial(k.AvgPool(size), k.Flatten()).kernel(x)
-        wide = k.serial(k.Conv(1, size, padding=k.Padding.VALID), k.Flatten()).kernel(x)
-        return pooled.nngp, k.GlobalAvgPool().kernel(x).nngp, wide.nngp, k.Flatten().kernel(x).nngp
+        pooled = k.kernel(nn.serial(nn.AvgPool(size), nn.Flatten()), x)
+        wide = k.kernel(nn.serial(nn.Conv(1, size, padding=nn.Padding.VALID), nn.Flatten()), x)
+        return (
+            pooled.nngp,
+            k.kernel(nn.GlobalAvgPool(), x).nngp,
+            wide.nngp,
+            k.kernel(nn.Flatten(), x).nngp,
+        )
 
     pooled, everywhere, wide, flat = kernels(x)
     np.testing.assert_allclose(pooled, everywhere, rtol=1e-13)

@@ -11,13 +11,13 @@ import scipy.linalg
 import scipy.stats
 from tests.kernels.nets import X2, X, around, dense
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.errors import DataError, KernelError
 from volform.kernels import checks, iterative
 from volform.linalg import Krylov
 from volform.networks import SP
 
-NET = around(k.Erf())
+NET = around(nn.Erf())
 SEEDS = range(3)
 NOISE = 0.3
 
@@ -41,7 +41,7 @@ def require_law(found, mean, covariance, rtol=1e-10):
 @pytest.mark.parametrize("extra", [{"noise": NOISE}, {"noise": 1e-3, "jitter": 0.2}, {}])
 def test_evidence_and_prediction_are_those_of_the_formulas(seed, outputs, extra):
     x, y, new = data(seed, outputs=outputs)
-    kernel = np.asarray(NET.kernel(np.r_[x, new]).nngp)
+    kernel = np.asarray(k.kernel(NET, np.r_[x, new]).nngp)
     added = extra.get("noise", 0.0) ** 2 + extra.get("jitter", 0.0)
     noisy = kernel[:6, :6] + added * np.eye(6)
     columns = y.reshape(6, -1)
@@ -93,7 +93,7 @@ def test_data_never_add_to_the_covariance(seed):
         k.predict(NET, x[:n], y[:n], new, noise=noise).covariance
         for n, noise in ((3, 1.0), (6, 1.0), (6, 0.1))
     ]
-    chain = [NET.kernel(new).nngp, *laws, np.zeros((3, 3))]
+    chain = [k.kernel(NET, new).nngp, *laws, np.zeros((3, 3))]
     for larger, smaller in pairwise(chain):
         assert np.linalg.eigvalsh(larger - smaller)[0] > -1e-10
 
@@ -111,7 +111,7 @@ def test_prediction_without_noise_goes_through_the_data():
 def test_training_has_not_begun_at_time_zero(noise, scaling):
     x, y, new = data(0)
     found = k.predict_trained(NET, x, y, new, time=0.0, noise=noise, parametrization=scaling)
-    require_law(found, np.zeros(3), NET.kernel(new).nngp)
+    require_law(found, np.zeros(3), k.kernel(NET, new).nngp)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -125,7 +125,7 @@ def test_training_goes_on_from_where_it_was(seed, scaling):
     whole = train(y, np.r_[x, new], time=1.4)
     np.testing.assert_allclose(half + more, whole.mean, rtol=1e-9, atol=1e-11)
     # At the data the whole law is exp(-T t) times that of the beginning.
-    kernel = NET.kernel(x, parametrization=scaling)
+    kernel = k.kernel(NET, x, parametrization=scaling)
     left = scipy.linalg.expm(-1.4 * np.asarray(kernel.ntk))
     covariance = whole.covariance[:6, :6]
     np.testing.assert_allclose(y - whole.mean[:6], left @ y, rtol=1e-9, atol=1e-11)
@@ -136,7 +136,7 @@ def test_speed_of_training():
     """`dm/dt = T(new, x) exp(-T t) y`, by autodiff in the time."""
     x, y, new = data(1)
     mean = lambda t: k.predict_trained(NET, x, y, new, time=t).mean  # noqa: E731
-    kernel = np.asarray(NET.kernel(np.r_[x, new]).ntk)
+    kernel = np.asarray(k.kernel(NET, np.r_[x, new]).ntk)
     for time in (0.0, 0.4, 3.0):
         speed = jax.jit(jax.jacfwd(mean))(time)
         expected = kernel[6:, :6] @ scipy.linalg.expm(-time * kernel[:6, :6]) @ y
@@ -169,7 +169,7 @@ def test_a_network_of_one_layer_is_trained_to_its_posterior():
 
 
 @pytest.mark.parametrize("outputs", [None, 2])
-@pytest.mark.parametrize("net", [around(k.Relu()), k.serial(dense(), k.LayerNorm(), dense())])
+@pytest.mark.parametrize("net", [around(nn.Relu()), nn.serial(dense(), nn.LayerNorm(), dense())])
 def test_conjugate_gradients_are_cholesky(net, outputs):
     """Of 40 examples in 4 dimensions, all of which the preconditioner sees."""
     x, y, new = data(3, n=40, outputs=outputs)
@@ -185,7 +185,7 @@ def test_conjugate_gradients_are_cholesky(net, outputs):
 @pytest.mark.parametrize("rank", [1, 3, 5, 8])
 def test_partial_factors_approach_from_below(rank):
     """The rest is semidefinite, zero at the pivots, and its trace falls with the rank."""
-    matrix = jnp.asarray(NET.kernel(data(4, n=8)[0]).nngp)
+    matrix = jnp.asarray(k.kernel(NET, data(4, n=8)[0]).nngp)
     column, diagonal = lambda i: matrix[:, i], jnp.diagonal(matrix)
     factors = [iterative.partial_cholesky(column, diagonal, r) for r in (rank, min(rank + 1, 8))]
     rests = [matrix - factor @ factor.T for factor in factors]
@@ -197,8 +197,8 @@ def test_partial_factors_approach_from_below(rank):
 
 def test_preconditioned_covariance():
     """Symmetric, its determinant with that of P is that of C, and with all columns it is 1."""
-    x, net = data(5, n=30)[0], around(k.Relu())
-    covariance = np.asarray(net.kernel(x).nngp) + NOISE**2 * np.eye(30)
+    x, net = data(5, n=30)[0], around(nn.Relu())
+    covariance = np.asarray(k.kernel(net, x).nngp) + NOISE**2 * np.eye(30)
     white = iterative.whitened(net, x, NOISE, 0.0)
     np.testing.assert_allclose(white.as_matrix(), np.eye(30), rtol=0, atol=1e-10)
     few = iterative.Whitened(white.gram, white.variance, white.basis[:, -4:], white.spectrum[-4:])
@@ -215,7 +215,7 @@ def test_preconditioned_covariance():
 @pytest.mark.parametrize("make", [k.nngp_operator, k.ntk_operator])
 def test_operators_are_symmetric_and_semidefinite(make):
     x, (u, v) = data(6)[0], np.random.default_rng(0).normal(size=(2, 6))
-    operator = make(around(k.Relu()), x, tile=4)
+    operator = make(around(nn.Relu()), x, tile=4)
     np.testing.assert_allclose(u @ operator.mv(v), v @ operator.mv(u), rtol=1e-13)
     assert u @ operator.mv(u) > 0
     np.testing.assert_allclose(
@@ -235,7 +235,7 @@ def test_one_row_at_a_time_in_closed_form(seed, outputs):
     Rasmussen & Williams (2006), Eq. (5.12).
     """
     x, y, _ = data(seed, outputs=outputs)
-    inverse = np.linalg.inv(NET.kernel(x).nngp + NOISE**2 * np.eye(6))
+    inverse = np.linalg.inv(k.kernel(NET, x).nngp + NOISE**2 * np.eye(6))
     variance = (1 / np.diag(inverse)).reshape(-1, *[1] * (y.ndim - 1))
     error = (inverse @ y) * variance
     density = scipy.stats.norm(0.0, np.sqrt(variance)).logpdf(error)
@@ -318,7 +318,7 @@ def test_tangent_kernel_of_two_lists_in_either_order(seed):
 )
 def test_inputs(value, match):
     with pytest.raises(DataError, match=match):
-        checks.require_inputs(value, "new")
+        nn.require_inputs(value, "new")
 
 
 @pytest.mark.parametrize("y", [np.ones(5), np.ones((6, 2, 1)), np.ones(())])
@@ -328,7 +328,7 @@ def test_targets(y):
 
 
 def test_what_passes_is_what_was_given():
-    np.testing.assert_array_equal(checks.require_inputs(X, "x"), X)
+    np.testing.assert_array_equal(nn.require_inputs(X, "x"), X)
     np.testing.assert_array_equal(checks.require_targets(X, 6), X)
     assert jax.jit(lambda x: checks.require_finite(x, "x"))(jnp.array([np.nan])).shape == (1,)
     assert checks.require_pair(X, X2) is None

@@ -9,16 +9,15 @@ import pytest
 from tests.compilations import compilations
 from tests.kernels.nets import SEQUENCES, X, conv, dense
 
-from volform import kernels as k
+from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
-from volform.kernels import iterative
-from volform.kernels.layers.layer import whole
+from volform.kernels import context_of, iterative, kernel_block
 from volform.kernels.propagation import inputs, moments, sizes
 from volform.linalg import Exact, Krylov, XTrace, trace
 from volform.networks import SP
 
 DEVICES = Path(__file__).parent / "gram_devices.py"
-NET = k.serial(dense(), k.Relu(), k.Dropout(0.9), dense())
+NET = nn.serial(dense(), nn.Relu(), nn.Dropout(0.9), dense())
 RNG = np.random.default_rng(0)
 WIDE = RNG.normal(size=(23, 40)) + 0.5
 WIDE[[3, 4, 5]] = [WIDE[20], -WIDE[21], WIDE[22] + 1e-9 * WIDE[0]]
@@ -59,30 +58,30 @@ def test_gradient_of_many_features():
 
 @pytest.mark.parametrize("tile", [1, 7, 22])
 def test_tiles_give_the_same_kernels(tile):
-    one, two = NET.kernel(WIDE), NET.kernel(WIDE, WIDE[:9])
-    for found, expected in zip(NET.kernel(WIDE, tile=tile), one, strict=True):
+    one, two = k.kernel(NET, WIDE), k.kernel(NET, WIDE, WIDE[:9])
+    for found, expected in zip(k.kernel(NET, WIDE, tile=tile), one, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         np.testing.assert_array_equal(found, found.T)
     if tile == 7:
-        for found, expected in zip(NET.kernel(WIDE, WIDE[:9], tile=tile), two, strict=True):
+        for found, expected in zip(k.kernel(NET, WIDE, WIDE[:9], tile=tile), two, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("net", "x"),
     [
-        (k.serial(conv((2,)), k.Erf(), k.Flatten(), k.Dense(1)), SEQUENCES),
-        (k.serial(dense(), k.LayerNorm(), k.multiplied(dense(), k.Gelu()), k.Dense(2)), X),
+        (nn.serial(conv((2,)), nn.Erf(), nn.Flatten(), nn.Dense(1)), SEQUENCES),
+        (nn.serial(dense(), nn.LayerNorm(), nn.multiplied(dense(), nn.Gelu()), nn.Dense(2)), X),
     ],
 )
 def test_one_program_gives_the_kernels_of_layers(net, x):
     """Layer by layer; compiled as a whole, with more rows or without; and in tiles."""
 
     def compiled(x):
-        return [net.kernel(x, parametrization=SP(), tile=tile) for tile in (None, 3)]
+        return [k.kernel(net, x, parametrization=SP(), tile=tile) for tile in (None, 3)]
 
-    kernel = net.block(jnp.asarray(x), jnp.asarray(x), whole(SP()), is_same=True)
-    for found in [net.kernel(x, parametrization=SP()), *jax.jit(compiled)(x)]:
+    kernel = kernel_block(net, jnp.asarray(x), jnp.asarray(x), context_of(SP()), is_same=True)
+    for found in [k.kernel(net, x, parametrization=SP()), *jax.jit(compiled)(x)]:
         for part, expected in zip(found, kernel, strict=True):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(part / scale, expected / scale, rtol=0, atol=1e-13)
@@ -92,14 +91,21 @@ def test_one_program_gives_the_kernels_of_layers(net, x):
 def test_one_program_serves_all_numbers_of_a_step(features):
     """The kernels are those of no more rows than there are; other weights take the same one."""
     x, other = RNG.normal(size=(112, features)), RNG.normal(size=(40, features))
-    net, again = (k.serial(k.Dense(8, w_std, 0.2), k.Relu(), k.Dense(8)) for w_std in (1.4, 1.3))
-    net.kernel(x[:100])
-    net.kernel(x[:100], other[:37])
+    net, again = (
+        nn.serial(nn.Dense(8, w_std, 0.2), nn.Relu(), nn.Dense(8)) for w_std in (1.4, 1.3)
+    )
+    k.kernel(net, x[:100])
+    k.kernel(net, x[:100], other[:37])
     with compilations() as seen:
-        found = [net.kernel(x[:97]), net.kernel(x[:101]), net.kernel(x), again.kernel(x[:98])]
-        found.append(net.kernel(x[:99], other[:39]))
+        found = [
+            k.kernel(net, x[:97]),
+            k.kernel(net, x[:101]),
+            k.kernel(net, x),
+            k.kernel(again, x[:98]),
+        ]
+        found.append(k.kernel(net, x[:99], other[:39]))
     assert not seen
-    plain = jax.jit(lambda net, *x: net.kernel(*x))
+    plain = jax.jit(lambda net, *x: k.kernel(net, *x))
     expected = [plain(net, x[:97]), plain(net, x[:101]), plain(net, x), plain(again, x[:98])]
     expected.append(plain(net, x[:99], other[:39]))
     for kernel, wanted in zip(found, expected, strict=True):
@@ -135,9 +141,9 @@ def test_arrays_stay_where_they_are():
     np.testing.assert_array_equal(given, WIDE[:5])
     chosen = jax.device_put(given, jax.devices()[0])
     for inputs_, is_chosen in ((given, False), (chosen, True)):
-        found = NET.kernel(inputs_)
+        found = k.kernel(NET, inputs_)
         assert found.ntk.committed == is_chosen
-        np.testing.assert_allclose(found.ntk, NET.kernel(WIDE).ntk[:5, :5], rtol=1e-12)
+        np.testing.assert_allclose(found.ntk, k.kernel(NET, WIDE).ntk[:5, :5], rtol=1e-12)
 
 
 def test_roots_are_continuous():
@@ -150,8 +156,8 @@ def test_roots_are_continuous():
 
 def test_gradient_through_tiles():
     def total(w_std, tile):
-        layer = k.Dense(8, w_std)
-        return jnp.sum(jnp.sin(k.serial(layer, k.Relu(), layer).kernel(WIDE, tile=tile).ntk))
+        layer = nn.Dense(8, w_std)
+        return jnp.sum(jnp.sin(k.kernel(nn.serial(layer, nn.Relu(), layer), WIDE, tile=tile).ntk))
 
     gradient = [jax.jit(jax.grad(total), static_argnums=1)(1.3, tile) for tile in (9, 23)]
     np.testing.assert_allclose(gradient[0], gradient[1], rtol=1e-12)
@@ -160,7 +166,7 @@ def test_gradient_through_tiles():
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_operators(is_kept):
     vectors = RNG.normal(size=(23, 2))
-    for make, matrix in zip((k.nngp_operator, k.ntk_operator), NET.kernel(WIDE), strict=True):
+    for make, matrix in zip((k.nngp_operator, k.ntk_operator), k.kernel(NET, WIDE), strict=True):
         operator = make(NET, WIDE, tile=6, is_kept=is_kept)
         np.testing.assert_allclose(operator.mv(vectors[:, 0]), matrix @ vectors[:, 0], rtol=1e-12)
         np.testing.assert_allclose(operator.as_matrix(), matrix, rtol=1e-12)
@@ -172,7 +178,7 @@ def test_operators(is_kept):
 def test_solutions_where_the_preconditioner_sees_little():
     """Small noise and many directions: the method runs long, and may not run away."""
     x, new = RNG.normal(size=(300, 40)), RNG.normal(size=(5, 40))
-    net, y = k.serial(k.Dense(1, 1.4, 0.2), k.Relu(), k.Dense(1, 1.4, 0.2)), np.sin(x[:, 0])
+    net, y = nn.serial(nn.Dense(1, 1.4, 0.2), nn.Relu(), nn.Dense(1, 1.4, 0.2)), np.sin(x[:, 0])
     found = k.predict(net, x, y, new, noise=0.01, by=BY)
     for part, exact in zip(found, k.predict(net, x, y, new, noise=0.01), strict=True):
         np.testing.assert_allclose(part, exact, rtol=1e-8, atol=1e-9)
@@ -183,7 +189,7 @@ def test_evidence_by_products():
     """All of 300 examples, of which the preconditioner sees a part."""
     x = RNG.normal(size=(300, 3))
     y = np.stack([np.sin(x[:, 0]), x[:, 1]], 1)
-    net = k.serial(dense(), k.Erf(), dense())
+    net = nn.serial(dense(), nn.Erf(), dense())
     for noise in (0.3, 0.03):
         found = k.evidence(net, x, y, noise=noise, by=BY)
         exact = k.evidence(net, x, y, noise=noise).log_z
@@ -197,7 +203,7 @@ def test_evidence_by_products():
 
 def test_pivoted_factor():
     """Exact at full rank, and the largest pivot goes first."""
-    matrix = jnp.asarray(NET.kernel(WIDE).nngp)
+    matrix = jnp.asarray(k.kernel(NET, WIDE).nngp)
     columns = [lambda i: matrix[:, i], jnp.diagonal(matrix)]
     full = iterative.partial_cholesky(*columns, 23)
     np.testing.assert_allclose(full @ full.T, matrix, rtol=1e-12)
@@ -209,7 +215,7 @@ def test_pivoted_factor():
 @pytest.mark.parametrize("tile", [0, -3, 2.5, True])
 def test_tile(tile):
     for function in (
-        lambda: NET.kernel(WIDE, tile=tile),
+        lambda: k.kernel(NET, WIDE, tile=tile),
         lambda: k.nngp_operator(NET, WIDE, tile=tile),
     ):
         with pytest.raises(KernelError, match=f"`tile` is {tile}; it should be a whole number"):
@@ -217,7 +223,7 @@ def test_tile(tile):
 
 
 def test_duplicates_are_named():
-    net, x = k.serial(dense(), k.Relu(), dense()), WIDE[[0, 3, 20]]
+    net, x = nn.serial(dense(), nn.Relu(), dense()), WIDE[[0, 3, 20]]
     with pytest.raises(KernelError, match=r"examples 1 and 2 are the same.*give a `noise`"):
         k.evidence(net, x, Y[:3])
     many = np.concatenate([WIDE[:4]] * 2)
@@ -235,4 +241,4 @@ def test_misuse(monkeypatch):
     monkeypatch.setattr(iterative, "_STEPS", 1)
     monkeypatch.setattr(iterative, "_RANK", 1)
     with pytest.raises(ConvergenceError, match="after 1 steps with a relative residual of"):
-        k.evidence(k.serial(dense(), k.Erf(), dense()), WIDE[6:], Y[6:], noise=1e-3, by=BY)
+        k.evidence(nn.serial(dense(), nn.Erf(), dense()), WIDE[6:], Y[6:], noise=1e-3, by=BY)

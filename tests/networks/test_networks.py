@@ -237,25 +237,10 @@ def test_two_networks_in_one_model():
     assert names == tuple(f"{net}/layer{i}.w" for net in ("mean", "scale") for i in range(2))
 
 
-class Averaged(nn.Network):
-    """An architecture of one's own: a convolution, averaged over the image."""
-
-    parametrization: nn.Parametrization = nn.NTP()
-    w_std: float = 1.0
-    b_std: float | None = None
-
-    def stages(self):
-        def average(x):
-            return x.mean((1, 2))
-
-        return (nn.Stage(nn.Conv(4, (3, 2)), (jnp.tanh, average)), nn.Stage(nn.Dense(1)))
-
-    def require_inputs(self, shape):
-        assert len(shape) == 3
-
-
 def test_network_of_ones_own(key):
-    net = Averaged()
+    """A convolution, averaged over the image."""
+    body = nn.Conv(4, (3, 2), padding=nn.Padding.VALID), nn.Elementwise(jnp.tanh)
+    net = nn.Network(nn.serial(*body, nn.GlobalAvgPool(), nn.Dense(1)))
     params = net.init(key, (5, 5, 2))
     assert [p.shape for p in params.values()] == [(4, 12), (1, 4)]
     x = jax.random.normal(key, (3, 5, 5, 2))
@@ -380,9 +365,10 @@ def test_equivalent_parameters_are_equivalent(key):
 
 
 def test_equivalent_modes_of_a_convolution():
-    copies = [stage.copies for stage in nn.LeNet().stages()]
+    parameters = nn.LeNet(b_std=None).parameters((28, 28, 1))
+    copies = [parameter.copies for parameter in parameters]
     assert copies[:2] == [math.factorial(6) * 2**6, math.factorial(16) * 2**16]
-    assert copies[-1] is None
+    assert copies[-1] == 1
 
 
 def test_scaling_of_relu_units_changes_the_prior(key):
@@ -456,14 +442,16 @@ MISTAKES = {
     ),
     "features": (NetworkError, r"`params\['layer0.w'\]` has shape \(3, 2\).*\(3, 5\).*features",
                  lambda: NET.apply(FINE, jnp.ones((4, 5)))),
-    "rank of x": (DataError, r"`x` holds inputs of shape \(\); .*`x\[:, None\]`",
+    "rank of x": (DataError, r"`x` has shape \(4,\); .*`x\[:, None\]`",
                   lambda: NET.apply(FINE, jnp.ones(4))),
-    "x a number": (DataError, "`x` is one number", lambda: NET.apply(FINE, 1.0)),  # pyright: ignore
-    "integer x": (DataError, "`x` is of dtype int64; .* `x / 255.0`",
+    "x a number": (DataError, r"`x` has shape \(\); it should have one row",
+                   lambda: NET.apply(FINE, 1.0)),  # pyright: ignore
+    "integer x": (DataError, "`x` has dtype int64; .* `x / 255.0`",
                   lambda: NET.apply(FINE, jnp.ones((4, 2), int))),
-    "no channel": (DataError, r"`x` holds inputs of shape \(28, 28\); .*`x\[..., None\]`",
+    "no channel": (NetworkError, r"`Conv\(6\)` .* shape \(28, 28\); .*`x\[..., None\]`",
                    lambda: nn.LeNet().parameters((28, 28))),
-    "small image": (DataError, "at least 12 x 12", lambda: nn.LeNet().parameters((8, 8, 1))),
+    "small image": (NetworkError, r"`Conv\(16\)` .* larger than images of \(4, 4\)",
+                    lambda: nn.LeNet().parameters((8, 8, 1))),
     "integer params": (NetworkError, r"`params\['layer1.w'\]` is of dtype int64; .*astype",
                        lambda: NET.apply({**FINE, "layer1.w": jnp.ones((1, 3), int)}, X)),
     "half precision": (

@@ -50,14 +50,14 @@ def of_kernels() -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from volform import kernels as k, linalg, operators as ops
+    from volform import kernels as k, linalg, networks as nn, operators as ops
 
-    net = k.serial(k.Dense(8), k.Dropout(0.9), k.Dense(1))  # entries differ on the diagonal
+    net = nn.serial(nn.Dense(8), nn.Dropout(0.9), nn.Dense(1))  # entries differ on the diagonal
     rng = np.random.default_rng(0)
     x, y, v = rng.normal(size=(40, 34)), rng.normal(size=40), jnp.arange(40.0)
     x[3] = x[21]
     x, y = ops.sharded((x, y))
-    kernel, cross = net.kernel(x, tile=4), net.kernel(x, np.ones((5, 34)), tile=3)
+    kernel, cross = k.kernel(net, x, tile=4), k.kernel(net, x, np.ones((5, 34)), tile=3)
     matrix = k.ntk_operator(net, x, tile=4)
     estimate = k.evidence(net, x, y, noise=0.3, by=linalg.Krylov(jax.random.key(0), probes=4))
     return {

@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 
 from volform.errors import NetworkError
-from volform.kernels.layers.activation import Activation
-from volform.kernels.layers.composition import Serial, serial
-from volform.kernels.layers.dense import Dense
-from volform.networks.architectures import MLP
+from volform.networks.activations import Activation
+from volform.networks.composition import Serial, serial
+from volform.networks.dense import Dense
+from volform.networks.network import Network
 from volform.networks.parametrization import NTP, Parametrization
 
 
@@ -29,12 +29,12 @@ class Architecture(eqx.Module):
             layers are made, when a standard deviation is not positive.
 
     >>> import volform as vf
-    >>> from volform import kernels as k, networks as nn
-    >>> deep = vf.architectures.Architecture(depth=2, activation=k.Erf(), w_std=1.5)
+    >>> from volform import networks as nn
+    >>> deep = vf.architectures.Architecture(depth=2, activation=nn.Erf(), w_std=1.5)
     >>> len(deep.layers(64).layers)
     5
-    >>> deep.network(64, nn.NTP()).widths
-    (64, 64)
+    >>> deep.network(64).parametrization
+    NTP()
     """
 
     depth: int = eqx.field(static=True)
@@ -50,7 +50,7 @@ class Architecture(eqx.Module):
             )
         if not isinstance(self.activation, Activation):
             raise NetworkError(
-                f"`activation` is {self.activation!r}; it should be one of `volform.kernels`, such "
+                f"`activation` is {self.activation!r}; it should be one of `vf.networks`, such "
                 "as `Relu()`; a function becomes one as `Elementwise(jnp.tanh)`."
             )
 
@@ -64,17 +64,11 @@ class Architecture(eqx.Module):
         last = Dense(1, self.w_std, self.b_std)
         return serial(*(hidden, self.activation) * self.depth, last)
 
-    def network(self, width: int, parametrization: Parametrization | None = None) -> MLP:
+    def network(self, width: int, parametrization: Parametrization | None = None) -> Network:
         """The network of finite width, a function and a NumPyro model.
 
         Args:
             width: number of units of each hidden layer.
             parametrization: `NTP()` if left out.
         """
-        return MLP(
-            widths=(width,) * self.depth,
-            activation=self.activation,
-            parametrization=NTP() if parametrization is None else parametrization,
-            w_std=self.w_std,
-            b_std=self.b_std,
-        )
+        return Network(self.layers(width), NTP() if parametrization is None else parametrization)

@@ -12,12 +12,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_positive
 from volform.compilation import STEADY, Compiled
-from volform.errors import KernelError
+from volform.errors import KernelError, NetworkError
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.importance import FEWEST_DRAWS, SmoothedWeights, log_mean, trust_of
-from volform.kernels.checks import require_inputs, require_targets
+from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import provenance_of_targets
 from volform.linalg.generalized import capacitance_root
+from volform.networks.composition import Serial
+from volform.networks.dense import Dense
+from volform.networks.inputs import require_inputs
 from volform.networks.network import Network
 from volform.results import Cost, Evidence
 
@@ -46,7 +49,7 @@ def finite_evidence(
     One key gives the same draws of functions in `SP` and `NTP`, which have the same evidence.
 
     Args:
-        network: `vf.networks.MLP` or another whose last layer is linear, in any parametrization.
+        network: `vf.networks.MLP` or another that ends in a dense layer, in any parametrization.
         x: examples, shape (n, features).
         y: targets, shape (n,), or (n, k) for k outputs.
         noise: standard deviation of the observations.
@@ -59,18 +62,25 @@ def finite_evidence(
     Raises:
         DataError: when data are empty, not finite, of integers or of the wrong shape.
         KernelError: when `noise` is not positive, or `draws` is below 100.
+        NetworkError: when the network does not end in a dense layer.
 
     >>> import jax.numpy as jnp
     >>> import volform as vf
     >>> from volform import kernels as k, networks as nn
     >>> x, y = jnp.eye(3), jnp.array([0.5, -0.2, 0.3])
-    >>> wide = nn.MLP(widths=(512,), activation=k.Erf())
-    >>> limit = k.serial(k.Dense(1), k.Erf(), k.Dense(1))
+    >>> wide = nn.MLP(widths=(512,), activation=nn.Erf())
+    >>> limit = nn.serial(nn.Dense(1), nn.Erf(), nn.Dense(1))
     >>> finite = vf.architectures.finite_evidence(wide, x, y, noise=0.5)
     >>> exact = k.evidence(limit, x, y, noise=0.5)
     >>> bool(abs(finite.log_z - exact.log_z) < 0.01)
     True
     """
+    layers = network.layers.layers if isinstance(network.layers, Serial) else (network.layers,)
+    if not isinstance(layers[-1], Dense):
+        raise NetworkError(
+            f"`network` ends in {type(layers[-1]).__name__}, in whose weights its outputs need "
+            "not be linear; end it in a dense layer, as `serial(..., Dense(1))`."
+        )
     x = require_inputs(x, "x")
     provenance = provenance_of_targets(y)
     y = require_targets(y, len(x))
@@ -110,8 +120,9 @@ def _log_likelihoods(
     keys: PRNGKeyArray,
 ) -> Float[Array, " draws"]:
     """log p(y | hidden layers) for hidden layers drawn with each of the keys."""
-    last = f"layer{len(network.stages()) - 1}."
-    deviations = {p.name: p.scaling.deviation for p in network.parameters(x.shape[1:])}
+    parameters = network.parameters(x.shape[1:])
+    last = parameters[-1].name.partition(".")[0] + "."
+    deviations = {p.name: p.scaling.deviation for p in parameters}
 
     def one(key: PRNGKeyArray) -> Float[Array, ""]:
         drawn = network.init(key, x.shape[1:])

@@ -11,8 +11,9 @@ from volform.architectures.architecture import Architecture
 from volform.checks import require_positive
 from volform.compilation import by_numbers
 from volform.errors import ConvergenceError, KernelError
-from volform.kernels.checks import require_inputs, require_targets
+from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import evidence
+from volform.networks.inputs import require_inputs
 
 MAX_STEPS = 500
 TOLERANCE = 1e-3  # nats for each factor of e in a hyperparameter
@@ -60,10 +61,10 @@ def learn(
 
     >>> import jax.numpy as jnp
     >>> import volform as vf
-    >>> from volform import kernels as k
+    >>> from volform import networks as nn
     >>> x = jnp.linspace(-2.0, 2.0, 8)[:, None]
     >>> y = x[:, 0] + jnp.tile(jnp.array([0.1, -0.1]), 4)
-    >>> found = vf.architectures.learn(vf.architectures.Architecture(1, k.Erf(), 1.0, 1.0), x, y)
+    >>> found = vf.architectures.learn(vf.architectures.Architecture(1, nn.Erf(), 1.0, 1.0), x, y)
     >>> 0.05 < found.noise < 0.2
     True
     """

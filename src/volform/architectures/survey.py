@@ -24,11 +24,9 @@ from volform.inference.laplace.woodbury import is_few
 from volform.kernels.cross_validation import Score, held_out
 from volform.kernels.gaussian_process import evidence, predict
 from volform.kernels.gradient_flow import predict_trained
-from volform.kernels.layers.activation import Activation
-from volform.kernels.layers.rectified import Relu
-from volform.kernels.layers.smooth import Erf
 from volform.linalg.operator import fits
 from volform.models.posterior import condition
+from volform.networks.activations import Activation, Erf, Relu
 from volform.networks.likelihoods import regression
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
 from volform.progress import waiting

@@ -8,10 +8,12 @@ from jaxtyping import Array, Float
 from volform.architectures.architecture import Architecture
 from volform.compilation import by_numbers
 from volform.errors import NetworkError
-from volform.kernels.checks import require_inputs
-from volform.kernels.layers.composition import Serial
+from volform.kernels.layers.rules import pairs_needed, propagate_needed
 from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.kernels.propagation.state import LayerContext, Pairs, of_examples
+from volform.networks.composition import Serial
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import whole
 from volform.networks.parametrization import NTP, Parametrization, require_parametrization
 
 # The leading order is a power of the width but for biases of the last layer: far out two widths do.
@@ -33,16 +35,16 @@ def ntk_by_layer(
         parametrization: `NTP()` if left out.
 
     Returns:
-        The parts; their sum is `net.kernel(x, parametrization=...).ntk`.
+        The parts; their sum is `kernel(net, x, parametrization=...).ntk`.
 
     Raises:
         DataError: when inputs are empty, not finite, of integers or of the wrong shape.
-        NetworkError: when `net` was not built by `serial`, or as for `net.kernel`.
+        NetworkError: when `net` was not built by `serial`, or as for `volform.kernels.kernel`.
 
     >>> import jax.numpy as jnp
     >>> import volform as vf
-    >>> from volform import kernels as k, networks as nn
-    >>> net = k.serial(k.Dense(64), k.Relu(), k.Dense(1))
+    >>> from volform import networks as nn
+    >>> net = nn.serial(nn.Dense(64), nn.Relu(), nn.Dense(1))
     >>> x = jnp.array([[3.0, 4.0]])
     >>> vf.architectures.ntk_by_layer(net, x, parametrization=nn.SP()).ravel().tolist()
     [12.5, 400.0]
@@ -61,19 +63,20 @@ def ntk_by_layer(
 def _parts(
     net: Serial, scaling: Parametrization, x: Float[Array, "n ..."]
 ) -> Float[Array, "layers n n"]:
-    place = LayerContext(scaling, is_first=True, is_last=True, pairs=Pairs.NONE)
-    state = of_examples(x, x, net.pairs_needed(place.pairs), is_same=True)
+    state = of_examples(x, x, pairs_needed(net, Pairs.NONE), is_same=True)
+    places = net.places(whole(scaling))
     parts: list[Array] = []
-    for layer, where in zip(net.layers, net.places(place), strict=True):
+    for i, (layer, place) in enumerate(zip(net.layers, places, strict=True)):
+        context = LayerContext(place, pairs_needed(Serial(net.layers[i + 1 :]), Pairs.NONE))
 
-        def onward(ntk: Array, layer=layer, where=where, state=state) -> Array:
-            return layer.propagate_needed(state.replace(ntk=ntk), where).ntk
+        def onward(ntk: Array, layer=layer, context=context, state=state) -> Array:
+            return propagate_needed(layer, state.replace(ntk=ntk), context).ntk
 
         zero = jnp.zeros_like(state.ntk)
         parts = [jax.jvp(onward, (zero,), (part,))[1] for part in parts]
         if layer.has_weights:
             parts.append(onward(zero))
-        state = layer.propagate_needed(state, where)
+        state = propagate_needed(layer, state, context)
     return jnp.stack(parts)
 
 
@@ -105,8 +108,8 @@ def ntk_growth(
 
     >>> import jax.numpy as jnp
     >>> import volform as vf
-    >>> from volform import kernels as k, networks as nn
-    >>> architecture = vf.architectures.Architecture(depth=2, activation=k.Relu())
+    >>> from volform import networks as nn
+    >>> architecture = vf.architectures.Architecture(depth=2, activation=nn.Relu())
     >>> growth = vf.architectures.ntk_growth(architecture, jnp.eye(3), parametrization=nn.SP())
     >>> tuple(round(rate, 4) for rate in growth)
     (0.0, 1.0, 1.0)

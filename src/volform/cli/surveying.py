@@ -15,25 +15,25 @@ from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from volform import kernels
+from volform import networks
 from volform.architectures.survey import Entry, Survey, rank, survey
 from volform.cli.data_files import TABLES, listed, load_data, value_of
 from volform.cli.options import seed
 from volform.cli.output import output_folder
 from volform.errors import DataError, KernelError
-from volform.kernels.layers.activation import Activation
+from volform.networks.activations import Activation
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
 from volform.plot.canvas import figure_of
 from volform.plot.widths import evidence_by_width, tangent_growth
 
 ACTIVATIONS: dict[str, Callable[[], Activation]] = {
-    "relu": kernels.Relu,
-    "erf": kernels.Erf,
-    "gelu": kernels.Gelu,
-    "tanh": lambda: kernels.Elementwise(jnp.tanh),
-    "sin": kernels.Sin,
-    "abs": kernels.Abs,
-    "gaussian": kernels.Gaussian,
+    "relu": networks.Relu,
+    "erf": networks.Erf,
+    "gelu": networks.Gelu,
+    "tanh": lambda: networks.Elementwise(jnp.tanh),
+    "sin": networks.Sin,
+    "abs": networks.Abs,
+    "gaussian": networks.Gaussian,
 }
 PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"sp": SP, "ntp": NTP, "mup": MuP}
 MOST_ROWS = 1000  # an exact evidence costs the cube of their number

@@ -1,7 +1,6 @@
 """Infinitely wide networks: NNGP and neural tangent kernels, and Gaussian processes by them."""
 
 from volform.kernels.checks import (
-    require_inputs as require_inputs,
     require_targets as require_targets,
 )
 from volform.kernels.cross_validation import (
@@ -35,45 +34,28 @@ from volform.kernels.gram_matrix import (
     nngp_operator as nngp_operator,
     ntk_operator as ntk_operator,
 )
-from volform.kernels.layers import (
-    ABRelu as ABRelu,
-    Abs as Abs,
-    Activation as Activation,
-    AvgPool as AvgPool,
-    Conv as Conv,
-    Cos as Cos,
-    Dense as Dense,
-    Dropout as Dropout,
-    Elementwise as Elementwise,
-    Erf as Erf,
-    Exp as Exp,
-    Flatten as Flatten,
-    Gaussian as Gaussian,
-    Gelu as Gelu,
-    GlobalAvgPool as GlobalAvgPool,
-    GlobalSelfAttention as GlobalSelfAttention,
-    Hermite as Hermite,
-    Identity as Identity,
+from volform.kernels.kernel import (
     Kernel as Kernel,
-    Layer as Layer,
-    LayerNorm as LayerNorm,
-    LeakyRelu as LeakyRelu,
-    Monomial as Monomial,
-    Polynomial as Polynomial,
-    Rbf as Rbf,
-    RectifiedMonomial as RectifiedMonomial,
-    Relu as Relu,
-    Serial as Serial,
-    Sign as Sign,
-    Sin as Sin,
-    concatenated as concatenated,
-    multiplied as multiplied,
-    serial as serial,
-    summed as summed,
+    context_of as context_of,
+    kernel as kernel,
+    kernel_block as kernel_block,
+    lists_of as lists_of,
+    tile_side as tile_side,
+)
+from volform.kernels.layers import (
+    covariance as covariance,
+    image_moments as image_moments,
+    joined_kernels as joined_kernels,
+    pairs_needed as pairs_needed,
+    propagate as propagate,
+    propagate_needed as propagate_needed,
+    quadrature_error as quadrature_error,
+    slope_covariance as slope_covariance,
 )
 from volform.kernels.propagation import (
+    KernelState as KernelState,
     LayerContext as LayerContext,
-    Padding as Padding,
+    Moments as Moments,
     Pairs as Pairs,
     floats_as_arrays as floats_as_arrays,
     of_examples as of_examples,

@@ -9,23 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from volform.errors import DataError, KernelError
-from volform.kernels.propagation.sizes import as_array
-
-
-def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
-    """`x` as an array of n examples.
-
-    Raises:
-        DataError: when it has no axis of features, is empty, is no floating-point array, or
-            (outside `jit`) is not finite.
-    """
-    x = as_array(x)
-    if x.ndim < 2:
-        raise DataError(
-            f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "
-            "(n, features): for a single feature write `x[:, None]`."
-        )
-    return require_finite(x, argument)
+from volform.networks.inputs import as_array, require_finite
 
 
 def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
@@ -41,33 +25,6 @@ def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
             f"({rows}, k) for k outputs."
         )
     return require_finite(y, "y")
-
-
-def require_finite(x: Array, argument: str) -> Array:
-    """`x` itself, or DataError where it is empty, of integers, or holds NaN or infinity."""
-    if x.size == 0:
-        raise DataError(
-            f"`{argument}` has shape {x.shape} and is empty; at least one example with at least "
-            "one feature is needed."
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise DataError(
-            f"`{argument}` has dtype {x.dtype}; kernels are differentiable functions of real "
-            f"inputs: write `{argument}.astype(float)`."
-        )
-    bad = 0 if isinstance(x, Tracer) else _count_bad(x)
-    if bad:
-        raise DataError(
-            f"`{argument}` holds {bad} entries that are NaN or infinite; leave those examples out, "
-            "or fill them in."
-        )
-    return x
-
-
-def _count_bad(x: Array) -> int:
-    if x.is_fully_addressable:
-        return x.size - int(np.count_nonzero(np.isfinite(x)))
-    return int(jnp.sum(~jnp.isfinite(x)))  # some of it lies with other processes
 
 
 def require_pair(x1: Array, x2: Array) -> None:

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.checks import key_of, require_positive
 from volform.compilation import QUICK, Compiled
 from volform.errors import KernelError
-from volform.kernels.checks import require_inputs, require_targets
+from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import Prediction
-from volform.kernels.propagation.sizes import as_array
+from volform.networks.inputs import as_array, require_inputs
 
 
 class Score(NamedTuple):
@@ -59,9 +59,9 @@ def held_out(
 
     >>> from functools import partial
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
+    >>> from volform import kernels as k, networks as nn
     >>> x = jnp.linspace(-1.0, 1.0, 12)[:, None]
-    >>> line = partial(k.predict, k.Dense(1, 2.0), noise=0.1)
+    >>> line = partial(k.predict, nn.Dense(1, 2.0), noise=0.1)
     >>> k.held_out(line, x, 3.0 * x[:, 0], noise=0.1, folds=4).rmse < 0.02
     True
     """

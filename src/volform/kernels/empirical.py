@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from volform.checks import require_key, require_whole
 from volform.errors import MetricError, NetworkError
 from volform.geometry.metric import Euclidean, Metric, Product, Scaled
-from volform.kernels.checks import require_inputs, require_pair
+from volform.kernels.checks import require_pair
 from volform.kernels.empirical_blocks import kernel_diagonal, kernel_matrix
 from volform.kernels.gradients import OutputPairs
-from volform.kernels.layers.layer import Layer
 from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.linalg.methods import Estimate
 from volform.linalg.operator import require_params
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
 
@@ -165,8 +166,8 @@ def empirical_nngp(
         NetworkError: when there are fewer than two draws.
 
     >>> import jax, jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> found = k.empirical_nngp(k.Dense(1), jnp.eye(2), key=jax.random.key(0))
+    >>> from volform import kernels as k, networks as nn
+    >>> found = k.empirical_nngp(nn.Dense(1), jnp.eye(2), key=jax.random.key(0))
     >>> bool(abs(found.value[0, 0] - 0.5) < 4 * found.error[0, 0])
     True
     """

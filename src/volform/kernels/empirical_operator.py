@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, PyTree
 
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.tensors import sharp
-from volform.kernels.checks import require_inputs
 from volform.kernels.empirical import empirical_ntk, require_empirical
 from volform.kernels.empirical_blocks import chunks_of, joined, require_outputs
 from volform.kernels.gradients import OutputPairs
 from volform.linalg.operator import Operator, linearized, register_operator, require_dense
+from volform.networks.inputs import require_inputs
 
 
 class TangentKernel(Operator):

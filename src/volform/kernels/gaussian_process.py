@@ -11,14 +11,15 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from volform.compilation import STEADY, Compiled
-from volform.kernels.checks import require_inputs, require_targets
+from volform.kernels.checks import require_targets
 from volform.kernels.iterative import iterative_log_evidence, iterative_posterior
-from volform.kernels.layers.layer import Layer
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
 from volform.linalg.by_matrix import without_xtrace
 from volform.linalg.methods import Krylov, Method, chosen
 from volform.models.fingerprint import fingerprint
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 from volform.results import Cost, Evidence, Level, Provenance, Trust
 
 
@@ -62,8 +63,8 @@ def gaussian_process(
         Lee et al. (2018), Deep neural networks as Gaussian processes.
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> k.gaussian_process(k.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
+    >>> from volform import kernels as k, networks as nn
+    >>> k.gaussian_process(nn.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
     [0.75, 0.75]
     """
     x = require_inputs(x, "x")
@@ -110,8 +111,8 @@ def evidence(
         KernelError: as for `gaussian_process`.
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> print(k.evidence(k.Dense(1), jnp.eye(2), jnp.ones(2), noise=1.0))
+    >>> from volform import kernels as k, networks as nn
+    >>> print(k.evidence(nn.Dense(1), jnp.eye(2), jnp.ones(2), noise=1.0))
     log Z -2.910, exact, 0 parameters
     trust good: closed form, by a Gaussian process
     """
@@ -203,9 +204,9 @@ def predict(
         Rasmussen & Williams (2006), Gaussian processes for machine learning, Eqs. (2.23), (2.24).
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
+    >>> from volform import kernels as k, networks as nn
     >>> x = jnp.array([[1.0]])
-    >>> k.predict(k.Dense(1), x, jnp.array([3.0]), 2.0 * x, noise=1.0).mean.tolist()
+    >>> k.predict(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x, noise=1.0).mean.tolist()
     [3.0]
     """
     x = require_inputs(x, "x")

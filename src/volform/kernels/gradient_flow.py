@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from volform.compilation import STEADY, Compiled
 from volform.errors import KernelError
-from volform.kernels.checks import require_inputs, require_targets
+from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import Prediction
-from volform.kernels.layers.layer import Layer
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
 
@@ -69,9 +70,9 @@ def predict_trained(
         depth evolve as linear models under gradient descent, Eqs. (14) to (16).
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
+    >>> from volform import kernels as k, networks as nn
     >>> x = jnp.array([[1.0]])
-    >>> k.predict_trained(k.Dense(1), x, jnp.array([3.0]), 2.0 * x).mean.tolist()
+    >>> k.predict_trained(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x).mean.tolist()
     [6.0]
     """
     x = require_inputs(x, "x")

@@ -9,8 +9,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from volform.compilation import STEADY, Compiled
-from volform.kernels.checks import require_inputs
-from volform.kernels.layers.layer import Kernel, Layer, whole
+from volform.kernels.kernel import Kernel, context_of, kernel_block, lists_of, tile_side
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.kernels.propagation.state import LayerContext
@@ -18,11 +17,12 @@ from volform.kernels.propagation.tiles import (
     Spread,
     matrices,
     product,
-    require_tile,
     rows_times,
     spread_of,
 )
 from volform.linalg.operator import Operator, register_operator, require_dense
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
 
@@ -31,7 +31,7 @@ class GramMatrix(Operator):
 
     net: Layer
     x: Float[Array, "n ..."]
-    place: LayerContext
+    context: LayerContext
     which: int = eqx.field(static=True)  # field of `Kernel`
     tile: int = eqx.field(static=True)
     spread: Spread | None = eqx.field(static=True)
@@ -39,8 +39,7 @@ class GramMatrix(Operator):
 
     def block(self, rows: Examples, columns: Examples, is_same: Any) -> Float[Array, "r c"]:
         """The matrix of these examples."""
-        kernel: Kernel = self.net.block(rows, columns, self.place, is_same=is_same)
-        return kernel[self.which]
+        return kernel_block(self.net, rows, columns, self.context, is_same=is_same)[self.which]
 
     def mv(self, vector: Float[Array, " n"]) -> Float[Array, " n"]:
         """The product, for which each tile is computed anew."""
@@ -72,13 +71,13 @@ class GramMatrix(Operator):
 
 @partial(Compiled, options=STEADY)
 def _product(gram: GramMatrix, vector: Float[Array, " n"]) -> Float[Array, " n"]:
-    examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
+    examples = lists_of(gram.net, gram.x, gram.x)
     return product(gram.block, *examples, vector, gram.tile, gram.spread)
 
 
 @partial(Compiled, options=STEADY)
 def _matrix(gram: GramMatrix) -> Float[Array, "n n"]:
-    examples = gram.net.in_pairs(gram.x, gram.x, gram.place)
+    examples = lists_of(gram.net, gram.x, gram.x)
     return matrices(gram.block, *examples, gram.tile, is_same=True, spread=gram.spread)
 
 
@@ -115,8 +114,8 @@ def nngp_operator(
         KernelError: when `tile` is no positive whole number.
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> K = k.nngp_operator(k.Dense(1), 2.0 * jnp.eye(2))
+    >>> from volform import kernels as k, networks as nn
+    >>> K = k.nngp_operator(nn.Dense(1), 2.0 * jnp.eye(2))
     >>> (K + 1.0).mv(jnp.array([1.0, 2.0])).tolist()
     [3.0, 6.0]
     """
@@ -134,8 +133,8 @@ def ntk_operator(
     """The neural tangent kernel `T(x, x)` as an operator on R^n; otherwise as `nngp_operator`.
 
     >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> k.ntk_operator(k.Dense(1), 2.0 * jnp.eye(2)).mv(jnp.array([1.0, 2.0])).tolist()
+    >>> from volform import kernels as k, networks as nn
+    >>> k.ntk_operator(nn.Dense(1), 2.0 * jnp.eye(2)).mv(jnp.array([1.0, 2.0])).tolist()
     [2.0, 4.0]
     """
     return _gram(net, x, parametrization, tile, is_kept, Kernel._fields.index("ntk"))
@@ -149,6 +148,6 @@ def _gram(
     is_kept: bool,
     which: int,
 ) -> GramMatrix:
-    x, place = require_inputs(x, "x"), whole(parametrization)
-    side = require_tile(tile, net.pairs_of_pixels(x, place))
-    return GramMatrix(floats_as_arrays(net), x, place, which, side, spread_of(x), is_kept)
+    x, context = require_inputs(x, "x"), context_of(parametrization)
+    side = tile_side(net, x, tile)
+    return GramMatrix(floats_as_arrays(net), x, context, which, side, spread_of(x), is_kept)

@@ -15,11 +15,12 @@ from volform.checks import require_positive
 from volform.compilation import STEADY, Compiled
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.gram_matrix import GramMatrix, nngp_operator
-from volform.kernels.layers.layer import Layer
+from volform.kernels.kernel import kernel
 from volform.kernels.propagation.tiles import gathered, spread_of
 from volform.linalg.functionals import logdet
 from volform.linalg.methods import Krylov
 from volform.linalg.operator import Operator, is_known, register_operator
+from volform.networks.layer import Layer
 
 _RANK = 128  # columns of the kernel that the preconditioner is made of
 _KEPT_GIB = 2.0  # largest Gram matrix that is kept rather than computed for each product
@@ -210,10 +211,10 @@ def iterative_posterior(
 ) -> tuple[Float[Array, "m ..."], Float[Array, "m m"]]:
     """Mean and covariance at new inputs, with a solution for each of them."""
     spread = spread_of(x)
-    cross = gathered(net.kernel(x, new).nngp, spread)
+    cross = gathered(kernel(net, x, new).nngp, spread)
     outputs = gathered(y.reshape(len(y), -1), spread)
     solution = solved(whitened(net, x, noise, jitter), jnp.concatenate([outputs, cross], 1))
     weights, reach = solution[:, : outputs.shape[1]], solution[:, outputs.shape[1] :]
     mean = (cross.T @ weights).reshape(-1, *y.shape[1:])
-    covariance = net.kernel(new).nngp - cross.T @ reach
+    covariance = kernel(net, new).nngp - cross.T @ reach
     return mean, (covariance + covariance.T) / 2

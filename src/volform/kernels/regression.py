@@ -13,9 +13,10 @@ from volform.checks import require_positive
 from volform.compilation import Compiled
 from volform.errors import KernelError
 from volform.kernels.checks import require_factor, require_pair
-from volform.kernels.layers.layer import Kernel, Layer
+from volform.kernels.kernel import Kernel, kernel, tile_side
 from volform.kernels.propagation.sizes import cut, filled, floats_as_arrays
 from volform.kernels.propagation.tiles import spread_of
+from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
 
@@ -51,7 +52,7 @@ class Regression(NamedTuple):
 
     def kernels(self, parametrization: Parametrization | None = None) -> tuple[Kernel, ...]:
         """Those of the examples; of examples and new ones; and of the new ones."""
-        at = partial(self.net.kernel, parametrization=parametrization)
+        at = partial(kernel, self.net, parametrization=parametrization)
         if self.new is None:
             return (at(self.x),)
         if spread_of(self.x) is not None:
@@ -117,7 +118,7 @@ def regression_of(
     if new is not None:
         require_pair(x, new)
     count = np.asarray(len(x), np.int32)
-    x, y, new = filled((x, y, new), net.side(x), net, noise, jitter, beside)
+    x, y, new = filled((x, y, new), tile_side(net, x), net, noise, jitter, beside)
     noise = None if noise is None else jnp.asarray(noise)
     return Regression(floats_as_arrays(net), x, y, new, noise, jnp.asarray(jitter), count)
 

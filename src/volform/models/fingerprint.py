@@ -30,7 +30,9 @@ def provenance_of(posterior: Posterior) -> Provenance:
     )
     sites = {name: trace[name] for name in (*posterior.names, *posterior.observed)}
     counts = [
-        require_count(count, f"`infer` of the site `{name}`") for name, count in modes.items()
+        require_count(count, f"`infer` of the site `{name}`")
+        for name, count in modes.items()
+        if count is not None
     ]
     observed = {name: sites[name] for name in posterior.observed}
     data = {n: site for n, site in observed.items() if not isinstance(core_of(site["fn"]), Unit)}
@@ -47,6 +49,7 @@ def provenance_of(posterior: Posterior) -> Provenance:
         masked=tuple((name, _masked(site)) for name, site in data.items() if _is_masked(site)),
         held=posterior.held,
         unobserved=not posterior.observed,
+        uncounted=tuple(name for name, count in modes.items() if count is None),
     )
 
 

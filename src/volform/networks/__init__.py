@@ -1,8 +1,53 @@
 """Neural networks as NumPyro models, with parametrizations as values."""
 
+from volform.networks.activations import (
+    ABRelu as ABRelu,
+    Abs as Abs,
+    Activation as Activation,
+    Cos as Cos,
+    Elementwise as Elementwise,
+    Erf as Erf,
+    Exp as Exp,
+    Gaussian as Gaussian,
+    Gelu as Gelu,
+    Hermite as Hermite,
+    LeakyRelu as LeakyRelu,
+    Monomial as Monomial,
+    Polynomial as Polynomial,
+    Rbf as Rbf,
+    RectifiedMonomial as RectifiedMonomial,
+    Relu as Relu,
+    Sign as Sign,
+    Sin as Sin,
+    Wave as Wave,
+)
 from volform.networks.architectures import (
     MLP as MLP,
     LeNet as LeNet,
+)
+from volform.networks.attention import (
+    GlobalSelfAttention as GlobalSelfAttention,
+)
+from volform.networks.composition import (
+    Concatenated as Concatenated,
+    Multiplied as Multiplied,
+    Parallel as Parallel,
+    Serial as Serial,
+    Summed as Summed,
+    concatenated as concatenated,
+    multiplied as multiplied,
+    residual as residual,
+    serial as serial,
+    summed as summed,
+)
+from volform.networks.conv import (
+    AvgPool as AvgPool,
+    Conv as Conv,
+    GlobalAvgPool as GlobalAvgPool,
+)
+from volform.networks.dense import (
+    Dense as Dense,
+    WeightLayer as WeightLayer,
 )
 from volform.networks.functions import (
     from_function as from_function,
@@ -11,10 +56,21 @@ from volform.networks.hooks import (
     LayerHooks as LayerHooks,
     LayerRecord as LayerRecord,
 )
-from volform.networks.layers import (
-    Conv as Conv,
-    Dense as Dense,
-    Stage as Stage,
+from volform.networks.inputs import (
+    as_array as as_array,
+    require_finite as require_finite,
+    require_inputs as require_inputs,
+)
+from volform.networks.layer import (
+    Composite as Composite,
+    Flatten as Flatten,
+    Identity as Identity,
+    Layer as Layer,
+    ParameterArray as ParameterArray,
+    Place as Place,
+    Pointwise as Pointwise,
+    Wide as Wide,
+    whole as whole,
 )
 from volform.networks.likelihoods import (
     classification as classification,
@@ -23,6 +79,10 @@ from volform.networks.likelihoods import (
 )
 from volform.networks.network import (
     Network as Network,
+)
+from volform.networks.normalization import (
+    Dropout as Dropout,
+    LayerNorm as LayerNorm,
 )
 from volform.networks.parametrization import (
     NTP as NTP,
@@ -40,4 +100,7 @@ from volform.networks.weight_norm import (
     log_polar as log_polar,
     naive_weight_norm as naive_weight_norm,
     weight_norm as weight_norm,
+)
+from volform.networks.window import (
+    Padding as Padding,
 )

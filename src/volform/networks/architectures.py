@@ -3,32 +3,36 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from volform.errors import DataError, NetworkError
-from volform.networks.layers import (
-    Conv,
-    Dense,
-    Stage,
-    average_pool,
-    copies_of,
-    flatten,
-    require_units,
-)
+from volform.errors import NetworkError
+from volform.networks.activations import Activation, Elementwise
+from volform.networks.composition import serial
+from volform.networks.conv import AvgPool, Conv
+from volform.networks.dense import Dense
+from volform.networks.layer import Flatten
 from volform.networks.network import Network
 from volform.networks.parametrization import SP, Parametrization
+from volform.networks.window import Padding
 
 
-class MLP(Network):
+def MLP(
+    widths: tuple[int, ...] = (50,),
+    outputs: int = 1,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    parametrization: Parametrization | None = None,
+    w_std: Any = 1.0,
+    b_std: Any = None,
+) -> Network:
     """A multi-layer perceptron, `z_l = W_l a(z_(l-1)) + b_l`, as a function and a NumPyro model.
 
     Args:
         widths: numbers of hidden units, one for each hidden layer.
         outputs: number of outputs.
-        activation: acts elementwise on the hidden units.
-        parametrization: `SP()`, `NTP()`, `MuP()`, ...: coordinates, prior and metric.
+        activation: acts elementwise on the hidden units: a layer such as `Erf()`, or any function.
+        parametrization: `SP()`, `NTP()`, `MuP()`, ...: coordinates, prior and metric; `SP()` if
+            left out.
         w_std: standard deviation of the weights; with `SP` that of a weight is
             `w_std / sqrt(fan_in)`. May itself be sampled, in a model that builds the network.
         b_std: standard deviation of the biases; None for a network without biases.
@@ -45,41 +49,26 @@ class MLP(Network):
     >>> net.apply(params, jnp.ones((5, 3))).shape
     (5, 2)
     """
-
-    widths: tuple[int, ...] = eqx.field(static=True, default=(50,))
-    outputs: int = eqx.field(static=True, default=1)
-    activation: Callable[[Array], Array] = eqx.field(static=True, default=jnp.tanh)
-    parametrization: Parametrization = SP()
-    w_std: Any = 1.0
-    b_std: Any = None
-
-    def __check_init__(self) -> None:
-        _require_activation(self.activation)
-        if not isinstance(self.widths, tuple) or not self.widths:
-            raise NetworkError(
-                f"`widths` is {self.widths!r}; it should be a tuple with the number of units of "
-                "each hidden layer, such as `(50,)` for one."
-            )
-        for width in self.widths:
-            require_units(width, "widths")
-        require_units(self.outputs, "outputs")
-
-    def stages(self) -> tuple[Stage, ...]:
-        """Hidden layers and the outputs."""
-        after = (self.activation,)
-        hidden = [Stage(Dense(n), after, copies_of(self.activation, n)) for n in self.widths]
-        return (*hidden, Stage(Dense(self.outputs)))
-
-    def require_inputs(self, shape: tuple[int, ...]) -> None:
-        """Raises DataError unless an input is a vector."""
-        if len(shape) != 1 or shape[0] < 1:
-            raise DataError(
-                f"`x` holds inputs of shape {shape}; an MLP takes x of shape (n, features). Write "
-                "a single feature as `x[:, None]`, an image as `x.reshape(len(x), -1)`."
-            )
+    if not isinstance(widths, tuple) or not widths:
+        raise NetworkError(
+            f"`widths` is {widths!r}; it should be a tuple with the number of units of each hidden "
+            "layer, such as `(50,)` for one."
+        )
+    for argument, units in (*(("widths", width) for width in widths), ("outputs", outputs)):
+        _require_units(units, argument)
+    follow = _as_layer(activation)
+    hidden = [layer for width in widths for layer in (Dense(width, w_std, b_std), follow)]
+    body = serial(*hidden, Dense(outputs, w_std, b_std))
+    return Network(body, SP() if parametrization is None else parametrization)
 
 
-class LeNet(Network):
+def LeNet(
+    outputs: int = 10,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    parametrization: Parametrization | None = None,
+    w_std: Any = 1.0,
+    b_std: Any = 1.0,
+) -> Network:
     """A convolutional network of LeNet's size: 61,706 parameters on 28 x 28 images with biases.
 
     Convolution to 6 channels (5 x 5, padded), averages over 2 x 2, convolution to 16 channels
@@ -88,7 +77,8 @@ class LeNet(Network):
     Args:
         outputs: number of outputs.
         activation: acts elementwise after each layer but the last.
-        parametrization: `SP()`, `NTP()`, `MuP()`, ...: coordinates, prior and metric.
+        parametrization: `SP()`, `NTP()`, `MuP()`, ...: coordinates, prior and metric; `SP()` if
+            left out.
         w_std: standard deviation of the weights, as in `MLP`.
         b_std: standard deviation of the biases; None for a network without biases.
 
@@ -105,45 +95,34 @@ class LeNet(Network):
     >>> sum(p.size for p in net.init(jax.random.key(0), (28, 28, 1)).values())
     61706
     """
-
-    outputs: int = eqx.field(static=True, default=10)
-    activation: Callable[[Array], Array] = eqx.field(static=True, default=jnp.tanh)
-    parametrization: Parametrization = SP()
-    w_std: Any = 1.0
-    b_std: Any = 1.0
-
-    def __check_init__(self) -> None:
-        _require_activation(self.activation)
-        require_units(self.outputs, "outputs")
-
-    def stages(self) -> tuple[Stage, ...]:
-        """Two convolutions, two dense layers and the outputs."""
-
-        def hidden(linear: Any, *after: Callable) -> Stage:
-            return Stage(
-                linear, (self.activation, *after), copies_of(self.activation, linear.units)
-            )
-
-        return (
-            hidden(Conv(6, pad=True), average_pool),
-            hidden(Conv(16), average_pool, flatten),
-            hidden(Dense(120)),
-            hidden(Dense(84)),
-            Stage(Dense(self.outputs)),
-        )
-
-    def require_inputs(self, shape: tuple[int, ...]) -> None:
-        """Raises DataError unless an input is an image with something left after pooling."""
-        if len(shape) != 3 or min(shape[:2]) < 12 or shape[2] < 1:
-            raise DataError(
-                f"`x` holds inputs of shape {shape}; a LeNet takes x of shape (n, height, width, "
-                "channels) with at least 12 x 12 pixels. Write gray images as `x[..., None]`."
-            )
+    _require_units(outputs, "outputs")
+    follow, std = _as_layer(activation), (w_std, b_std)
+    return Network(
+        serial(
+            *(Conv(6, (5, 5), *std), follow, AvgPool((2, 2))),
+            *(Conv(16, (5, 5), *std, padding=Padding.VALID), follow, AvgPool((2, 2)), Flatten()),
+            *(Dense(120, *std), follow),
+            *(Dense(84, *std), follow),
+            Dense(outputs, *std),
+        ),
+        SP() if parametrization is None else parametrization,
+    )
 
 
-def _require_activation(activation: Any) -> None:
+def _as_layer(activation: Any) -> Activation:
+    if isinstance(activation, Activation):
+        return activation
     if not callable(activation):
         raise NetworkError(
             f"`activation` is {activation!r}; it should be a function of arrays, such as "
             "`jnp.tanh` or `jax.nn.relu`."
+        )
+    return Elementwise(activation)
+
+
+def _require_units(value: object, argument: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise NetworkError(
+            f"`{argument}` holds {value!r}; each number of units should be a positive integer, "
+            "such as `widths=(50, 50)` for two hidden layers."
         )

@@ -34,7 +34,11 @@ class Function(eqx.Module):
 
     def __call__(self, x: Any) -> Array:
         """Samples the parameters as NumPyro sites; the value of the function."""
-        params = {n: jnp.asarray(numpyro.sample(n, self.priors[n])) for n in self.names}
+        infer = {self.names[0]: {"equivalent_modes": None}}  # that nobody looked for
+        params = {
+            name: jnp.asarray(numpyro.sample(name, self.priors[name], infer=infer.get(name)))
+            for name in self.names
+        }
         return self.apply(params, x)
 
     def apply(self, params: Mapping[str, Array], x: Any) -> Array:

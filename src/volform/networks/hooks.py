@@ -7,21 +7,21 @@ import equinox as eqx
 from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
-from volform.networks.layers import Affine, Linear
+from volform.networks.dense import Affine, WeightLayer
 
 
 class LayerRecord(eqx.Module):
     """One layer of a network as it was run.
 
     Attributes:
-        linear: what it is.
+        layer: what it is.
         weight: the matrix that multiplies the features, shape (units, fan_in).
         bias: shape (units,), or None.
         x: its inputs, shape (n, ...).
         z: its outputs, shape (n, ..., units).
     """
 
-    linear: Linear
+    layer: WeightLayer
     weight: Float[Array, "units fan_in"]
     bias: Float[Array, " units"] | None
     x: Float[Array, "n ..."]
@@ -43,12 +43,12 @@ class LayerHooks(Messenger):
 
     def process_message(self, msg: Any) -> None:
         """Run a layer in place of NumPyro."""
-        layer = msg.get("fn")
-        if not isinstance(layer, Affine):
+        affine = msg.get("fn")
+        if not isinstance(affine, Affine):
             return
         weight, bias, x = msg["args"]
-        z = layer(weight, bias, x)
+        z = affine(weight, bias, x)
         if self.added is not None:
             z = z + self.added[len(self.layers)]
-        self.layers.append(LayerRecord(layer.linear, weight, bias, x, z))
+        self.layers.append(LayerRecord(affine.layer, weight, bias, x, z))
         msg["value"] = z

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from volform.errors import DataError, NetworkError
 from volform.models.data_checks import require_in_support
+from volform.networks.layer import Layer
+from volform.networks.network import Network
 
 Outputs = Float[Array, "n outputs"]
 Model = Callable[..., Array]
@@ -31,13 +33,14 @@ def categorical(outputs: Outputs) -> dist.Distribution:
 
 
 def supervised(
-    network: Callable[[Any], Array], likelihood: Callable[[Array], dist.Distribution]
+    network: Layer | Callable[[Any], Array], likelihood: Callable[[Array], dist.Distribution]
 ) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ likelihood(network(x))`.
 
     Args:
         network: a `Network`, the result of `from_function`, or any function that samples its
-            parameters and returns outputs.
+            parameters and returns outputs. Layers such as `serial(Dense(64), Relu(), Dense(1))`
+            are taken as a `Network` under `NTP()`.
         likelihood: from outputs, shape (n, outputs), to a NumPyro distribution. It may sample
             parameters of its own.
 
@@ -50,6 +53,7 @@ def supervised(
     >>> vf.condition(model, jnp.ones((4, 2)), jnp.array([[0], [2], [1], [0]])).dim
     9
     """
+    network = Network(network) if isinstance(network, Layer) else network
     _require_callable(network, "network", "a network such as `MLP(widths=(50,))`")
     _require_callable(likelihood, "likelihood", "a function from outputs to a distribution")
 
@@ -68,7 +72,7 @@ def supervised(
     return model
 
 
-def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Model:
+def regression(network: Layer | Callable[[Any], Array], noise: Any = 1.0) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ Normal(network(x), noise)`.
 
     Args:
@@ -99,7 +103,7 @@ def regression(network: Callable[[Any], Array], noise: Any = 1.0) -> Model:
     return supervised(network, gaussian)
 
 
-def classification(network: Callable[[Any], Array]) -> Model:
+def classification(network: Layer | Callable[[Any], Array]) -> Model:
     """A NumPyro model `model(x, y=None)` with `y ~ Categorical(logits=network(x))`.
 
     Args:

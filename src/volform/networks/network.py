@@ -1,6 +1,6 @@
-"""A network as a function of its parameters and as a NumPyro model, from one list of layers."""
+"""A network as a function of its parameters by site, and as a NumPyro model."""
 
-import abc
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,11 +11,18 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.checks import require_key, require_positive
-from volform.errors import DataError, NetworkError
+from volform.checks import require_key
+from volform.errors import NetworkError
 from volform.geometry.metric import Euclidean
-from volform.networks.layers import Stage, performed
-from volform.networks.parametrization import Fans, Parametrization, Scaling, require_parametrization
+from volform.networks.copies import equivalent_units
+from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer, ParameterArray, Place, whole
+from volform.networks.parametrization import (
+    NTP,
+    Parametrization,
+    Scaling,
+    require_parametrization,
+)
 
 
 class Parameter(NamedTuple):
@@ -25,7 +32,8 @@ class Parameter(NamedTuple):
         name: name of the site, `layer0.w` or `layer0.b`.
         shape: shape of the coordinates; weights have one row for each unit.
         scaling: multiplier in the function, and standard deviation of the prior.
-        copies: number of equivalent modes that the site declares; None for none.
+        copies: number of equivalent modes that units make of one by their symmetries; None where
+            there may be some, and they are not counted.
     """
 
     name: str
@@ -35,38 +43,40 @@ class Parameter(NamedTuple):
 
 
 class Network(eqx.Module):
-    """A network of layers, as a function of its parameters and as a NumPyro model.
+    """A network of layers under a parametrization, as a function and as a NumPyro model.
 
     `network.apply(params, x)` is the function. `network(x)` inside a NumPyro model samples the
-    parameters at sites `layer0.w`, `layer0.b`, ... and returns the function's value. Each site has
-    the prior that the parametrization says and, in `infer`, its flat metric `Euclidean()` and the
-    number of equivalent modes. That number counts the copies of a mode whose units all differ and
-    lie apart: it is too large for networks with more units than the data ask for. Two networks in
-    one model are kept apart by `numpyro.handlers.scope`.
+    parameters at sites `layer0.w`, `layer0.b`, ..., the layers with weights numbered in order, and
+    returns the function's value. Each site has the prior that the parametrization says and, in
+    `infer`, its flat metric `Euclidean()` and the number of equivalent modes, which is known of
+    units between two dense layers or convolutions one after the other; else Laplace's evidence
+    says that copies are not counted. The number counts the copies of a mode whose units all differ
+    and lie apart: it is too large for networks with more units than the data ask for. Two networks
+    in one model are kept apart by `numpyro.handlers.scope`.
 
     Attributes:
+        layers: what it computes.
         parametrization: multipliers, priors and metric of each layer.
-        w_std: standard deviation of the weights, before the parametrization scales it.
-        b_std: standard deviation of the biases; None for a network without biases.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from volform import networks as nn
+    >>> body = nn.serial(nn.Dense(16), nn.residual(nn.Erf(), nn.Dense(16)), nn.Dense(2))
+    >>> net = nn.Network(body, nn.SP())
+    >>> params = net.init(jax.random.key(0), inputs=3)
+    >>> {name: value.shape for name, value in params.items()}
+    {'layer0.w': (16, 3), 'layer1.w': (16, 16), 'layer2.w': (2, 16)}
     """
 
-    parametrization: eqx.AbstractVar[Parametrization]
-    w_std: eqx.AbstractVar[Any]
-    b_std: eqx.AbstractVar[Any]
-
-    @abc.abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """The layers, from the inputs on."""
-
-    @abc.abstractmethod
-    def require_inputs(self, shape: tuple[int, ...]) -> None:
-        """Raises DataError when an input of this shape (without the batch) is none of it."""
+    layers: Layer
+    parametrization: Parametrization = NTP()
 
     def __check_init__(self) -> None:
         require_parametrization(self.parametrization, "parametrization")
-        require_positive(self.w_std, "w_std", "the standard deviation of weights times sqrt(n)")
-        if self.b_std is not None:
-            require_positive(self.b_std, "b_std", "or None for a network without biases")
+        if not isinstance(self.layers, Layer):
+            raise NetworkError(
+                f"`layers` is {self.layers!r}; it should be a layer, or layers put together such "
+                "as `serial(Dense(64), Relu(), Dense(1))`."
+            )
 
     def __call__(self, x: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
         """Samples the parameters as NumPyro sites; the outputs, shape (n, outputs).
@@ -81,7 +91,7 @@ class Network(eqx.Module):
         def sampled(parameter: Parameter) -> Array:
             prior = dist.Normal(0.0, parameter.scaling.deviation)
             infer: dict[str, Any] = {"metric": Euclidean()}
-            if parameter.copies is not None:
+            if parameter.copies != 1:
                 infer["equivalent_modes"] = parameter.copies
             prior = prior.expand(parameter.shape).to_event(len(parameter.shape))
             return jnp.asarray(numpyro.sample(parameter.name, prior, infer=infer))
@@ -152,40 +162,34 @@ class Network(eqx.Module):
         """
         shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
         found: list[Parameter] = []
-
-        def noted(parameter: Parameter) -> Array:
-            found.append(parameter)
-            return jnp.zeros(parameter.shape)
-
-        jax.eval_shape(lambda x: self._forward(x, noted), jnp.zeros((1, *shape)))
+        self._mapped(found.append, shape)
         return tuple(found)
 
     def _forward(self, x: Any, parameter: Callable[[Parameter], Array]) -> Array:
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise DataError(
-                f"`x` is of dtype {x.dtype}; a network takes real inputs. Convert it, for example "
-                "by `x / 255.0` for the pixels of an image."
-            )
-        if x.ndim < 1:
-            raise DataError("`x` is one number; it should hold inputs along its first axis.")
-        self.require_inputs(x.shape[1:])
-        stages = self.stages()
-        for i, stage in enumerate(stages):
-            units, fan_in = stage.linear.units, stage.linear.fan_in(x.shape[1:])
-            fans = Fans(fan_in, units, i == 0, i == len(stages) - 1)
-            scaling = self.parametrization.weight(fans, self.w_std)
-            weight = Parameter(f"layer{i}.w", (units, fan_in), scaling, stage.copies)
-            w, b = scaling.multiplier * parameter(weight), None
-            if self.b_std is not None:
-                scaling = self.parametrization.bias(fans, self.b_std)
-                b = scaling.multiplier * parameter(
-                    Parameter(f"layer{i}.b", (units,), scaling, None)
-                )
-            x = performed(stage.linear, w, b, x)
-            for follow in stage.after:
-                x = follow(x)
-        return x
+        x = require_inputs(x, "x")
+        return self.layers.forward(self._mapped(parameter, x.shape[1:]), x, self._place)
+
+    @property
+    def _place(self) -> Place:
+        return whole(self.parametrization)
+
+    def _mapped(self, f: Callable[[Parameter], Any], shape: tuple[int, ...]) -> Any:
+        """The tree of parameters with f of each."""
+        copies = equivalent_units(self.layers)
+        numbers = itertools.count()
+
+        def mapped(part: Any, name: str) -> Any:
+            match part:
+                case ParameterArray(shape, scaling):
+                    known = copies.pop(name.partition(".")[0], 1)  # said once for each layer
+                    return f(Parameter(name, shape, scaling, known))
+                case dict():
+                    name = name or f"layer{next(numbers)}"
+                    return {key: mapped(own, f"{name}.{key}") for key, own in part.items()}
+                case _:
+                    return tuple(mapped(own, "") for own in part)
+
+        return mapped(self.layers.parameters(shape, self._place)[0], "")
 
 
 def _looked_up(params: Mapping[str, Array], parameter: Parameter) -> Array:

@@ -11,7 +11,8 @@ from jaxtyping import PRNGKeyArray
 
 from volform.architectures.architecture import Architecture
 from volform.checks import key_of
-from volform.kernels.layers.activation import Activation
+from volform.kernels.kernel import kernel
+from volform.networks.activations import Activation
 from volform.networks.parametrization import NTP, SP, Fans, Scaling, WithPrior
 from volform.plot import canvas
 from volform.plot.widths import COLORS, STYLES
@@ -45,8 +46,8 @@ def kernel_by_angle(
         The axes of the NNGP and of the tangent kernel.
 
     >>> import volform as vf
-    >>> from volform import kernels as k
-    >>> nngp, ntk = vf.plot.kernel_by_angle(k.Relu(), depths=(1, 3))
+    >>> from volform import networks as nn
+    >>> nngp, ntk = vf.plot.kernel_by_angle(nn.Relu(), depths=(1, 3))
     >>> print(*(text.get_text() for text in ntk.get_legend().get_texts()))
     depth 1 depth 3
     """
@@ -54,8 +55,8 @@ def kernel_by_angle(
     angles = np.linspace(0.0, np.pi, POINTS)
     x = jnp.asarray(math.sqrt(2.0) * np.stack([np.cos(angles), np.sin(angles)], 1))
     for i, depth in enumerate(depths):
-        kernel = Architecture(depth, activation, w_std, b_std).layers().kernel(x[:1], x)
-        for ax, values in zip(axes, kernel, strict=True):
+        found = kernel(Architecture(depth, activation, w_std, b_std).layers(), x[:1], x)
+        for ax, values in zip(axes, found, strict=True):
             ax.plot(
                 np.degrees(angles),
                 values[0] / values[0, 0],
@@ -98,8 +99,8 @@ def prior_functions(
         The axes.
 
     >>> import volform as vf
-    >>> from volform import kernels as k
-    >>> net = vf.architectures.Architecture(1, k.Erf(), 2.0, 1.0)
+    >>> from volform import networks as nn
+    >>> net = vf.architectures.Architecture(1, nn.Erf(), 2.0, 1.0)
     >>> ax = vf.plot.prior_functions(net, width=32, draws=3)
     >>> len(ax.lines)
     3
@@ -109,7 +110,7 @@ def prior_functions(
     network = architecture.network(width)
     keys = jax.random.split(key_of(key, "prior_functions"), draws)
     functions = jax.vmap(lambda key: network.apply(network.init(key, 1), x)[:, 0])(keys)
-    spread = 2 * np.sqrt(np.diagonal(np.asarray(architecture.layers().kernel(x).nngp)))
+    spread = 2 * np.sqrt(np.diagonal(np.asarray(kernel(architecture.layers(), x).nngp)))
     inputs = np.asarray(x)[:, 0]
     ax.fill_between(
         inputs, -spread, spread, color=canvas.FAINT, alpha=0.25, label="limit, 2 deviations"

@@ -28,9 +28,9 @@ def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
         The axes.
 
     >>> import jax.numpy as jnp, volform as vf
-    >>> from volform import kernels as k
+    >>> from volform import kernels as k, networks as nn
     >>> x, y = jnp.eye(2), jnp.array([0.5, 1.5])
-    >>> models = {f"w_std {s}": k.evidence(k.Dense(1, s), x, y, noise=1.0) for s in (1.0, 9.0)}
+    >>> models = {f"w_std {s}": k.evidence(nn.Dense(1, s), x, y, noise=1.0) for s in (1.0, 9.0)}
     >>> ax = vf.plot.evidence(vf.compare(models))
     >>> ax.get_xlabel()
     'log evidence'

@@ -14,9 +14,10 @@ from volform.architectures.architecture import Architecture
 from volform.architectures.width_scaling import ntk_by_layer
 from volform.checks import key_of, require_whole
 from volform.errors import KernelError
-from volform.kernels.checks import require_inputs
 from volform.kernels.empirical import empirical_ntk
-from volform.kernels.layers.composition import Serial
+from volform.kernels.kernel import kernel
+from volform.networks.composition import Serial
+from volform.networks.inputs import require_inputs
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
 from volform.plot import canvas
 from volform.results import Level
@@ -51,7 +52,7 @@ def evidence_by_width(survey: "Survey", *, ax: "Axes | None" = None) -> "Axes":
     >>> from volform import kernels as k, networks as nn
     >>> x = jnp.linspace(-2.0, 2.0, 10)[:, None]
     >>> survey = vf.architectures.survey(
-    ...     x, x[:, 0] ** 2, activations={"erf": k.Erf()}, depths=(1,), widths=(math.inf,),
+    ...     x, x[:, 0] ** 2, activations={"erf": nn.Erf()}, depths=(1,), widths=(math.inf,),
     ...     parametrizations=(nn.NTP(),), learned=False,
     ... )
     >>> print(*(tick.get_text() for tick in vf.plot.evidence_by_width(survey).get_xticklabels()))
@@ -133,8 +134,8 @@ def tangent_growth(
         The axes, from left to right.
 
     >>> import jax.numpy as jnp, volform as vf
-    >>> from volform import kernels as k
-    >>> net = vf.architectures.Architecture(1, k.Relu())
+    >>> from volform import networks as nn
+    >>> net = vf.architectures.Architecture(1, nn.Relu())
     >>> axes = vf.plot.tangent_growth(net, jnp.eye(3), widths=(16, 64))
     >>> print(*(ax.get_title() for ax in axes))
     SP NTP MuP
@@ -215,8 +216,8 @@ def kernel_convergence(
         Hanin & Nica (2020), Finite depth and width corrections to the neural tangent kernel.
 
     >>> import jax.numpy as jnp, volform as vf
-    >>> from volform import kernels as k
-    >>> one = vf.architectures.Architecture(1, k.Erf())
+    >>> from volform import networks as nn
+    >>> one = vf.architectures.Architecture(1, nn.Erf())
     >>> ax = vf.plot.kernel_convergence(one, jnp.eye(2), widths=(4, 16), draws=2)
     >>> ax.get_ylabel()
     'relative distance from the limit'
@@ -258,7 +259,7 @@ def _squares(
     net: Serial, x: Float[Array, "n features"], keys: PRNGKeyArray
 ) -> Float[Array, "draws 2"]:
     """`|K_width - K|^2 / |K|^2` of both kernels, for each key."""
-    limits = net.kernel(x)
+    limits = kernel(net, x)
 
     def one(key: PRNGKeyArray) -> Float[Array, "2"]:
         params = net.init(key, x.shape)

@@ -336,7 +336,7 @@ def _forms(split: DataPriorSplit) -> tuple[list[LayerCurvature], Float[Array, " 
     forms: list[LayerCurvature] = []
     found = mapped(moments, flow.roots, _TOGETHER)
     for layer, (left, bias) in zip(flow.layers, found, strict=True):
-        features = layer.linear.features(layer.x)
+        features = layer.layer.features(layer.x)
         n, positions, _ = features.shape
         right = jnp.einsum("npi,npj->ij", features, features)
         forms.append(Weights(left.sum(0) / (n * positions), right))
@@ -352,7 +352,7 @@ def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, "..."]], Float[Ar
     def of_root(root: Float[Array, "n o"]) -> list[Array]:
         found = []
         for layer, delta in zip(flow.layers, flow.deltas(root), strict=True):
-            features, delta = layer.linear.features(layer.x), _by_position(delta)
+            features, delta = layer.layer.features(layer.x), _by_position(delta)
             found.append(_square(features, delta))
             if layer.bias is not None:
                 found.append(jnp.sum(delta.sum(1) ** 2, 0))

@@ -262,8 +262,9 @@ def _copies(
     likelihood there, they overlap, as of a network with more units than the data ask for: units
     are alike, or idle, and the copies fewer than h! 2^h. Then one mode is all that is counted.
     """
+    uncounted = "copies by symmetries of a network are not counted" if provenance.uncounted else ""
     if not provenance.equivalent_modes:
-        return {}, "", None
+        return {}, uncounted, None
     many = f"{_in_digits(provenance.equivalent_modes)} equivalent modes"
     added = math.log(provenance.equivalent_modes)
     if provenance.data and not provenance.factors and not provenance.improper:
@@ -273,8 +274,8 @@ def _copies(
             above = f"with them log Z would be {float(one + added):.3f}, above the log likelihood"
             note = f"{many} are not counted: {above} at the mode, {most:.3f}"
             return {}, note, Trust(Level.POOR, "equivalent modes overlap, and may add to log Z")
-    note = f"times {many} (+{added:.3f}): valid while they do not overlap"
-    return {"equivalent modes": added}, note, None
+    notes = [f"times {many} (+{added:.3f}): valid while they do not overlap", uncounted]
+    return {"equivalent modes": added}, "; ".join(filter(None, notes)), None
 
 
 def _in_digits(count: int) -> str:

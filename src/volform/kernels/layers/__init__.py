@@ -1,59 +1,26 @@
 """The kernel rule of each layer."""
 
-from volform.kernels.layers.activation import (
-    Activation as Activation,
-)
-from volform.kernels.layers.attention import (
-    GlobalSelfAttention as GlobalSelfAttention,
+from volform.kernels.layers import (
+    attention as attention,
+    normalization as normalization,
+    pooling as pooling,
+    rectified as rectified,
+    smooth as smooth,
+    weighted as weighted,
 )
 from volform.kernels.layers.composition import (
-    Serial as Serial,
-    concatenated as concatenated,
-    multiplied as multiplied,
-    serial as serial,
-    summed as summed,
+    joined_kernels as joined_kernels,
 )
-from volform.kernels.layers.conv import (
-    AvgPool as AvgPool,
-    Conv as Conv,
-    Flatten as Flatten,
-    GlobalAvgPool as GlobalAvgPool,
-    Identity as Identity,
+from volform.kernels.layers.expectations import (
+    covariance as covariance,
+    image_moments as image_moments,
+    slope_covariance as slope_covariance,
 )
-from volform.kernels.layers.dense import (
-    Dense as Dense,
+from volform.kernels.layers.hermite import (
+    quadrature_error as quadrature_error,
 )
-from volform.kernels.layers.dropout import (
-    Dropout as Dropout,
-)
-from volform.kernels.layers.layer import (
-    Kernel as Kernel,
-    Layer as Layer,
-    whole as whole,
-)
-from volform.kernels.layers.normalization import (
-    LayerNorm as LayerNorm,
-)
-from volform.kernels.layers.polynomial import (
-    Elementwise as Elementwise,
-    Hermite as Hermite,
-    Monomial as Monomial,
-    Polynomial as Polynomial,
-)
-from volform.kernels.layers.rectified import (
-    ABRelu as ABRelu,
-    Abs as Abs,
-    LeakyRelu as LeakyRelu,
-    RectifiedMonomial as RectifiedMonomial,
-    Relu as Relu,
-    Sign as Sign,
-)
-from volform.kernels.layers.smooth import (
-    Cos as Cos,
-    Erf as Erf,
-    Exp as Exp,
-    Gaussian as Gaussian,
-    Gelu as Gelu,
-    Rbf as Rbf,
-    Sin as Sin,
+from volform.kernels.layers.rules import (
+    pairs_needed as pairs_needed,
+    propagate as propagate,
+    propagate_needed as propagate_needed,
 )

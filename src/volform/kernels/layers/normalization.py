@@ -1,63 +1,54 @@
-"""Layer normalization."""
-
-from typing import Any
+"""Kernels of layer normalization and of dropout."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from volform.checks import require_positive
 from volform.errors import NetworkError
-from volform.kernels.layers.layer import Pointwise
-from volform.kernels.propagation.moments import Moments
+from volform.kernels.layers.rules import propagate
+from volform.kernels.propagation.moments import Moments, root
 from volform.kernels.propagation.state import KernelState, LayerContext
+from volform.networks.normalization import Dropout, LayerNorm
 
 
-class LayerNorm(Pointwise):
-    """Each example's units, centered and divided by `sqrt(variance + eps)`; no gain, no shift.
+@propagate.register
+def _(layer: LayerNorm, state: KernelState, context: LayerContext) -> KernelState:
+    if not state.is_gaussian:
+        raise NetworkError(
+            "`LayerNorm()` follows values that are not Gaussian (the inputs, or an "
+            "activation), whose mean does not vanish; put a `Dense(width)` before it."
+        )
+    # Behind a dense layer of infinite width the mean is 0 and the variance E[u^2]; the part of the
+    # gradient that moves mean and variance is of order 1 / width.
+    ends = state.moments.left + layer.eps, state.moments.right + layer.eps
+    ntk = state.ntk / (jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]))
+    return state.map(lambda moments: _scaled(layer, moments)).replace(ntk=ntk)
 
-    Behind a dense layer of infinite width the mean is 0 and the variance E[u^2], so that both
-    kernels are divided by `sqrt((E[u^2] + eps) (E[v^2] + eps))`; the part of the gradient that
-    moves mean and variance is of order 1 / width.
 
-    Args:
-        eps: added to the variance.
+def _scaled(layer: LayerNorm, moments: Moments) -> Moments:
+    left, right = moments.left + layer.eps, moments.right + layer.eps
+    size = jnp.sqrt(left) * jnp.sqrt(right)
+    pairs = moments.cross / size, moments.area / size
+    return Moments(moments.left / left, moments.right / right, *pairs)
 
-    Raises:
-        NetworkError: when `eps` is not positive.
 
-    References:
-        Ba, Kiros & Hinton (2016), Layer normalization.
+@propagate.register
+def _(layer: Dropout, state: KernelState, context: LayerContext) -> KernelState:
+    # Noise added to each unit, of variance (1 / rate - 1) times its square.
+    same = jnp.eye(*state.ntk.shape[:2], dtype=bool) & state.is_same
+    pixels = state.ntk.shape[2:]
+    same = same.reshape(*same.shape, *[1] * len(pixels))
+    if state.self_moments:
+        same &= jnp.eye(pixels[0], dtype=bool)[None, None]
+    ntk = jnp.where(same, 1 / layer.rate, 1) * state.ntk
+    noisy = tuple(
+        _noisy(layer, m, jnp.eye(pixels[0], dtype=bool)[None]) for m in state.self_moments
+    )
+    moments = _noisy(layer, state.moments, same)
+    return state.replace(moments=moments, ntk=ntk, self_moments=noisy, is_gaussian=False)
 
-    >>> import jax.numpy as jnp
-    >>> from volform import kernels as k
-    >>> net = k.serial(k.Dense(64), k.LayerNorm(), k.Relu(), k.Dense(1))
-    >>> round(float(net.kernel(jnp.array([[5.0]])).nngp[0, 0]), 6)
-    0.5
-    """
 
-    eps: Any = 1e-12
-
-    def __check_init__(self) -> None:
-        require_positive(self.eps, "eps", "which is added to the variance")
-
-    def propagate(self, state: KernelState, place: LayerContext) -> KernelState:
-        """Both kernels divided by the standard deviations."""
-        if not state.is_gaussian:
-            raise NetworkError(
-                "`LayerNorm()` follows values that are not Gaussian (the inputs, or an "
-                "activation), whose mean does not vanish; put a `Dense(width)` before it."
-            )
-        ends = state.moments.left + self.eps, state.moments.right + self.eps
-        ntk = state.ntk / (jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]))
-        return state.map(self._scaled).replace(ntk=ntk)
-
-    def _scaled(self, moments: Moments) -> Moments:
-        left, right = moments.left + self.eps, moments.right + self.eps
-        size = jnp.sqrt(left) * jnp.sqrt(right)
-        pairs = moments.cross / size, moments.area / size
-        return Moments(moments.left / left, moments.right / right, *pairs)
-
-    def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: LayerContext) -> Array:
-        """`(x - mean) / sqrt(variance + eps)` over the units."""
-        centered = x - jnp.mean(x, -1, keepdims=True)
-        return centered / jnp.sqrt(jnp.mean(centered**2, -1, keepdims=True) + self.eps)
+def _noisy(layer: Dropout, moments: Moments, same: Array) -> Moments:
+    cross = jnp.where(same, moments.cross, 0)
+    area = jnp.where(same, moments.area, root(moments.left) * root(moments.right))
+    noise = Moments(moments.left, moments.right, cross, area)
+    return moments.plus(noise.times(1 / layer.rate - 1))

@@ -12,7 +12,6 @@ from volform.kernels.propagation.moments import (
     root as root,
 )
 from volform.kernels.propagation.sizes import (
-    as_array as as_array,
     cut as cut,
     filled as filled,
     floats_as_arrays as floats_as_arrays,
@@ -34,11 +33,8 @@ from volform.kernels.propagation.tiles import (
     rows_times as rows_times,
     spread_of as spread_of,
 )
-from volform.kernels.propagation.window import (
-    Padding as Padding,
-    Window as Window,
+from volform.kernels.propagation.window_means import (
     mixed as mixed,
     pool as pool,
-    window as window,
     window_mean as window_mean,
 )

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from volform.compilation import is_traced
+from volform.networks.inputs import as_array
 
 _FEWEST = 8
 
@@ -56,11 +57,6 @@ def cut(x: Float[Array, "..."], *sizes: int) -> Float[Array, "..."]:
     if x.shape[: len(sizes)] == sizes:
         return x
     return as_array(np.asarray(x)[tuple(slice(size) for size in sizes)])
-
-
-def as_array(x: Any) -> Array:
-    """An array of JAX; a copy of one of NumPy, for which `jnp.asarray` compiles in each shape."""
-    return jax.device_put(np.array(x)) if type(x) is np.ndarray else jnp.asarray(x)
 
 
 def floats_as_arrays(tree: PyTree) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from volform.kernels.propagation.inputs import Examples, of_inputs, prepared
 from volform.kernels.propagation.moments import Moments
-from volform.networks.parametrization import Parametrization
+from volform.networks.layer import Place
 
 
 class Pairs(enum.IntEnum):
@@ -73,18 +73,14 @@ class KernelState(eqx.Module):
 
 
 class LayerContext(NamedTuple):
-    """Place of a layer in its network.
+    """Circumstances that a layer's kernel depends on, besides the kernel of its inputs.
 
     Attributes:
-        parametrization: how its weights are scaled.
-        is_first: whether no layer before it has weights.
-        is_last: whether no layer after it has weights.
+        place: place of the layer in its network.
         pairs: the pairs of pixels that the layers after it look at.
     """
 
-    parametrization: Parametrization
-    is_first: bool
-    is_last: bool
+    place: Place
     pairs: Pairs
 
 

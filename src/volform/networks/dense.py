@@ -1,0 +1,170 @@
+"""Layers with weights for each unit, and dense ones."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+from numpyro.primitives import apply_stack
+
+from volform.checks import require_positive
+from volform.errors import NetworkError
+from volform.networks.layer import ParameterArray, Place, Wide
+from volform.networks.parametrization import Fans
+
+
+class WeightLayer(Wide):
+    """A layer of `z = m w x + m' b`, multipliers and priors of the place.
+
+    ParameterArray have one row for each unit, and biases one number.
+    """
+
+    w_std: eqx.AbstractVar[Any]
+    b_std: eqx.AbstractVar[Any]
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.width, int) or self.width < 1:
+            raise NetworkError(
+                f"`width` of {type(self).__name__} is {self.width!r}; it should be a positive "
+                "integer, the number of units (of outputs in the last layer)."
+            )
+        require_positive(self.w_std, "w_std", "the standard deviation of weights times sqrt(n)")
+        if self.b_std is not None and not _is_zero(self.b_std):
+            require_positive(self.b_std, "b_std", "or None for a layer without biases")
+
+    @abc.abstractmethod
+    def fans(self, shape: tuple[int, ...], place: Place) -> Fans:
+        """Its sizes, for examples of this shape.
+
+        Raises:
+            NetworkError: when it takes no such examples.
+        """
+
+    @abc.abstractmethod
+    def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels of its output in each direction, for examples of this shape."""
+
+    @abc.abstractmethod
+    def features(self, x: Float[Array, "n ..."]) -> Float[Array, "n positions fan_in"]:
+        """Factors of the rows of the weights, at each position of the output."""
+
+    @abc.abstractmethod
+    def product(
+        self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ..."]
+    ) -> Float[Array, "n ... width"]:
+        """The units' values, without biases."""
+
+    @property
+    def has_weights(self) -> bool:
+        """It has."""
+        return True
+
+    @property
+    def is_centered(self) -> bool:
+        """Its weights have zero mean."""
+        return True
+
+    def parameters(
+        self, shape: tuple[int, ...], place: Place
+    ) -> tuple[dict[str, ParameterArray], tuple[int, ...]]:
+        """ParameterArray "w", (width, fan_in), and biases "b", (width,)."""
+        found = self.weights(self.fans(shape, place), place)
+        return found, (*self.pixels(shape), self.width)
+
+    def weights(self, fans: Fans, place: Place) -> dict[str, ParameterArray]:
+        """Its parameters, for these sizes."""
+        weight = place.parametrization.weight(fans, self.w_std)
+        found = {"w": ParameterArray((self.width, fans.fan_in), weight)}
+        if self.b_std is not None:
+            found["b"] = ParameterArray((self.width,), place.parametrization.bias(fans, self.b_std))
+        return found
+
+    def forward(
+        self, params: dict[str, Array], x: Float[Array, "n ..."], place: Place
+    ) -> Float[Array, "n ... width"]:
+        """`m w x + m' b`."""
+        fans = self.fans(x.shape[1:], place)
+        if params["w"].shape != (self.width, fans.fan_in):
+            raise NetworkError(
+                f"`params` holds weights of shape {params['w'].shape}; a layer of width "
+                f"{self.width} on {fans.fan_in} features has weights of shape "
+                f"{(self.width, fans.fan_in)}: give the inputs that `init` was told of."
+            )
+        return self.affine(params, x, fans, place)
+
+    def affine(
+        self, params: dict[str, Array], x: Float[Array, "n ..."], fans: Fans, place: Place
+    ) -> Float[Array, "n ... width"]:
+        """`m w x + m' b`, for these sizes."""
+        weight = place.parametrization.weight(fans, self.w_std).multiplier * params["w"]
+        bias = None
+        if "b" in params:
+            bias = place.parametrization.bias(fans, self.b_std).multiplier * params["b"]
+        # A nameless message to NumPyro's handlers: `LayerHooks` listens to it.
+        message: Any = {"type": "layer", "fn": Affine(self), "args": (weight, bias, x)}
+        return apply_stack({**message, "kwargs": {}, "value": None})["value"]
+
+
+class Affine(eqx.Module):
+    """A layer at given weights, as the effect that a network has on NumPyro's handlers."""
+
+    layer: WeightLayer
+
+    def __call__(
+        self,
+        weight: Float[Array, "width fan_in"],
+        bias: Float[Array, " width"] | None,
+        x: Float[Array, "n ..."],
+    ) -> Float[Array, "n ... width"]:
+        """The units' values."""
+        z = self.layer.product(weight, x)
+        return z if bias is None else z + jnp.expand_dims(bias, tuple(range(z.ndim - 1)))
+
+
+class Dense(WeightLayer):
+    """Every unit sees every input, `z = m w x + m' b`, multipliers and priors of the place.
+
+    Args:
+        width: number of units.
+        w_std: standard deviation of `W sqrt(fan_in)`; a number or a traced value.
+        b_std: standard deviation of the biases; no biases if None.
+
+    Raises:
+        NetworkError: when the width is no positive integer, `w_std` is not positive or `b_std`
+            negative.
+    """
+
+    width: int = eqx.field(static=True)
+    w_std: Any = 1.0
+    b_std: Any = None
+
+    def fans(self, shape: tuple[int, ...], place: Place) -> Fans:
+        """As many inputs as features."""
+        if len(shape) != 1:
+            raise NetworkError(
+                f"`Dense({self.width})` got examples of shape {shape}; it takes a vector of "
+                "features: put `Flatten()` or `GlobalAvgPool()` before it, or write a single "
+                "feature as `x[:, None]`."
+            )
+        return Fans(shape[0], self.width, place.is_first, place.is_last)
+
+    def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def features(self, x: Float[Array, "n ... fan_in"]) -> Float[Array, "n positions fan_in"]:
+        """The inputs themselves; one position, except in attention."""
+        return x.reshape(len(x), -1, x.shape[-1])
+
+    def product(
+        self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... fan_in"]
+    ) -> Float[Array, "n ... width"]:
+        """`x W^T`."""
+        return x @ weight.T
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, Tracer) and bool(np.all(np.asarray(value) == 0))

@@ -1,0 +1,223 @@
+"""One value read in several ways: function, maps, NumPyro model, Laplace, copies, kernel."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+
+import volform as vf
+from volform import architectures, kernels as k, networks as nn
+from volform.errors import KernelError, MovedError, NetworkError
+from volform.inference.laplace.gauss_newton import GGN
+from volform.inference.laplace.structures import Diagonal, Full
+
+RNG = np.random.default_rng(7)
+VECTORS, SEQUENCES = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(3, 4, 2)))
+IMAGES = jnp.asarray(RNG.normal(size=(3, 5, 4, 2)))
+STD = 1.4, 0.3
+NETS: dict[str, tuple[nn.Layer, Any]] = {
+    "residual": (
+        nn.serial(nn.Dense(3, *STD), nn.residual(nn.Erf(), nn.Dense(3)), nn.Dense(2)),
+        VECTORS,
+    ),
+    "normalized": (
+        nn.serial(nn.Dense(3, *STD), nn.LayerNorm(), nn.Gelu(), nn.Dropout(0.5), nn.Dense(2)),
+        VECTORS,
+    ),
+    "gated": (
+        nn.serial(nn.multiplied(nn.Dense(3), nn.serial(nn.Dense(3), nn.Erf())), nn.Dense(2)),
+        VECTORS,
+    ),
+    "attention": (
+        nn.serial(nn.GlobalSelfAttention(3, 2, 2, 2, *STD), nn.GlobalAvgPool(), nn.Dense(2)),
+        SEQUENCES,
+    ),
+    "images": (
+        nn.serial(
+            nn.concatenated(nn.Conv(2, (2, 2), *STD), nn.Conv(1, (3, 3))),
+            nn.Erf(),
+            nn.AvgPool((2, 2)),
+            nn.Conv(2, (2, 1), strides=(2, 1), padding=nn.Padding.CIRCULAR),
+            nn.Erf(),
+            nn.Flatten(),
+            nn.Dense(2),
+        ),
+        IMAGES,
+    ),
+}
+CASES = pytest.mark.parametrize("name", NETS)
+
+
+@CASES
+def test_maps_compose_to_the_function(name: str) -> None:
+    net, x = NETS[name]
+    params = net.init(jax.random.key(1), x.shape, parametrization=nn.MuP())
+    z = x
+    maps = net.maps(params, parametrization=nn.MuP())
+    for f in maps:
+        z = f(z)
+    assert len(maps) == len(net.layers)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_allclose(z, net.apply(params, x, parametrization=nn.MuP()), rtol=1e-14)
+
+
+@CASES
+def test_a_network_is_its_layers_by_site(name: str) -> None:
+    """The same function; and the prior of each site is the law that `init` draws from."""
+    net, x = NETS[name]
+    for scaling in (nn.SP(), nn.NTP(), nn.MuP()):
+        model = nn.Network(net, scaling)
+        params = model.init(jax.random.key(2), x.shape[1:])
+        tree = net.init(jax.random.key(0), x.shape, parametrization=scaling)
+        arrays = iter(params.values())
+        same = _in_order(tree, lambda _, arrays=arrays: next(arrays))
+        assert_allclose(
+            model.apply(params, x), net.apply(same, x, parametrization=scaling), rtol=1e-14
+        )
+        posterior = vf.condition(nn.classification(model), x, jnp.arange(len(x)) % 2)
+        assert set(posterior.names) == set(params)
+        u = posterior.unconstrain(params)
+        prior = sum(
+            float(dist.Normal(0.0, p.scaling.deviation).log_prob(params[p.name]).sum())
+            for p in model.parameters(x.shape[1:])
+        )
+        fit = jax.nn.log_softmax(model.apply(params, x))
+        likelihood = sum(float(fit[i, i % 2]) for i in range(len(x)))
+        assert_allclose(posterior.log_density_lebesgue(u), prior + likelihood, rtol=1e-12)
+
+
+def _in_order(tree: Any, f: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _in_order(part, f) for key, part in tree.items()}
+    return tuple(_in_order(part, f) for part in tree) if isinstance(tree, tuple) else f(tree)
+
+
+@CASES
+def test_curvature_by_layers_is_that_of_the_matrix(name: str) -> None:
+    """Features and what flows back, at every position, give the diagonal of the dense GGN."""
+    net, x = NETS[name]
+    posterior = vf.condition(nn.classification(net), x, jnp.arange(len(x)) % 2)
+    u = jnp.asarray(np.random.default_rng(3).normal(size=posterior.dim))
+    split = GGN().split(posterior, u)
+    whole = Full().precision(split).as_matrix()
+    assert_allclose(
+        Diagonal().precision(split).as_matrix(), np.diag(np.diag(whole)), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_features_are_what_weights_multiply() -> None:
+    for conv in (
+        nn.Conv(3, (2, 3)),
+        nn.Conv(3, (3, 2), strides=(2, 1), padding=nn.Padding.VALID),
+        nn.Conv(3, (3, 3), padding=nn.Padding.CIRCULAR),
+    ):
+        weight = jnp.asarray(RNG.normal(size=(3, conv.fans((5, 4, 2), nn.whole(None)).fan_in)))
+        product = conv.product(weight, IMAGES)
+        assert_allclose(
+            conv.features(IMAGES) @ weight.T, product.reshape(3, -1, 3), rtol=1e-12, atol=1e-13
+        )
+
+
+# --- Copies
+
+
+def _copies(*layers: nn.Layer, inputs: Any = 2) -> dict[str, int | None]:
+    parameters = nn.Network(nn.serial(*layers)).parameters(inputs)
+    return {p.name: p.copies for p in parameters if p.copies != 1}
+
+
+def test_copies_are_counted_where_units_are_seen_one_by_one() -> None:
+    dense, last = nn.Dense(3), nn.Dense(1)
+    assert _copies(dense, nn.Erf(), last) == {"layer0.w": 6 * 8}
+    assert _copies(dense, nn.Relu(), dense, nn.Cos(), last) == {"layer0.w": 6, "layer1.w": 48}
+    assert _copies(dense, nn.LayerNorm(), nn.Erf(), last) == {"layer0.w": 6}
+    assert _copies(nn.serial(dense, nn.Erf()), nn.Identity(), last) == {"layer0.w": 48}
+    assert _copies(dense, last) == {}  # a continuum, of which none counts
+    pooled = nn.Conv(3, (2, 2)), nn.Erf(), nn.AvgPool((2, 2)), nn.Flatten(), last
+    assert _copies(*pooled, inputs=(4, 4, 1)) == {"layer0.w": 48}
+    skip = nn.residual(nn.Erf(), nn.Dense(3))
+    assert _copies(dense, skip, nn.Erf(), last) == {"layer0.w": None, "layer1.w": None}
+    attention = nn.GlobalSelfAttention(3, 1, 2, 2), nn.GlobalAvgPool(), last
+    assert _copies(*attention, inputs=(4, 2)) == {"layer0.key.w": None}
+
+
+def test_layer_norm_leaves_places_and_not_signs() -> None:
+    net = nn.serial(nn.Dense(3), nn.LayerNorm(), nn.Erf(), nn.Dense(1))
+    first, *rest, last = net.init(jax.random.key(4), VECTORS.shape)
+    order, sign = jnp.array([2, 0, 1]), jnp.array([1.0, -1.0, 1.0])
+    placed = {"w": first["w"][order]}, *rest, {"w": last["w"][:, order]}
+    turned = {"w": sign[:, None] * first["w"]}, *rest, {"w": sign * last["w"]}
+    wanted = net.apply((first, *rest, last), VECTORS)
+    assert_allclose(net.apply(placed, VECTORS), wanted, rtol=1e-12)
+    assert np.abs(net.apply(turned, VECTORS) - wanted).max() > 1e-3
+
+
+def test_what_is_not_counted_is_said() -> None:
+    y = jnp.sin(VECTORS[:, :1])
+    plain = nn.serial(nn.Dense(2), nn.Erf(), nn.Dense(1))
+    skip = nn.serial(nn.Dense(2), nn.residual(nn.Erf(), nn.Dense(2)), nn.Dense(1))
+    network = nn.Network(plain)
+    params = network.init(jax.random.key(0), 3)
+    function = nn.from_function(lambda p, x: network.apply(p, x), params)
+    notes = []
+    for net in (plain, skip, function):
+        posterior = vf.condition(nn.regression(net, 0.5), VECTORS, y)
+        found = vf.laplace(posterior, curvature=vf.GGN(), refuse=False).evidence
+        notes.append("copies by symmetries of a network are not counted" in found.note)
+    assert notes == [False, True, True]
+
+
+# --- Questions that have no answer
+
+
+class Softplus(nn.Activation):
+    def __call__(self, u: Any) -> Any:
+        return jax.nn.softplus(u)
+
+
+class Doubled(nn.Pointwise):
+    def forward(self, params: Any, x: Any, place: nn.Place) -> Any:
+        return 2.0 * x
+
+
+def test_layers_of_ones_own() -> None:
+    """Functions and NumPyro models at once; a kernel when one is registered."""
+    for layer in (Softplus(), Doubled()):
+        net = nn.serial(nn.Dense(4), layer, nn.Dense(1))
+        posterior = vf.condition(nn.regression(net), VECTORS, jnp.ones((4, 1)))
+        assert posterior.dim == 16
+        with pytest.raises(NetworkError, match=f"`{type(layer).__name__}` has no kernel .*regist"):
+            k.kernel(net, VECTORS)
+    k.propagate.register(Doubled, lambda layer, state, context: state)
+    assert_allclose(
+        k.kernel(nn.serial(nn.Dense(4), Doubled(), nn.Dense(1)), VECTORS).nngp,
+        k.kernel(nn.serial(nn.Dense(4), nn.Dense(1)), VECTORS).nngp,
+    )
+
+
+def test_mistakes_are_told() -> None:
+    net = nn.serial(nn.Dense(4), nn.Relu())
+    with pytest.raises(MovedError, match=r"`net.kernel\(x\)` is now `volform.kernels.kernel"):
+        _ = net.kernel
+    with pytest.raises(MovedError, match=r"is now `volform.networks.Dense`"):
+        k.Dense  # noqa: B018  # pyright: ignore
+    with pytest.raises(NetworkError, match=r"`layers` is 3; it should be a layer"):
+        nn.Network(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(NetworkError, match=r"`network` ends in ABRelu.*Dense\(1\)\)`"):
+        architectures.finite_evidence(nn.Network(net), VECTORS, jnp.ones(4), noise=0.1)
+    with pytest.raises(KernelError, match="`noise`"):
+        architectures.finite_evidence(nn.MLP((3,)), VECTORS, jnp.ones(4), noise=0.0)
+
+
+def test_residual_is_a_sum() -> None:
+    layers = nn.Erf(), nn.Dense(3)
+    spelled = nn.summed(nn.Identity(), nn.serial(*layers))
+    params = spelled.init(jax.random.key(0), VECTORS.shape)
+    assert_allclose(
+        nn.residual(*layers).apply(params, VECTORS), spelled.apply(params, VECTORS), rtol=0
+    )
+    assert math.isclose(float(nn.residual(*layers).apply(params, 0.0 * VECTORS).sum()), 0.0)
