@@ -9,8 +9,6 @@ import numpy as np
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-_NUMPYS = (int, float, np.ndarray, np.number)
-
 
 class Observer(Messenger):
     """Notes what the model wrote as `numpyro.sample`, whatever handlers made of it.
@@ -49,7 +47,7 @@ class Observer(Messenger):
             self._note_settings(origin)
         if msg["type"] == "sample":
             self._note_settings(msg)
-            if msg["is_observed"] and isinstance(msg["value"], _NUMPYS):
+            if msg["is_observed"] and _is_numpy(msg["value"]):
                 # NumPyro checks a support in NumPy if the value is, and NumPy cannot be traced.
                 msg["value"] = jnp.asarray(msg["value"])
         self.asks_for_keys |= msg["type"] == "prng_key"
@@ -65,6 +63,11 @@ class Observer(Messenger):
         metric = msg["infer"].get("metric")
         if metric is not None:
             self.metrics[msg["name"]] = metric
+
+
+def _is_numpy(value: Any) -> bool:
+    of_numpy = isinstance(value, int | float | np.ndarray | np.number)
+    return of_numpy and np.asarray(value).dtype.kind in "biuf"
 
 
 def _being_rewritten() -> Iterator[dict[str, Any]]:
