@@ -20,6 +20,8 @@ from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
+UNRESOLVED = 0.1  # time times the least eigenvalue that is more than rounding
+
 
 def predict_trained(
     net: Layer,
@@ -63,7 +65,8 @@ def predict_trained(
 
     Raises:
         DataError: when data are empty, not finite, of integers or of the wrong shape.
-        KernelError: when `time` is negative, or as for `gaussian_process`.
+        KernelError: when `time` is negative, or so long that rounding decides about directions in
+            which the kernel is zero to its accuracy; or as for `gaussian_process`.
 
     References:
         Jacot, Gabriel & Hongler (2018), section 5; Lee et al. (2019), Wide neural networks of any
@@ -99,14 +102,15 @@ def predict_trained(
 @partial(Compiled, options=STEADY)
 def _trained(
     given: Regression, time: Float[Array, ""] | None, parametrization: Parametrization | None
-) -> tuple[Prediction, Float[Array, "n n"] | None]:
+) -> tuple[Prediction, Float[Array, "n n"]]:
     own, cross, prior = given.kernels(parametrization)
     ntk, nngp = given.masked(cross.ntk), given.masked(cross.nngp)
-    factor = None if time is not None else given.factor(own.ntk)
-    if factor is not None:
+    if time is None:
+        factor = given.factor(own.ntk)
         reach = cho_solve((factor, True), ntk).T
     else:
-        reach = ntk.T @ _relaxation(given.covariance(own.ntk), time)
+        factor = _relaxation(given.covariance(own.ntk), time)
+        reach = ntk.T @ factor
     drift = reach @ nngp
     covariance = prior.nngp - drift - drift.T + reach @ own.nngp @ reach.T
     mean = reach @ given.masked(given.y)
@@ -117,9 +121,16 @@ def _trained(
 # in the eigenbasis it multiplies by divided differences (Daleckii & Krein).
 @jax.custom_jvp
 def _relaxation(matrix: Float[Array, "n n"], time: Float[Array, ""]) -> Float[Array, "n n"]:
-    """`M^-1 (1 - exp(-M t))`, which is t where M is 0."""
+    """`M^-1 (1 - exp(-M t))`, which is t where M is 0; NaN where rounding decides about it.
+
+    Of eigenvalues within 8 roundings of the largest nothing is known. At a time t for which they
+    matter, what rounding leaves of the kernel along their eigenvectors is multiplied by t: of a
+    sine at 100 points in float32 the means are .001 off at `t floor = .03`, .03 at .3, 4 at 30.
+    """
     values, vectors = jnp.linalg.eigh(matrix)
-    reach = _reach(jnp.maximum(values, 0), time.astype(values.dtype))
+    floor, time = 8 * jnp.finfo(values.dtype).eps * values[-1], time.astype(values.dtype)
+    is_known = (values[0] > floor) | (time * floor < UNRESOLVED)
+    reach = jnp.where(is_known, _reach(jnp.maximum(values, 0), time), jnp.nan)
     return (vectors * reach[None]) @ vectors.T
 
 
