@@ -182,14 +182,18 @@ def test_held_out_rows_one_by_one():
 def test_learned_values_are_a_maximum():
     x = np.linspace(-2.0, 2.0, 12)[:, None]
     y = 2.0 + np.sin(x[:, 0]) + 0.3 * (-1.0) ** np.arange(12)
-    found = vf.architectures.learn(vf.architectures.Architecture(1, nn.Erf(), 1.4, 1.0), x, y)
+    start = vf.architectures.Architecture(1, nn.Erf(), 1.4, 1.0)
+    found = vf.architectures.learn(start.at, start.values, x, y)
 
     def at(w_std, b_std, noise):
         net = vf.architectures.Architecture(1, nn.Erf(), w_std, b_std).layers()
         return float(k.evidence(net, x, y, noise=noise).log_z)
 
-    best = (found.architecture.w_std, found.architecture.b_std, found.noise)
+    best = (*found.values.values(), found.noise)
     highest = at(*best)
+    assert found.log_z == pytest.approx(highest, rel=1e-10)
+    net = vf.architectures.Architecture(1, nn.Erf(), *best[:2]).layers()
+    np.testing.assert_allclose(k.kernel(found.network, x).nngp, k.kernel(net, x).nngp, rtol=1e-12)
     for i in range(3):
         moved = [value * (1.1 if j == i else 1.0) for j, value in enumerate(best)]
         back = [value / (1.1 if j == i else 1.0) for j, value in enumerate(best)]
@@ -197,10 +201,40 @@ def test_learned_values_are_a_maximum():
 
 
 def test_no_maximum_of_the_evidence():
-    with pytest.raises(ConvergenceError, match=r"`architecture` .* reached no maximum"):
-        vf.architectures.learn(
-            vf.architectures.Architecture(1, nn.Erf(), 1.0), X, 0.0 * Y
-        )  # the noise goes to zero
+    start = vf.architectures.Architecture(1, nn.Erf(), 1.0)
+    with pytest.raises(ConvergenceError, match=r"`network` reached no maximum.*'w_std': .*'noise'"):
+        vf.architectures.learn(start.at, start.values, X, 0.0 * Y)  # the noise goes to zero
+
+
+def one_weight(h):
+    return nn.serial(nn.Dense(1, h["w"]), nn.Erf(), nn.Dense(1, h["w"]))
+
+
+def test_one_value_may_enter_many_layers_and_the_best_start_counts():
+    x = np.linspace(-2.0, 2.0, 12)[:, None]
+    y = np.sin(2.0 * x[:, 0]) + 0.1 * (-1.0) ** np.arange(12)
+    found = vf.architectures.learn(one_weight, {"w": 0.5}, x, y, starts=6)
+    grid = np.geomspace(0.05, 20.0, 40)
+    value = jax.jit(lambda w, s: k.evidence(one_weight({"w": w}), x, y, noise=s).log_z)
+    assert found.log_z >= max(float(value(w, s)) for w in grid for s in np.geomspace(0.02, 2, 20))
+    again = vf.architectures.learn(one_weight, {"w": 0.5}, x, y, starts=6)
+    assert again.values == found.values
+    assert float(found.network.layers[0].w_std) == found.values["w"]
+
+
+@pytest.mark.parametrize(
+    ("network", "start", "message"),
+    [
+        (one_weight, {"w": -1.0}, r"`start\['w'\]` is -1.0"),
+        (one_weight, {"w": 1.0, "noise": 0.1}, r"`start` holds 'noise'.*`noise=0.1`"),
+        (lambda h: h["w"], {"w": 1.0}, r"`network` returned 1.0; it should return a network"),
+        (vf.architectures.Architecture(1, nn.Erf()), {"w": 1.0}, "they should be a function from"),
+        (one_weight, [1.0], "they should be a function from"),
+    ],
+)
+def test_learn_tells_mistakes(network, start, message):
+    with pytest.raises(KernelError, match=message):
+        vf.architectures.learn(network, start, X, Y)
 
 
 # --- The survey

@@ -1,5 +1,6 @@
 """A dense architecture as one value, of any width: the limit, and networks as NumPyro models."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -53,6 +54,19 @@ class Architecture(eqx.Module):
                 f"`activation` is {self.activation!r}; it should be one of `vf.networks`, such "
                 "as `Relu()`; a function becomes one as `Elementwise(jnp.tanh)`."
             )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Standard deviations by name, `b_std` where there are biases."""
+        return {"w_std": self.w_std} | ({} if self.b_std is None else {"b_std": self.b_std})
+
+    def replace(self, values: Mapping[str, Any]) -> "Architecture":
+        """The architecture with other standard deviations, as `values` has them."""
+        return Architecture(self.depth, self.activation, values["w_std"], values.get("b_std"))
+
+    def at(self, values: Mapping[str, Any]) -> Serial:
+        """Layers of the limit with other standard deviations, as `values` has them."""
+        return self.replace(values).layers()
 
     def layers(self, width: int = 1) -> Serial:
         """Layers with kernels; the limit's do not depend on `width` in `NTP` nor, of NNGP, in `SP`.

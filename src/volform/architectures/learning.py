@@ -1,119 +1,164 @@
 """Hyperparameters of an infinitely wide network, by the maximum of its exact evidence."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from volform.architectures.architecture import Architecture
-from volform.checks import require_positive
+from volform.checks import key_of, require_positive, require_whole
 from volform.compilation import by_numbers
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import evidence
 from volform.networks.inputs import require_inputs
+from volform.networks.layer import Layer
 
 MAX_STEPS = 500
 TOLERANCE = 1e-3  # nats for each factor of e in a hyperparameter
+NOISE = "noise"
+
+Hyperparameters = Mapping[str, Any]
 
 
 class Learned(NamedTuple):
-    """An architecture with its hyperparameters, and the noise of the observations.
+    """A network with its hyperparameters, and the noise of the observations.
 
     Attributes:
-        architecture: with the learned `w_std` and `b_std`.
+        network: with the learned values.
+        values: the hyperparameters, by name.
         noise: standard deviation of the observations about the function.
+        log_z: the log evidence there.
     """
 
-    architecture: Architecture
+    network: Layer
+    values: dict[str, float]
     noise: float
+    log_z: float
 
 
 def learn(
-    architecture: Architecture,
+    network: Callable[[Hyperparameters], Layer],
+    start: Hyperparameters,
     x: Float[Array, "n ..."],
     y: Float[Array, "n ..."],
     *,
     noise: float = 0.5,
+    starts: int = 1,
+    key: PRNGKeyArray | None = None,
 ) -> Learned:
-    """The `w_std`, `b_std` and noise of greatest exact evidence, of the infinitely wide network.
+    """The hyperparameters and the noise of greatest exact evidence, of an infinitely wide network.
 
     Maximizes `evidence` over their logarithms by BFGS with its exact gradient, from the values
-    given: a local maximum. The evidence there favors the architecture by about half a nat for
+    given: a local maximum; with `starts`, the best of as many, all but the first begun at values
+    times exp(2 z), z standard normal. The evidence there favors the network by about half a nat for
     each hyperparameter that the data determine, the same for all that have as many.
 
+    Compiled anew for each `network`: a function, method of a value, or module that is kept serves
+    data of equal shape.
+
     Args:
-        architecture: depth, activation, and the values to start from. Without biases, `b_std` of
-            None, it stays without.
+        network: from hyperparameters by name to a network; one value may enter many layers.
+        start: positive values to start from, by name.
         x: examples, shape (n, features).
         y: targets, shape (n,) or (n, k).
         noise: standard deviation of the observations to start from.
+        starts: number of searches.
+        key: key of their beginnings; `jax.random.key(0)` by default.
 
     Returns:
-        The architecture with these values, and the noise.
+        The network with these values, the values, and the noise.
 
     Raises:
         DataError: when data are empty, not finite, of integers or of the wrong shape.
-        KernelError: when `noise` is not positive.
-        ConvergenceError: when no maximum was reached.
+        KernelError: when `noise` or a value of `start` is not positive, or one is called `noise`.
+        ConvergenceError: when no search reached a maximum.
 
     >>> import jax.numpy as jnp
     >>> import volform as vf
     >>> from volform import networks as nn
     >>> x = jnp.linspace(-2.0, 2.0, 8)[:, None]
     >>> y = x[:, 0] + jnp.tile(jnp.array([0.1, -0.1]), 4)
-    >>> found = vf.architectures.learn(vf.architectures.Architecture(1, nn.Erf(), 1.0, 1.0), x, y)
+    >>> def network(h):
+    ...     return nn.serial(nn.Dense(1, h["w"], h["b"]), nn.Erf(), nn.Dense(1, h["w"]))
+    >>> found = vf.architectures.learn(network, {"w": 1.0, "b": 1.0}, x, y)
     >>> 0.05 < found.noise < 0.2
     True
     """
     x = require_inputs(x, "x")
     y = require_targets(y, len(x))
-    require_positive(noise, "noise", "where the search begins", KernelError)
-    values = [architecture.w_std, noise]
-    values += [] if architecture.b_std is None else [architecture.b_std]
-    start = jnp.log(jnp.asarray(values, x.dtype))
-    layout = Architecture(architecture.depth, architecture.activation)
-    program = _programs(len(x) ** 2)
-    end, slope = (np.asarray(part) for part in program(start, layout, x, y))
-    if not np.max(np.abs(slope)) < TOLERANCE:
-        reached = np.exp(end).tolist()
+    names = _require_hyperparameters(network, start, noise)
+    require_whole(starts, "starts", "learn", KernelError)
+    first = np.log(np.array([*map(float, start.values()), float(noise)]))
+    moves = jax.random.normal(key_of(key, "learn", KernelError), (starts, len(first)))
+    program, ends = _programs(len(x) ** 2), []
+    for move in 2.0 * np.asarray(moves) * (np.arange(starts) > 0)[:, None]:
+        found = program(jnp.asarray(first + move, x.dtype), network, names, x, y)
+        ends.append([np.asarray(part) for part in found])
+    reached = [end for end in ends if np.max(np.abs(end[1])) < TOLERANCE]
+    if not reached:
+        end, slope, _ = ends[0]
+        at = dict(zip((*names, NOISE), np.exp(end).tolist(), strict=True))
         raise ConvergenceError(
-            f"`architecture` {architecture!r} reached no maximum of the evidence: `w_std`, `noise` "
-            f"and `b_std` ended at {reached}, where its slope is {slope.tolist()}. Compute in "
-            "float64, start from other values, or give the values yourself."
+            f"`network` reached no maximum of the evidence: its hyperparameters ended at {at}, "
+            f"where the slope is {slope.tolist()}. Compute in float64, start from other values, or "
+            "give the values yourself."
         )
-    w_std, noise, *rest = np.exp(end).tolist()
-    biases = rest[0] if rest else None
-    return Learned(Architecture(architecture.depth, architecture.activation, w_std, biases), noise)
+    end, _, log_z = max(reached, key=lambda found: float(found[2]))
+    *values, noise = np.exp(end).tolist()
+    learned = dict(zip(names, values, strict=True))
+    return Learned(network(learned), learned, noise, float(log_z))
+
+
+def _require_hyperparameters(network: Any, start: Any, noise: Any) -> tuple[str, ...]:
+    if not callable(network) or not isinstance(start, Mapping):
+        raise KernelError(
+            f"`network` is {network!r} and `start` {start!r}; they should be a function from "
+            "hyperparameters by name to a network, and a dict of values to start from."
+        )
+    if NOISE in start:
+        raise KernelError(
+            f"`start` holds {NOISE!r}; the noise of the observations is an argument of its own, "
+            f"`noise={start[NOISE]!r}`."
+        )
+    for name, value in start.items():
+        require_positive(value, f"start[{name!r}]", "where the search begins", KernelError)
+    require_positive(noise, "noise", "where the search begins", KernelError)
+    net = network(start)
+    if not isinstance(net, Layer):
+        raise KernelError(
+            f"`network` returned {net!r}; it should return a network such as "
+            "`serial(Dense(1, h['w']), Erf(), Dense(1))`."
+        )
+    return tuple(start)
 
 
 def _search(
-    start: Float[Array, " p"], layout: Architecture, x: Array, y: Array
-) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
-    """The logarithms where the search ends, and the slope there."""
+    start: Float[Array, " p"],
+    network: Callable[[Hyperparameters], Layer],
+    names: tuple[str, ...],
+    x: Array,
+    y: Array,
+) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, ""]]:
+    """The logarithms where the search ends, the slope there, and the log evidence."""
+
+    def loss(logs: Float[Array, " p"], args: tuple[Array, Array]) -> Float[Array, ""]:
+        *values, noise = jnp.exp(logs)
+        net = network(dict(zip(names, values, strict=True)))
+        return -evidence(net, *args, noise=noise).log_z
+
     found = optx.minimise(
-        _loss,
+        loss,
         optx.BFGS(rtol=1e-8, atol=1e-8),
         start,
-        args=(layout, x, y),
+        args=(x, y),
         max_steps=MAX_STEPS,
         throw=False,
     )
-    return found.value, found.state.f_info.grad
+    return found.value, found.state.f_info.grad, -found.state.f_info.f
 
 
 _programs = by_numbers(_search)
-
-
-def _with(architecture: Architecture, logs: Float[Array, " p"]) -> tuple[Architecture, Array]:
-    w_std, noise, *rest = jnp.exp(logs)
-    b_std = rest[0] if rest else None
-    return Architecture(architecture.depth, architecture.activation, w_std, b_std), noise
-
-
-def _loss(logs: Float[Array, " p"], args: tuple[Architecture, Array, Array]) -> Float[Array, ""]:
-    architecture, x, y = args
-    learned, noise = _with(architecture, logs)
-    return -evidence(learned.layers(), x, y, noise=noise).log_z

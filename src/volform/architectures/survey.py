@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.architectures.architecture import Architecture
 from volform.architectures.checks import require_choices, require_settings
 from volform.architectures.finite_width import finite_evidence
-from volform.architectures.learning import Learned, learn
+from volform.architectures.learning import learn
 from volform.architectures.width_scaling import ntk_growth
 from volform.checks import key_of
 from volform.errors import ConvergenceError, KernelError
@@ -40,16 +40,18 @@ class Candidate(NamedTuple):
 
     Attributes:
         activation: its name.
-        learned: depth, activation, `w_std`, `b_std`, and the noise.
+        architecture: depth, activation, `w_std` and `b_std`.
+        noise: standard deviation of the observations.
     """
 
     activation: str
-    learned: Learned
+    architecture: Architecture
+    noise: float
 
     @property
     def depth(self) -> int:
         """Number of hidden layers."""
-        return self.learned.architecture.depth
+        return self.architecture.depth
 
     def __str__(self) -> str:
         return f"{self.activation}, depth {self.depth}"
@@ -85,7 +87,7 @@ class Entry:
     @property
     def record(self) -> dict[str, Any]:
         """The numbers of the entry by name, None where there is none."""
-        found, learned = self.evidence, self.candidate.learned
+        found, candidate = self.evidence, self.candidate
         by_laplace, nngp, ntk = self.laplace, self.nngp, self.ntk
         return {
             "activation": self.candidate.activation,
@@ -102,9 +104,9 @@ class Entry:
             "ntk_rmse": None if ntk is None else ntk.rmse,
             "ntk_log_density": None if ntk is None else ntk.log_density,
             "ntk_growth": self.growth,
-            "w_std": learned.architecture.w_std,
-            "b_std": learned.architecture.b_std,
-            "noise": learned.noise,
+            "w_std": candidate.architecture.w_std,
+            "b_std": candidate.architecture.b_std,
+            "noise": candidate.noise,
         }
 
     @property
@@ -175,7 +177,7 @@ class Survey:
         """Findings of the table, in sentences."""
         lines = []
         for candidate in self.candidates:
-            architecture, noise = candidate.learned
+            _, architecture, noise = candidate
             b_std = architecture.b_std
             biases = "no biases" if b_std is None else f"b_std {b_std:.4g}"
             lines.append(
@@ -275,12 +277,12 @@ def survey(
             title = f"{name}, depth {depth}"
             phase(title, number * each, len(starts) * each)
             try:
-                values = learn(start, x, y, noise=noise) if learned else Learned(start, noise)
+                candidate = _candidate(name, start, noise, (x, y) if learned else None)
             except ConvergenceError as error:
                 failed = error
                 study.notes.append(f"{title}: left out. {error}")
                 continue
-            entries = study.entries(Candidate(name, values), widths, parametrizations)
+            entries = study.entries(candidate, widths, parametrizations)
             for done, entry in enumerate(entries, number * each + 1):
                 found.append(entry)
                 phase(title, done, len(starts) * each)
@@ -288,6 +290,14 @@ def survey(
         raise failed
     found.sort(key=rank)
     return Survey(tuple(found), tuple(study.notes))
+
+
+def _candidate(name: str, start: Architecture, noise: Any, data: Any) -> Candidate:
+    """With the values of greatest evidence of the data; with those given, if None."""
+    if data is None:
+        return Candidate(name, start, noise)
+    found = learn(start.at, start.values, *data, noise=noise)
+    return Candidate(name, start.replace(found.values), found.noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +316,7 @@ class _Study:
         self, candidate: Candidate, widths: Sequence[float], scalings: Sequence[Parametrization]
     ) -> Iterator[Entry]:
         """Every width and parametrization of one architecture."""
-        architecture, noise = candidate.learned
+        _, architecture, noise = candidate
         growth = [ntk_growth(architecture, self.x, parametrization=p) for p in scalings]
         bayes = self._score(partial(predict, architecture.layers()), noise)
         for width in widths:
@@ -348,7 +358,7 @@ class _Study:
         self, candidate: Candidate, width: float, scaling: Parametrization
     ) -> tuple[Evidence | None, Evidence | None]:
         """The evidence, and that by Laplace's method."""
-        architecture, noise = candidate.learned
+        _, architecture, noise = candidate
         if math.isinf(width):
             if not np.allclose(
                 self._law(architecture, width, scaling), self._law(architecture, width, NTP())

@@ -194,7 +194,7 @@ def write_survey(
         writer.writerows({**r, "ntk_growth": " ".join(map(str, r["ntk_growth"]))} for r in records)
     pictures = {"architectures-evidence.png": evidence_by_width(survey)}
     deepest = max(survey.candidates, key=lambda candidate: candidate.depth)
-    pictures["architectures-growth.png"] = tangent_growth(deepest.learned.architecture, x)[0]
+    pictures["architectures-growth.png"] = tangent_growth(deepest.architecture, x)[0]
     for name, ax in pictures.items():
         figure_of(ax).savefig(folder / name, dpi=150)
         plt.close(figure_of(ax))
