@@ -602,3 +602,21 @@ def test_labels_that_do_not_fit_are_refused() -> None:
             vf.to_arviz(approx, draws=10, **given)
     with pytest.raises(ModelError, match="got dict"):
         vf.to_arviz({"mu": 0.0})
+
+
+@pytest.mark.standard_promotion
+def test_an_angle_beyond_the_cut_and_a_constant_are_told() -> None:
+    def model(y: Any) -> None:
+        a = numpyro.sample("a", dist.VonMises(0.0, 0.5))
+        factor = numpyro.sample("L", dist.LKJCholesky(2, 2.0))
+        numpyro.sample("y", dist.VonMises(a + 0.0 * factor[0, 0], 3.0), obs=y)
+
+    posterior = vf.condition(model, jnp.array([3.1, -3.1, 2.9]))
+    found = vf.evidence(posterior, by=vf.Importance(draws=4000))
+    for summary in (vf.laplace(posterior).summary(), found.summary()):
+        assert "a: angles around their mean direction, to be taken modulo 2 pi" in repr(summary)
+        assert float(summary.upper["a"]) > np.pi
+        assert summary.sd["L"][0, 0] == 0.0
+        row = next(line for line in repr(summary).split("\n") if line.startswith("L[0, 0]"))
+        assert "e-" not in row
+    assert np.abs(found.draws["a"]).max() <= np.pi

@@ -11,7 +11,7 @@ from tests.kernels.nets import SEQUENCES, X2, X, around, conv
 
 import volform as vf
 from volform import kernels as k, networks as nn
-from volform.errors import MetricError, NetworkError
+from volform.errors import DataError, MetricError, NetworkError
 from volform.geometry import MatrixField, Product
 from volform.networks import NTP, SP
 
@@ -143,3 +143,15 @@ def test_misuse(params, key):
         k.empirical_ntk(NET.apply, params, X, chunk=0)
     with pytest.raises(NetworkError, match=r"`draws` is 1; .* at least 2"):
         k.empirical_nngp(NET, X, key=key, draws=1)
+
+
+def test_arguments_in_another_order_are_told():
+    net = nn.serial(nn.Dense(3), nn.Relu(), nn.Dense(1))
+    x = jnp.ones((2, 4))
+    params = net.init(jax.random.key(0), x.shape)
+    with pytest.raises(DataError, match=r"`x2` is a tuple, .* in their order"):
+        k.empirical_ntk(net.apply, x, x, params)
+    with pytest.raises(DataError, match=r"`x1` is a tuple, .* in their order"):
+        k.empirical_ntk(net.apply, x, params)
+    with pytest.raises(NetworkError, match=r"`function` could not be run as `function\(params, x"):
+        k.empirical_ntk(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 1))}, x)

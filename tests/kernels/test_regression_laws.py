@@ -351,3 +351,9 @@ def test_training_is_refused_where_rounding_decides():
     exact = k.predict_trained(net, x, np.sin(x[:, 0]), new, time=100.0)
     np.testing.assert_allclose(soon.mean, exact.mean, atol=5e-3)
     np.testing.assert_allclose(soon.covariance, exact.covariance, atol=1e-4)
+
+
+@pytest.mark.parametrize("time", [-1.0, "a", None, np.nan])
+def test_no_duration(time):
+    with pytest.raises(KernelError, match=r"`time` is .*; it should be the duration"):
+        k.predict_trained(NET, X, X[:, 0], X, time=time)

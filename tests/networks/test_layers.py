@@ -134,7 +134,14 @@ def test_copies_are_counted_where_units_are_seen_one_by_one() -> None:
     dense, last = nn.Dense(3), nn.Dense(1)
     assert _copies(dense, nn.Erf(), last) == {"layer0.w": 6 * 8}
     assert _copies(dense, nn.Relu(), dense, nn.Cos(), last) == {"layer0.w": 6, "layer1.w": 48}
-    assert _copies(dense, nn.LayerNorm(), nn.Erf(), last) == {"layer0.w": 6}
+    assert _copies(dense, nn.LayerNorm(), nn.Erf(), last) == {"layer0.w": 6 * 2}
+    assert _copies(dense, nn.LayerNorm(), nn.Relu(), last) == {"layer0.w": 6}
+    assert _copies(dense, nn.Cos(), nn.LayerNorm(), last) == {"layer0.w": 48}
+    far = nn.Elementwise(lambda u: jnp.where(jnp.abs(u) > 4.0, u, jnp.tanh(u) ** 2))
+    small = nn.Elementwise(lambda u: 1e-8 * jnp.exp(u))
+    clipped = nn.Elementwise(lambda u: jnp.clip(u, -7.0, 10.0))
+    for odd_nowhere in (far, small, clipped):
+        assert _copies(dense, odd_nowhere, last) == {"layer0.w": 6}
     assert _copies(nn.serial(dense, nn.Erf()), nn.Identity(), last) == {"layer0.w": 48}
     assert _copies(dense, last) == {}  # a continuum, of which none counts
     pooled = nn.Conv(3, (2, 2)), nn.Erf(), nn.AvgPool((2, 2)), nn.Flatten(), last
@@ -151,8 +158,10 @@ def test_layer_norm_leaves_places_and_not_signs() -> None:
     order, sign = jnp.array([2, 0, 1]), jnp.array([1.0, -1.0, 1.0])
     placed = {"w": first["w"][order]}, *rest, {"w": last["w"][:, order]}
     turned = {"w": sign[:, None] * first["w"]}, *rest, {"w": sign * last["w"]}
+    together = {"w": -first["w"]}, *rest, {"w": -last["w"]}
     wanted = net.apply((first, *rest, last), VECTORS)
     assert_allclose(net.apply(placed, VECTORS), wanted, rtol=1e-12)
+    assert_allclose(net.apply(together, VECTORS), wanted, rtol=1e-12)
     assert np.abs(net.apply(turned, VECTORS) - wanted).max() > 1e-3
 
 
@@ -197,6 +206,16 @@ def test_layers_of_ones_own() -> None:
         k.kernel(nn.serial(nn.Dense(4), Doubled(), nn.Dense(1)), VECTORS).nngp,
         k.kernel(nn.serial(nn.Dense(4), nn.Dense(1)), VECTORS).nngp,
     )
+
+
+def test_parameters_of_another_network_are_told() -> None:
+    net = nn.serial(nn.Dense(4), nn.Relu(), nn.Dense(1))
+    params = net.init(jax.random.key(0), VECTORS.shape)
+    for wrong in ({}, {"a": 1}, params[:2], None):
+        with pytest.raises(NetworkError, match=r"`params` is a .* 3 parts, .*`init`"):
+            net.apply(wrong, VECTORS)
+    with pytest.raises(NetworkError, match=r"`params` of `Dense\(4\)` is .*'w'"):
+        net.apply(({}, *params[1:]), VECTORS)
 
 
 def test_mistakes_are_told() -> None:

@@ -168,7 +168,7 @@ def _number(number: float, decimals: int | None) -> str:
 
 
 def _short(error: float) -> str:
-    if not math.isfinite(error):
+    if not math.isfinite(error) or error == 0.0:
         return ""
     return np.format_float_positional(error, precision=2, fractional=False, trim="k").rstrip(".")
 

@@ -148,7 +148,13 @@ _DIAGONAL = Compiled(_diagonal, QUICK), Compiled(_diagonal, {})
 
 def require_outputs(function: Any, params: Any, x: Array) -> Any:
     """Structure of the outputs of one example."""
-    shapes = jax.eval_shape(function, params, x)
+    try:
+        shapes = jax.eval_shape(function, params, x)
+    except (TypeError, ValueError) as error:
+        raise NetworkError(
+            f"`function` could not be run as `function(params, x)` with x of shape {x.shape}: "
+            f"{error}. Arguments are the function, its parameters, and then the examples."
+        ) from error
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if leaf.shape[:1] != x.shape[:1]:
             raise NetworkError(

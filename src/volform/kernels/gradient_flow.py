@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
@@ -80,9 +81,9 @@ def predict_trained(
     """
     x = require_inputs(x, "x")
     y = require_targets(y, len(x))
-    if not isinstance(time, Tracer) and not time >= 0:
+    if not isinstance(time, Tracer) and not _is_duration(time):
         raise KernelError(
-            f"`time` is {time}; it should be the duration of training, a number from 0 on or "
+            f"`time` is {time!r}; it should be the duration of training, a number from 0 on or "
             "`math.inf`."
         )
     new = require_inputs(new, "new")
@@ -97,6 +98,13 @@ def predict_trained(
 
     law = factored(_trained, given, kernel, when, parametrization)
     return Prediction(cut(law.mean, len(new)), cut(law.covariance, len(new), len(new)))
+
+
+def _is_duration(time: Any) -> bool:
+    try:
+        return bool(np.asarray(time, float) >= 0)
+    except (TypeError, ValueError):
+        return False
 
 
 @partial(Compiled, options=STEADY)

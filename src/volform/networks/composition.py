@@ -45,7 +45,12 @@ class Serial(Composite):
         return tuple(found), shape
 
     def steps(self, params: tuple[Any, ...], place: Place) -> list[tuple[Layer, Any, Place]]:
-        """Layers one after the other, their parameters and places."""
+        """Layers one after the other, their parameters and places.
+
+        Raises:
+            NetworkError: when parameters are not one entry for each layer.
+        """
+        _require_parts(params, len(self.layers))
         return list(zip(self.layers, params, self.places(place), strict=True))
 
     def places(self, place: Place) -> list[Place]:
@@ -92,6 +97,7 @@ class Parallel(Composite):
 
     def forward(self, params: tuple[Any, ...], x: Float[Array, "n ..."], place: Place) -> Array:
         """The branches' outputs, put together."""
+        _require_parts(params, len(self.branches))
         pairs = zip(self.branches, params, strict=True)
         outputs = [branch.forward(own, x, place) for branch, own in pairs]
         self.joined_shape([output.shape[1:] for output in outputs])
@@ -229,6 +235,15 @@ def residual(*layers: Layer) -> Summed:
     [[1.5]]
     """
     return summed(Identity(), serial(*layers))
+
+
+def _require_parts(params: Any, count: int) -> None:
+    if not isinstance(params, tuple | list) or len(params) != count:
+        size = f" of {len(params)}" if isinstance(params, tuple | list | dict) else ""
+        raise NetworkError(
+            f"`params` is a {type(params).__name__}{size}; it should be a tuple of {count} parts, "
+            "one for each layer, as `init` returns them."
+        )
 
 
 def _require_layers(layers: tuple[Any, ...], argument: str) -> tuple[Layer, ...]:

@@ -1,7 +1,7 @@
 """Copies of a network that its units make by changing places and signs."""
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,36 +59,48 @@ def _is_single(part: object) -> bool:
     return isinstance(part, Layer) and not isinstance(part, Composite)
 
 
+class _Parity(NamedTuple):
+    """Symmetries of a function of one number."""
+
+    is_odd: bool
+    is_even: bool
+    is_linear: bool
+
+
 def _copies(between: list[Layer], units: int) -> int:
-    activations = [part for part in between if isinstance(part, Activation)]
-
-    def activation(u: Array) -> Array:
-        for part in activations:
-            u = part(u)
-        return u
-
-    if any(isinstance(part, LayerNorm) for part in between):
-        return math.factorial(units)  # a sign moves the mean
-    return _sign_and_place(activation, units)
-
-
-def _sign_and_place(activation: Callable[[Array], Array], units: int) -> int:
     """Number of parameters with the function and the prior of one: `units!`, or times `2^units`.
 
     Units may be exchanged; behind an odd activation (tanh) or an even one the sign of a unit may be
-    turned too. The scalings of units that leave the function as it is, behind a positively
-    homogeneous activation (relu), do not leave the prior so, and do not count. Where the activation
-    is linear, equivalent parameters form a continuum, of which none counts: 1.
-
-    The activation is asked on a grid, as one that acts elementwise.
+    turned too. A normalization subtracts the mean of the units: then signs of units turn in front
+    of an even activation only, and otherwise all of them together. The scalings of units that leave
+    the function as it is, behind a positively homogeneous activation (relu), do not leave the prior
+    so, and do not count. Where all is linear, equivalent parameters form a continuum, of which none
+    counts: 1.
     """
-    with jax.ensure_compile_time_eval():  # under `jit` too
-        grid = jnp.linspace(0.1, 3.0, 16)
-        value = activation(grid)
-        mirrored = activation(-grid)
-        is_odd = bool(jnp.allclose(mirrored, -value, atol=1e-6))
-        is_even = bool(jnp.allclose(mirrored, value, atol=1e-6))
-        is_homogeneous = bool(jnp.allclose(activation(2.0 * grid), 2.0 * value, atol=1e-6))
-    if is_odd and is_homogeneous:
+    norms = [i for i, part in enumerate(between) if isinstance(part, LayerNorm)]
+    whole, first = _parity(between), _parity(between[: norms[0]] if norms else between)
+    if whole.is_linear and not norms:
         return 1
-    return math.factorial(units) * (2**units if is_odd or is_even else 1)
+    has_parity = whole.is_odd or whole.is_even
+    if first.is_even or (has_parity and not norms):
+        return math.factorial(units) * 2**units
+    return math.factorial(units) * (2 if has_parity else 1)
+
+
+def _parity(between: list[Layer]) -> _Parity:
+    """Parity of the activations one after the other, asked on a grid as they act elementwise."""
+
+    def activation(u: Array) -> Array:
+        for part in between:
+            u = part(u) if isinstance(part, Activation) else u
+        return u
+
+    def are_equal(a: Array, b: Array) -> bool:
+        return bool(jnp.all(jnp.abs(a - b) <= 1e-5 * (jnp.abs(a) + jnp.abs(b))))
+
+    with jax.ensure_compile_time_eval():  # under `jit` too
+        grid = jnp.geomspace(0.1, 30.0, 32)
+        value, mirrored = activation(grid), activation(-grid)
+        is_odd = are_equal(mirrored, -value)
+        is_homogeneous = are_equal(activation(2.0 * grid), 2.0 * value)
+        return _Parity(is_odd, are_equal(mirrored, value), is_odd and is_homogeneous)

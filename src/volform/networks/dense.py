@@ -1,6 +1,7 @@
 """Layers with weights for each unit, and dense ones."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -87,6 +88,12 @@ class WeightLayer(Wide):
     ) -> Float[Array, "n ... width"]:
         """`m w x + m' b`."""
         fans = self.fans(x.shape[1:], place)
+        if not isinstance(params, Mapping) or "w" not in params:
+            name = f"{type(self).__name__}({self.width})"
+            raise NetworkError(
+                f"`params` of `{name}` is a {type(params).__name__}; it should be a dict with 'w' "
+                "and, where there are biases, 'b', as `init` returns it."
+            )
         if params["w"].shape != (self.width, fans.fan_in):
             raise NetworkError(
                 f"`params` holds weights of shape {params['w'].shape}; a layer of width "

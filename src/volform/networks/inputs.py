@@ -20,10 +20,16 @@ def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
     """`x` as an array of n examples.
 
     Raises:
-        DataError: when it has no axis of features, is empty, is no floating-point array, or
-            (outside `jit`) is not finite.
+        DataError: when it is no array, has no axis of features, is empty, is no floating-point
+            array, or (outside `jit`) is not finite.
     """
-    x = as_array(x)
+    try:
+        x = as_array(x)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"`{argument}` is a {type(x).__name__}, and no array of numbers; it should be the "
+            "examples. Are the arguments in their order?"
+        ) from error
     if x.ndim < 2:
         raise DataError(
             f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "

@@ -16,7 +16,7 @@ from volform.compilation import QUICK, Compiled
 from volform.geometry.questions import is_elementwise
 from volform.inference.laplace.draws import TangentGaussian
 from volform.inference.laplace.gaussian_chart import FlatChart
-from volform.inference.laplace.samples import Samples
+from volform.inference.laplace.samples import Samples, notes_on_angles
 from volform.inference.summary import Summary, require_probability
 from volform.limits import EXPLAINED_UP_TO
 from volform.linalg.generalized import cholesky_or_nan, solve_lower
@@ -98,14 +98,16 @@ def summary_of(
         count = max(min(DRAWN, NUMBERS // layout.dim), DRAWN // 10)
         own = _drawn(tangent, known, count) if known is not None and known.is_box else None
         found = (own or samples(count)).summary(probability)
-        notes.append(f"{', '.join(others)}: by {count:,} draws")
-    columns = {
+        notes += [f"{', '.join(others)}: by {count:,} draws", *found.notes]
+    columns: dict[str, dict[str, Any]] = {
         column: {
             name: exact[name][column] if name in exact else getattr(found, column)[name]
             for name in layout.names
         }
         for column in ("mean", "sd", "lower", "upper", "error")
     }
+    circular = [site.name for site in layout.sites if site.circular]
+    notes += notes_on_angles([name for name in circular if name in exact], columns)
     return Summary(
         **columns, mode=modes, probability=float(probability), notes=tuple(notes), **words
     )

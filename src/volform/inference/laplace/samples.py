@@ -1,7 +1,7 @@
 """Draws of a posterior: with weights, in chains, or as the nodes of a quadrature rule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -143,7 +143,7 @@ class Samples(eqx.Module):
             ModelError: when `probability` is not between 0 and 1.
         """
         require_probability(probability, "summary")
-        ends = 0.5 - 0.5 * probability, 0.5 + 0.5 * probability
+        ends, turned = (0.5 - 0.5 * probability, 0.5 + 0.5 * probability), []
         found: dict[str, dict[str, Any]] = {name: {} for name in _COLUMNS}
         kept = self.weights > 0.0  # of what is outside, values mean nothing
         for name, (shape, is_angle) in self._sites.items():
@@ -151,10 +151,12 @@ class Samples(eqx.Module):
             x = np.where(kept[:, None], x, 0.0)
             if is_angle:
                 x = _around_direction(x, self.weights)
+                turned.append(name)
             numbers = *self._moments(x), *self._quantiles(name, x, ends)
             for column, number in zip(_COLUMNS, numbers, strict=True):
                 found[column][name] = number.reshape(shape)
-        return Summary(**found, probability=float(probability), title=title, notes=tuple(notes))
+        notes = (*notes, *notes_on_angles(turned, found))
+        return Summary(**found, probability=float(probability), title=title, notes=notes)
 
     def _quantiles(self, name: str, x: Float[np.ndarray, "n k"], at: Sequence[float]) -> Any:
         """Quantiles of each element of a site, shape (q, k)."""
@@ -172,6 +174,8 @@ class Samples(eqx.Module):
         """Means, standard deviations, and standard errors of the means."""
         n, weights = len(x), self.weights
         mean = weights @ x
+        varies = np.ptp(x[weights > 0.0], axis=0) > 1e-12 * np.abs(mean)
+        x = np.where(varies, x, mean)  # of a constant rounding is no deviation
         sd = np.sqrt(weights @ (x - mean) ** 2)
         if self.cells is not None:
             return mean, sd, np.full_like(mean, np.nan)
@@ -232,6 +236,18 @@ class Samples(eqx.Module):
 
 
 _COLUMNS = ("mean", "sd", "error", "lower", "upper")
+
+
+def notes_on_angles(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Note on angles whose interval goes beyond the cut at pi, where the draws begin again."""
+    beyond = [
+        name
+        for name in names
+        if max(np.max(np.abs(columns[end][name]), initial=0.0) for end in ("lower", "upper"))
+        > np.pi
+    ]
+    text = f"{', '.join(beyond)}: angles around their mean direction, to be taken modulo 2 pi"
+    return [text] if beyond else []
 
 
 def widening(k_hat: float, draws: int) -> float:

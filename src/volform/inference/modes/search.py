@@ -54,6 +54,7 @@ NEWTON_STEPS = 200  # of each method, by default
 MORE_ROUNDS = 3  # of starts, where modes that one start alone found hold much of the evidence
 # Of two ends of a descent that are taken for one, in standard deviations: BFGS stops at 1e-4 of l.
 DESCENT_RESOLUTION = 0.1
+TIE = 1e-9  # relative, of copies of a mode: a search ends within 10^-12, or is stuck a little above
 
 
 def find_map(
@@ -149,6 +150,7 @@ def find_map(
             lost = not any(np.isfinite(end.at.value) for end in found)
             if lost or (modes and seen_once(modes) <= SEEN_ONCE):
                 break
+    modes = _converged_first(modes, tolerance)
     best = _best(posterior, ends, modes)
     verdict = verdicts.classify(posterior, best, tolerance, max_steps)
     warn_of_precision(best.at)
@@ -316,6 +318,21 @@ def _modes(posterior: Posterior, ends: list[SearchResult]) -> list[Mode]:
         else:
             modes[alike] = Mode(modes[alike].at, modes[alike].starts + end.starts)
     return modes
+
+
+def _converged_first(modes: list[Mode], tolerance: float) -> list[Mode]:
+    """The modes, one that a search converged to before others that are as high to rounding."""
+
+    def distance(mode: Mode) -> float:
+        return min(float(mode.at.gradient_norm), float(mode.at.decrement))
+
+    if not modes or distance(modes[0]) < tolerance:
+        return modes
+    highest = float(modes[0].at.value)
+    tie = TIE * (1.0 + abs(highest))
+    tied = [i for i, mode in enumerate(modes) if float(mode.at.value) - highest < tie]
+    first = min(tied, key=lambda i: distance(modes[i]))
+    return [modes[first], *modes[:first], *modes[first + 1 :]]
 
 
 def is_strict_mode(posterior: Posterior, at: SecondOrder) -> bool:

@@ -96,10 +96,21 @@ def classify(posterior: Posterior, state: Any, tolerance: float, max_steps: int)
     if int(state.steps) >= max_steps:
         rise = "log q^G is still rising; it may be unbounded, or `max_steps` too small"
         return NotConverged(f"{max_steps} Newton steps taken, {rise}")
-    return NotConverged(
-        f"no step improves log q^G, though its gradient norm is {float(at.gradient_norm):.2g}; "
-        "the density may have a kink there"
-    )
+    size = f"no step improves log q^G, though its gradient norm is {float(at.gradient_norm):.2g}"
+    return NotConverged(f"{size}; {_cause(at)}")
+
+
+def _cause(at: Any) -> str:
+    """Likely cause of a search that stalls."""
+    if at.u.dtype != jnp.float64:
+        return f"{at.u.dtype} may hold too few digits: `jax.config.update('jax_enable_x64', True)`"
+    if float(at.decrement) ** 2 < 1e-8 * (1.0 + abs(float(at.value))):
+        lowest = float(np.min(np.asarray(at.eigenvalues)))
+        return (
+            "rounding hides what is left to gain, and E = G^-1 H has an eigenvalue of "
+            f"{lowest:.2g} there: it may be flat, as along a continuous symmetry"
+        )
+    return "the density may have a kink there"
 
 
 def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
