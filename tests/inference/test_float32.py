@@ -100,3 +100,14 @@ def test_search_without_hessians() -> None:
     found = vf.laplace(posterior, curvature=vf.GGN())
     assert found.precision.in_structure().dtype == jnp.float32
     assert_allclose(found.evidence.log_z, -40.845, atol=0.01)
+
+
+def test_too_few_digits_are_told() -> None:
+    def model(y: Any) -> None:
+        a = numpyro.sample("a", dist.Normal(0.0, 1000.0))
+        numpyro.sample("y", dist.Normal(a, 0.01), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = vf.find_map(vf.condition(model, 1000.0 + 0.01 * jnp.arange(5.0)))
+    assert "float32 may hold too few digits: `jax.config.update('jax_enable_x64'" in str(fit)
