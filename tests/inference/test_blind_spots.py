@@ -80,7 +80,7 @@ def test_summands_are_searched_in_both_spellings(spelling: str, d: int) -> None:
     assert abs(float(found.log_z)) < 3.0 * float(found.error)
 
 
-@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("spelling", ["weights", "sum in a sum", "mixture in a mixture"])
 def test_summands_of_other_spellings_are_searched(spelling: str, d: int) -> None:
     """Weights inside logsumexp, and a needle that is a summand of a summand."""
@@ -109,7 +109,7 @@ def test_summands_of_other_spellings_are_searched(spelling: str, d: int) -> None
     assert abs(float(found.log_z)) < 3.0 * float(found.error)
 
 
-@pytest.mark.parametrize("d", [6, 8])
+@pytest.mark.parametrize("d", [6, pytest.param(8, marks=pytest.mark.slow)])
 def test_modes_that_no_start_found_are_in_the_error(d: int) -> None:
     """Signs of each coordinate are free, but no two elements of the data are equal."""
     y = 3.0 + np.linspace(0.0, 1.0, d)

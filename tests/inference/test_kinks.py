@@ -25,7 +25,7 @@ KINKS: dict[str, Callable[[Any, float], Any]] = {
 }
 
 
-@pytest.mark.parametrize("d", [1, 4])
+@pytest.mark.parametrize("d", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("kind", KINKS)
 def test_a_kink_that_no_derivative_shows_is_in_the_error(kind: str, d: int) -> None:
     def model(w: Any) -> None:

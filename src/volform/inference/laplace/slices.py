@@ -44,11 +44,16 @@ def gap_of_expansion(posterior: Posterior, at: SecondOrder, c: float) -> float:
     near = WIDEST * np.concatenate([np.arange(-POINTS, 0), np.arange(1, POINTS + 1)])
     axes = np.concatenate([near, far])[None, :, None] * np.eye(u.size)[:, None, :]
     one_side = np.random.default_rng(0).standard_normal((DRAWS // 2, u.size))
-    z = np.concatenate([np.zeros((1, u.size)), axes.reshape(-1, u.size), one_side, -one_side])
-    log_q, log_p = map(np.asarray, _log_densities(posterior, u + z @ whitener.T))
+    none = np.zeros((1, u.size))
+    z = [
+        np.concatenate([none, axes.reshape(-1, u.size)]),
+        np.concatenate([none, one_side, -one_side]),
+    ]
+    found = _log_densities(posterior, *(u + part @ whitener.T for part in z))
+    log_q, log_p = (np.asarray(part[1:] - part[0]) for part in map(np.asarray, found))
     with np.errstate(all="ignore"):
-        slices = _gap_of_slices((log_q[1:-DRAWS] - log_q[0]).reshape(u.size, -1))
-        draws = _gap_of_draws(log_p[-DRAWS:] - log_p[0] + 0.5 * (z[-DRAWS:] ** 2).sum(1), c)
+        slices = _gap_of_slices(log_q.reshape(u.size, -1))
+        draws = _gap_of_draws(log_p + 0.5 * (z[1][1:] ** 2).sum(1), c)
     return math.inf if math.isnan(slices + draws) else max(slices, draws)
 
 
@@ -90,14 +95,13 @@ def _gap_of_draws(log_weights: Float[np.ndarray, " n"], c: float) -> float:
 
 @compiled
 def _log_densities(
-    posterior: Posterior, points: Float[Array, "n d"]
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Log densities per volume and, up to a constant, per du."""
-
-    def both(u: Float[Array, " d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        return posterior.log_density(u), posterior.log_density_lebesgue(u)
-
-    return jax.lax.map(both, points, batch_size=_BATCH)
+    posterior: Posterior, slices: Float[Array, "n d"], draws: Float[Array, "m d"]
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """Log densities per volume on the slices, and per du, without a metric, of the draws."""
+    return (
+        jax.lax.map(posterior.log_density, slices, batch_size=_BATCH),
+        jax.lax.map(posterior.log_density_lebesgue, draws, batch_size=_BATCH),
+    )
 
 
 def _derivatives() -> Float[np.ndarray, "3 n"]:
