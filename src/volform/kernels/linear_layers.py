@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Float
+
+from volform.compilation import evaluate_equation
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"}
 # They move the entries of one array, so products of two arrays stay what they are.
@@ -76,7 +78,7 @@ def evaluate(
         given = [read(values, v) for v in eqn.invars]
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in _CALLS else None
         if inner is None:
-            outputs = _of_one(jaxpr, eqn, given)
+            outputs = evaluate_equation(jaxpr, eqn, given)
         else:
             called = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
             outputs = outputs_of(called, evaluate(called, given))
@@ -326,11 +328,3 @@ def _kind(variable: Any) -> Any:
 
 def _product(aval: Any, axes: Sequence[int]) -> int:
     return math.prod(aval.shape[axis] for axis in axes)
-
-
-def _of_one(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[Any]) -> list[Any]:
-    # A variable that is given twice is one input of the program of this equation.
-    pairs = zip(eqn.invars, given, strict=True)
-    inputs = {v: value for v, value in pairs if not isinstance(v, Literal)}
-    one = jaxpr.replace(constvars=[], invars=[*inputs], outvars=[*eqn.outvars], eqns=[eqn])
-    return jaxpr_as_fun(ClosedJaxpr(one, ()))(*inputs.values())

@@ -62,6 +62,7 @@ from volform.networks.inputs import (
     require_inputs as require_inputs,
 )
 from volform.networks.layer import (
+    CenteredLayer as CenteredLayer,
     Composite as Composite,
     Flatten as Flatten,
     Identity as Identity,

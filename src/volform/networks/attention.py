@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from volform.errors import NetworkError
 from volform.networks.dense import Dense
-from volform.networks.layer import Layer, Place
+from volform.networks.layer import CenteredLayer, Place
 from volform.networks.parametrization import Fans
 
 
-class GlobalSelfAttention(Layer):
+class GlobalSelfAttention(CenteredLayer):
     """Every pixel sees all pixels of its image, by weights that depend on the image.
 
     With `K_pq` the covariance of two pixels of one example, `A = softmax_q(w_key_std^2 K_pq)`:
@@ -82,16 +82,6 @@ class GlobalSelfAttention(Layer):
             "value": Dense(self.heads * self.value_width, self.w_value_std),
             "out": Dense(self.width, self.w_std, self.b_std),
         }
-
-    @property
-    def has_weights(self) -> bool:
-        """It has."""
-        return True
-
-    @property
-    def is_centered(self) -> bool:
-        """It ends in a dense layer."""
-        return True
 
     def parameters(
         self, shape: tuple[int, ...], place: Place

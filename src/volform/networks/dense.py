@@ -58,16 +58,6 @@ class WeightLayer(Wide):
     ) -> Float[Array, "n ... width"]:
         """The units' values, without biases."""
 
-    @property
-    def has_weights(self) -> bool:
-        """It has."""
-        return True
-
-    @property
-    def is_centered(self) -> bool:
-        """Its weights have zero mean."""
-        return True
-
     def parameters(
         self, shape: tuple[int, ...], place: Place
     ) -> tuple[dict[str, ParameterArray], tuple[int, ...]]:

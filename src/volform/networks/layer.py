@@ -162,8 +162,22 @@ class Composite(Layer):
     """A layer that is made of layers."""
 
 
-class Wide(Layer):
-    """A layer with a number of units of its own."""
+class CenteredLayer(Layer):
+    """A layer whose outputs are linear in weights of zero mean, given anything outside."""
+
+    @property
+    def has_weights(self) -> bool:
+        """It has."""
+        return True
+
+    @property
+    def is_centered(self) -> bool:
+        """It is, as its last weights are."""
+        return True
+
+
+class Wide(CenteredLayer):
+    """A layer with weights and a number of units of its own."""
 
     width: eqx.AbstractVar[int]
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Bool, Float
 
+from volform.compilation import evaluate_equation
 from volform.models.layout import Layout
 from volform.models.posterior import Posterior
 
@@ -128,7 +129,7 @@ def _evaluated(
         elif parts is not None and chosen is not None:
             outputs, marks = [parts.logs[chosen]], [np.ones((), bool)]
         else:
-            outputs = _of_one(jaxpr, eqn, given)
+            outputs = evaluate_equation(jaxpr, eqn, given)
             marks = [_carried(eqn, flags, v.aval) for v in eqn.outvars]
         values.update(zip(eqn.outvars, outputs, strict=True))
         held.update(zip(eqn.outvars, marks, strict=True))
@@ -147,14 +148,6 @@ def _carried(eqn: JaxprEqn, flags: Sequence[Held], output: Any) -> Held:
     # Of `a - max(a)` the maximum holds it in all of its elements, and a in one.
     common = np.logical_and.reduce(alike) if alike else np.ones(shape, bool)
     return common if common.any() else np.logical_or.reduce(alike)
-
-
-def _of_one(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[Any]) -> list[Any]:
-    # A variable that is given twice is one input of the program of this equation.
-    pairs = zip(eqn.invars, given, strict=True)
-    inputs = {v: value for v, value in pairs if not isinstance(v, Literal)}
-    one = jaxpr.replace(constvars=[], invars=[*inputs], outvars=[*eqn.outvars], eqns=[eqn])
-    return jaxpr_as_fun(ClosedJaxpr(one, ()))(*inputs.values())
 
 
 def _called(eqn: JaxprEqn) -> Any:
