@@ -129,6 +129,26 @@ def test_modes_that_no_start_found_are_in_the_error(d: int) -> None:
     assert found.trust.level is not Level.GOOD or off < 0.05, found
 
 
+@pytest.mark.parametrize("scale", [-9.0, pytest.param(-14.0, marks=pytest.mark.slow)])
+def test_tempering_reaches_every_known_mode_or_says_so(scale: float) -> None:
+    """A mode at a small scale with 90 % of the mass, where no draw of the prior comes."""
+
+    def model() -> None:
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+        tiny = math.log(0.9) + dist.LogNormal(scale, 0.05).log_prob(s)
+        plain = math.log(0.1) + dist.LogNormal(-1.0, 0.5).log_prob(s)
+        both = jnp.logaddexp(tiny, plain)
+        numpyro.factor("likelihood", both - dist.HalfNormal(1.0).log_prob(s))
+
+    posterior = vf.condition(model)
+    alone = vf.evidence(posterior, by=vf.Tempered())
+    assert "if no region of less than" in alone.trust.reason
+    found = vf.evidence(posterior)
+    off = abs(float(found.log_z))
+    assert off < 3.0 * float(found.error) or found.trust.level is Level.POOR, found
+    assert off < 0.05
+
+
 # --- Edges
 
 

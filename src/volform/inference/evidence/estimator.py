@@ -93,6 +93,11 @@ class Problem:
             return []
 
     @property
+    def modes_so_far(self) -> list[SecondOrder]:
+        """The `known_modes` of a search that was made already; it makes none."""
+        return [] if self._searched is None else self.known_modes
+
+    @property
     def _found(self) -> list[SecondOrder]:
         _ = self.approx  # which refuses a point that is no strict mode
         return [mode.at for mode in self.fit.modes] or [self.fit.at]

@@ -16,6 +16,7 @@ from volform.generators import generator
 from volform.inference.evidence.edges import cut_off
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.evidence.particles import Round, Run
+from volform.inference.laplace.log_evidence import log_evidence
 from volform.limits import RANDOM_WALK_UP_TO
 from volform.models.bound_model import BoundModel
 from volform.models.posterior import Posterior
@@ -33,6 +34,9 @@ FEWEST_POSSIBLE, MOST_BATCHES = 50, 100
 # Spread of log Z between runs above which particles do not know where the mass is: .6 of a
 # sinusoid's frequency by 1,000 particles, .1 by 4,000.
 SPREAD_LIMIT = 0.3
+# Of a known mode that particles did not reach: mass, by Laplace's method, and distance of the
+# nearest in standard deviations per root of the dimension, where of thousands some lie within 1.
+LEAST_SHARE, FARTHEST = 0.01, 4.0
 ERROR_LIMIT = 0.1
 FEW_RUNS = 1.4  # quantile of Student's t with 6 degrees of freedom over the normal one, at 1 / 100
 
@@ -305,7 +309,7 @@ def _concluded(problem: Problem, rounds: Sequence[Round], used: int) -> Evidence
         last.log_z,
         error,
         method=f"tempering ({count:,} particles)",
-        trust=_trust(rounds)
+        trust=(_unreached(problem, last) or _trust(rounds))
         .but(cut_off(problem.posterior, last.cut))
         .given(f"if no region of less than 1/{count:,} of the prior's mass matters"),
         diagnostics={"spread": last.spread, "moves": float(last.moves)}
@@ -328,6 +332,22 @@ def _error(rounds: Sequence[Round]) -> float:
         return last.spread
     pooled = math.hypot(last.spread, rounds[-2].spread) / math.sqrt(2.0)
     return max(FEW_RUNS * pooled / math.sqrt(len(last.values)), 0.5 * _gap(rounds))
+
+
+def _unreached(problem: Problem, last: Round) -> Trust | None:
+    """The verdict where a mode that a search found holds mass, and has no particle near it."""
+    u = np.concatenate([run.u for run in last.runs])
+    for mode in problem.modes_so_far:
+        share = math.exp(min(log_evidence(mode) - last.log_z, 0.0))
+        z = (u - np.asarray(mode.u)) @ np.linalg.cholesky(np.asarray(mode.hessian))
+        nearest = float(np.sqrt((z**2).sum(1).min() / u.shape[1]))
+        if share > LEAST_SHARE and nearest > FARTHEST:
+            return Trust(
+                Level.POOR,
+                f"a mode that the search found, with at least {share:.0%} of the mass that particles "
+                f"saw, has none of them within {nearest:.0f} standard deviations",
+            )
+    return None
 
 
 def _trust(rounds: Sequence[Round]) -> Trust:
