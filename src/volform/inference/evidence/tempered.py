@@ -16,7 +16,7 @@ from volform.generators import generator
 from volform.inference.evidence.edges import cut_off
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.evidence.particles import Round, Run
-from volform.inference.laplace.log_evidence import log_evidence
+from volform.inference.laplace.log_evidence import first_order
 from volform.limits import RANDOM_WALK_UP_TO
 from volform.models.bound_model import BoundModel
 from volform.models.posterior import Posterior
@@ -338,14 +338,15 @@ def _unreached(problem: Problem, last: Round) -> Trust | None:
     """The verdict where a mode that a search found holds mass, and has no particle near it."""
     u = np.concatenate([run.u for run in last.runs])
     for mode in problem.modes_so_far:
-        share = math.exp(min(log_evidence(mode) - last.log_z, 0.0))
+        log_z = float(first_order(mode, mode.log_det + 2.0 * mode.log_volume))
+        share = math.exp(min(log_z - last.log_z, 0.0))
         z = (u - np.asarray(mode.u)) @ np.linalg.cholesky(np.asarray(mode.hessian))
         nearest = float(np.sqrt((z**2).sum(1).min() / u.shape[1]))
         if share > LEAST_SHARE and nearest > FARTHEST:
             return Trust(
                 Level.POOR,
-                f"a mode that the search found, with at least {share:.0%} of the mass that particles "
-                f"saw, has none of them within {nearest:.0f} standard deviations",
+                f"a mode that the search found, with at least {share:.0%} of the mass that "
+                f"particles saw, has none of them within {nearest:.0f} standard deviations",
             )
     return None
 
