@@ -157,7 +157,7 @@ def _log_evidence(given: Regression) -> tuple[tuple[Array, Array], Float[Array, 
     outputs = 1 if y.ndim == 1 else y.shape[1]
     white = solve_triangular(factor, y, lower=True)
     count = jnp.asarray(given.known, factor.dtype)
-    size = jnp.sum(jnp.log(jnp.diagonal(factor))) + count / 2 * math.log(2 * math.pi)
+    size = jnp.sum(given.masked(jnp.log(jnp.diagonal(factor)))) + count / 2 * math.log(2 * math.pi)
     log_z = -jnp.sum(white**2) / 2 - outputs * size
     return (log_z, jnp.zeros_like(log_z)), factor
 

@@ -63,11 +63,16 @@ class Regression(NamedTuple):
         return tuple(Kernel(*(matrix[part] for matrix in both)) for part in parts)
 
     def covariance(self, kernel: Float[Array, "n n"]) -> Float[Array, "n n"]:
-        """`kernel + (noise^2 + jitter) I`; the unit matrix in rows that are no examples."""
+        """`kernel + (noise^2 + jitter) I`; v I in rows that are no examples.
+
+        v, the mean variance of the examples, lies between the least of their eigenvalues and the
+        largest, so that these rows set no scale.
+        """
         noise = 0.0 if self.noise is None else self.noise**2
         extra = jnp.zeros((), kernel.dtype) + self.jitter + noise
         own = jnp.where(self.is_given[:, None] & self.is_given[None], kernel, 0)
-        return own + jnp.diag(jnp.where(self.is_given, extra, 1))
+        mean = extra + jnp.trace(own) / jnp.asarray(self.known, kernel.dtype)
+        return own + jnp.diag(jnp.where(self.is_given, extra, mean))
 
     def factor(self, kernel: Float[Array, "n n"]) -> Float[Array, "n n"]:
         """The lower Cholesky factor of the covariance; NaN where there is none.
@@ -77,8 +82,8 @@ class Regression(NamedTuple):
         """
         matrix = self.covariance(kernel)
         factor = jnp.linalg.cholesky(matrix)
-        floor = 8 * jnp.finfo(kernel.dtype).eps * jnp.max(self.masked(jnp.diagonal(matrix)))
-        is_regular = jnp.all((jnp.diagonal(factor) ** 2 > floor) | ~self.is_given)
+        floor = 8 * jnp.finfo(kernel.dtype).eps * jnp.max(jnp.diagonal(matrix))
+        is_regular = jnp.all(jnp.diagonal(factor) ** 2 > floor)
         return jnp.where(is_regular, factor, jnp.nan)
 
 
