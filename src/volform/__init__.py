@@ -30,8 +30,10 @@ from volform.inference import (
     evidence as evidence,
     find_map as find_map,
     laplace as laplace,
+    load as load,
     maximize_evidence as maximize_evidence,
     nuts as nuts,
+    save as save,
     to_arviz as to_arviz,
 )
 from volform.linalg import (

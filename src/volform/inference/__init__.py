@@ -54,6 +54,10 @@ from volform.inference.modes import (
 from volform.inference.samplers import (
     nuts as nuts,
 )
+from volform.inference.saving import (
+    load as load,
+    save as save,
+)
 from volform.inference.summary import (
     Summary as Summary,
 )

@@ -144,8 +144,11 @@ class _Static:
 
     def __init__(self, value: PyTree):
         self.value = value
-        leaves, treedef = jax.tree.flatten(value)
-        self._key = (treedef, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        leaves, treedef = jax.tree.flatten(self.value)
+        return treedef, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
     def __hash__(self) -> int:
         return hash(self._key)

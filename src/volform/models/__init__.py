@@ -53,6 +53,10 @@ from volform.models.priors import (
     Jeffreys as Jeffreys,
     VolumeDensity as VolumeDensity,
 )
+from volform.models.signature import (
+    Signature as Signature,
+    signature_of as signature_of,
+)
 from volform.models.symmetries import (
     SAME as SAME,
     Symmetry as Symmetry,

@@ -31,6 +31,7 @@ from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
 from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
+from volform.models.signature import Signature, signature_of
 from volform.progress import waiting
 from volform.results import notes_on_held
 
@@ -146,6 +147,16 @@ class Posterior(eqx.Module):
     def log_volume(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """`1/2 log det G_u(u)`: the volume element against Lebesgue measure in u."""
         return 0.5 * exact_logdet(self.metric(u))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A recording holds what cannot be pickled: the model does not, and is recorded again.
+        model = _with_attached(self.model, self.attachments)
+        return _unpickled, (model, *self.program.arguments(), signature_of(self))
+
+    def __copy__(self, memo: Any = None) -> "Posterior":
+        return self
+
+    __deepcopy__ = __copy__
 
     # By identity, since arrays have no hash: `jax.jit(posterior.log_density)` asks for one.
     __hash__ = object.__hash__
@@ -265,12 +276,26 @@ def with_sites_fixed(
     fixed = frozenset(name for name, by in moved.items() if not jnp.any(by != 0.0))
     groups = {n for a in posterior.attachments if a.sites for n in _names(a.sites)}
     values = {name: value for name, value in posterior.values(u).items() if name in names}
-    model: Any = FixedSites(posterior.model, values, shown=groups)
-    for a in posterior.attachments:
-        model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
+    fixed_model = FixedSites(posterior.model, values, shown=groups)
+    model = _with_attached(fixed_model, posterior.attachments)
     posterior.program.require_unchanged()
     args, kwargs = posterior.program.arguments()
     return _conditioned(model, args, kwargs, fixed)
+
+
+def _with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:
+    for a in attachments:
+        model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
+    return model
+
+
+def _unpickled(
+    model: Callable, args: tuple, kwargs: dict[str, Any], signature: Signature
+) -> Posterior:
+    """The posterior of a model in another process; raises ModelError where it is another one."""
+    posterior = _conditioned(model, args, kwargs, frozenset())
+    signature.require(posterior, "the pickled one")
+    return posterior
 
 
 def _named_in(by_site: dict[Sites, Metric]) -> set[str]:

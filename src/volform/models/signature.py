@@ -1,0 +1,89 @@
+"""Signature of a posterior: of which model, metric and data it is, across processes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volform.compilation import QUICK, Compiled
+from volform.errors import ModelError
+from volform.models.digests import digest_of
+
+SAME_DENSITY = 1e-6  # relative difference of densities that another machine's rounding may make
+
+
+class Signature(NamedTuple):
+    """Marks by which a posterior is known again, without its model.
+
+    Attributes:
+        model: name of the model's function.
+        sites: name and shape of each latent site.
+        metric: the metric in words.
+        data: digest of the arrays among the model's arguments.
+        log_density: log q^G at a point, which holds model, data and metric together.
+        point: that point, in unconstrained coordinates.
+    """
+
+    model: str
+    sites: tuple[tuple[str, tuple[int, ...]], ...]
+    metric: str
+    data: str
+    log_density: float
+    point: np.ndarray
+
+    def require(self, posterior: Any, what: str) -> None:
+        """Check that a posterior is the one.
+
+        Args:
+            posterior: the posterior.
+            what: what was kept, in words.
+
+        Raises:
+            ModelError: when it is of other sites, another metric, other data or another density.
+        """
+        given = signature_of(posterior, self.point if self.sites == _sites(posterior) else None)
+        advice = "Condition the same model on the same data, with the same metric."
+        for word, mine, its in (
+            ("latent sites", self.sites, given.sites),
+            ("metric", self.metric, given.metric),
+            ("data of digest", self.data, given.data),
+        ):
+            if mine != its:
+                raise ModelError(
+                    f"`posterior` of `{given.model}` has {word} {_in_words(its)} and {what}, of "
+                    f"`{self.model}`, has {_in_words(mine)}. {advice}"
+                )
+        if not np.isclose(
+            self.log_density, given.log_density, rtol=SAME_DENSITY, atol=TOLERANCE, equal_nan=True
+        ):
+            raise ModelError(
+                f"`posterior` of `{given.model}` has log q^G {given.log_density:.6f} where {what} "
+                f"has {self.log_density:.6f}, at the same point: its model, or a global, closure "
+                f"or object that it reads, has changed since. {advice}"
+            )
+
+
+def signature_of(posterior: Any, point: Any = None) -> Signature:
+    """The marks of a posterior. Cost: one density.
+
+    Args:
+        posterior: the posterior.
+        point: where its density is taken, in u; the origin by default.
+    """
+    u = np.zeros(posterior.dim) if point is None else np.asarray(point)
+    value = float(_log_density(posterior, jnp.asarray(u, jnp.result_type(float))))
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(posterior.program.arrays)]
+    name = posterior.program.name
+    return Signature(name, _sites(posterior), posterior.metric_name, digest_of(arrays), value, u)
+
+
+_log_density = Compiled(lambda posterior, u: posterior.log_density(u), QUICK)
+
+
+def _sites(posterior: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((site.name, site.shape) for site in posterior.layout.sites)
+
+
+def _in_words(mark: Any) -> str:
+    return mark if isinstance(mark, str) else ", ".join(f"{n}{list(s) or ''}" for n, s in mark)
