@@ -31,6 +31,7 @@ from volform.inference import (
     find_map as find_map,
     laplace as laplace,
     load as load,
+    marginalize as marginalize,
     maximize_evidence as maximize_evidence,
     nuts as nuts,
     save as save,

@@ -55,7 +55,11 @@ class Signature(NamedTuple):
                     f"`{self.model}`, has {_in_words(mine)}. {advice}"
                 )
         if not np.isclose(
-            self.log_density, given.log_density, rtol=SAME_DENSITY, atol=TOLERANCE, equal_nan=True
+            self.log_density,
+            given.log_density,
+            rtol=SAME_DENSITY,
+            atol=SAME_DENSITY,
+            equal_nan=True,
         ):
             raise ModelError(
                 f"`posterior` of `{given.model}` has log q^G {given.log_density:.6f} where {what} "

@@ -26,6 +26,10 @@ from volform.inference.evidence.importance import (
     log_mean as log_mean,
     trust_of as trust_of,
 )
+from volform.inference.evidence.marginalize import (
+    Marginalized as Marginalized,
+    marginalize as marginalize,
+)
 from volform.inference.evidence.quadrature import (
     Quadrature as Quadrature,
 )
