@@ -22,10 +22,9 @@ from numpyro.infer.reparam import LocScaleReparam
 
 import volform as vf
 from volform import limits
-from volform.inference.laplace.gauss_newton import gauss_newton
+from volform.inference.laplace.gauss_newton import gauss_newton, rest_diagonal
 from volform.inference.laplace.log_evidence import exact_correction
 from volform.inference.laplace.stencil import correction_by_differences
-from volform.inference.laplace.structures import rest_diagonal
 from volform.inference.laplace.woodbury import woodbury_precision
 from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.newton import newton_from

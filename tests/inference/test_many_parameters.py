@@ -18,8 +18,7 @@ import volform as vf
 from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, SingularMetricError, SizeError
 from volform.inference import GGN, Linearized, LowRank
-from volform.inference.laplace.gauss_newton import gauss_newton
-from volform.inference.laplace.structures import rest_diagonal
+from volform.inference.laplace.gauss_newton import gauss_newton, rest_diagonal
 from volform.inference.laplace.woodbury import woodbury_precision
 from volform.inference.modes.newton_cg import newton_cg
 from volform.inference.modes.search import stationary_point

@@ -16,7 +16,8 @@ from volform.errors import NetworkError, OperatorError
 from volform.geometry import DiagonalField, MatrixField, Product
 from volform.kernels import OutputPairs, empirical_blocks
 from volform.kernels.gradients import differentiate, inner_products
-from volform.kernels.linear_layers import linear_layers, written_out
+from volform.kernels.linear_layers import linear_layers
+from volform.networks.programs import written_out
 
 # Entries of the parameters that are multiplied into activations, and those that are their biases.
 FOUND = {

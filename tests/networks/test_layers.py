@@ -13,8 +13,7 @@ from numpy.testing import assert_allclose
 import volform as vf
 from volform import architectures, kernels as k, networks as nn
 from volform.errors import KernelError, MovedError, NetworkError
-from volform.inference.laplace.gauss_newton import GGN
-from volform.inference.laplace.structures import Diagonal, Full
+from volform.inference import GGN, Diagonal, Full
 
 RNG = np.random.default_rng(7)
 VECTORS, SEQUENCES = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(3, 4, 2)))
@@ -107,19 +106,6 @@ def test_curvature_by_layers_is_that_of_the_matrix(name: str) -> None:
     assert_allclose(
         Diagonal().precision(split).as_matrix(), np.diag(np.diag(whole)), rtol=1e-9, atol=1e-12
     )
-
-
-def test_features_are_what_weights_multiply() -> None:
-    for conv in (
-        nn.Conv(3, (2, 3)),
-        nn.Conv(3, (3, 2), strides=(2, 1), padding=nn.Padding.VALID),
-        nn.Conv(3, (3, 3), padding=nn.Padding.CIRCULAR),
-    ):
-        weight = jnp.asarray(RNG.normal(size=(3, conv.fans((5, 4, 2), nn.whole(None)).fan_in)))
-        product = conv.product(weight, IMAGES)
-        assert_allclose(
-            conv.features(IMAGES) @ weight.T, product.reshape(3, -1, 3), rtol=1e-12, atol=1e-13
-        )
 
 
 # --- Copies

@@ -19,7 +19,7 @@ from volform.checks import key_of
 from volform.errors import ConvergenceError, KernelError
 from volform.inference.evidence.comparison import Comparison, compare
 from volform.inference.laplace.approximation import laplace
-from volform.inference.laplace.gauss_newton import GGN
+from volform.inference.laplace.curvatures import GGN
 from volform.inference.laplace.woodbury import is_few
 from volform.kernels.cross_validation import Score, held_out
 from volform.kernels.gaussian_process import evidence, predict

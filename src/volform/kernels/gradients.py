@@ -15,14 +15,12 @@ from jaxtyping import Array, Float
 from volform.kernels.linear_layers import (
     LinearLayer,
     activations,
-    evaluate,
     linear_layers,
-    outputs_of,
     slopes,
     times_factors,
-    written_out,
 )
 from volform.linalg.structured import whiten
+from volform.networks.programs import evaluate, outputs_of, written_out
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 

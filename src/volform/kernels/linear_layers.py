@@ -6,19 +6,17 @@ gradients is that of the h times that of the df/dz, and no gradient is ever form
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Float
 
-from volform.compilation import evaluate_equation
+from volform.networks.programs import read, windows
 
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"}
 # They move the entries of one array, so products of two arrays stay what they are.
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "neg", "copy", "copy_p"}
 _REPEATS = {"broadcast_in_dim", "convert_element_type", "reshape", "copy", "copy_p"}
@@ -57,45 +55,6 @@ class LinearLayer:
     def leaves(self) -> set[int]:
         """Numbers of its parameters."""
         return {self.leaf} if self.bias is None else {self.leaf, self.bias[0]}
-
-
-def written_out(function: Callable[..., Any], *args: Any) -> ClosedJaxpr:
-    """The jaxpr of a function with the calls of compiled and checkpointed functions written out."""
-    closed = jax.make_jaxpr(function)(*args)
-    return jax.make_jaxpr(lambda *inputs: outputs_of(closed, evaluate(closed, inputs)))(
-        *jax.tree.leaves(args)
-    )
-
-
-def evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], added: Mapping[int, Array] | None = None
-) -> dict[Any, Any]:
-    """Values of all variables, with `added` added to the results of the equations it numbers."""
-    jaxpr, added = closed.jaxpr, {} if added is None else added
-    values = dict[Any, Any](zip(jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(jaxpr.invars, inputs, strict=True))
-    for number, eqn in enumerate(jaxpr.eqns):
-        given = [read(values, v) for v in eqn.invars]
-        inner = eqn.params.get("jaxpr") if eqn.primitive.name in _CALLS else None
-        if inner is None:
-            outputs = evaluate_equation(jaxpr, eqn, given)
-        else:
-            called = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            outputs = outputs_of(called, evaluate(called, given))
-        if number in added:
-            outputs = [outputs[0] + added[number]]
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return values
-
-
-def outputs_of(closed: ClosedJaxpr, values: Mapping[Any, Any]) -> list[Any]:
-    """Results of a jaxpr, of the values of its variables."""
-    return [read(values, v) for v in closed.jaxpr.outvars]
-
-
-def read(values: Mapping[Any, Any], variable: Any) -> Any:
-    """The value of a variable, or of a literal."""
-    return variable.val if isinstance(variable, Literal) else values[variable]
 
 
 def linear_layers(closed: ClosedJaxpr, leaves: int) -> list[LinearLayer]:
@@ -277,7 +236,7 @@ def activations(
         free = [axis for axis in range(h.ndim) if axis not in (*contracted, *batch)]
         h = jnp.transpose(h, (*batch, *free, *contracted))
     else:
-        h = _windows(eqn, h)
+        h = windows(eqn, h)
     h = h.reshape(layer.sizes[:3])
     return times_factors(layer.factors, values, h)
 
@@ -303,22 +262,6 @@ def slopes(
     if layer.operand == 0:
         return slope.reshape(many, fan_out, positions).swapaxes(1, 2)
     return slope.reshape(many, positions, fan_out)
-
-
-def _windows(eqn: JaxprEqn, h: Array) -> Array:
-    numbers = eqn.params["dimension_numbers"]
-    weights = _kind(eqn.invars[1]).shape
-    found = jax.lax.conv_general_dilated_patches(
-        h,
-        [weights[axis] for axis in numbers.rhs_spec[2:]],
-        eqn.params["window_strides"],
-        eqn.params["padding"],
-        eqn.params["lhs_dilation"],
-        eqn.params["rhs_dilation"],
-        dimension_numbers=numbers,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return jnp.moveaxis(found, numbers.out_spec[1], -1)
 
 
 def _kind(variable: Any) -> Any:

@@ -17,24 +17,26 @@ class KroneckerSum(Operator):
     """`C x D + A x B` on flat vectors, x the Kronecker product: `X -> C X D + A X B` on matrices.
 
     C and D are positive definite, A and B symmetric. Determinant, root and solve cost
-    O(m^3 + n^3) and not O(m^3 n^3), by what makes (A, C) and (B, D) diagonal at once.
+    O(m^3 + n^3) and not O(m^3 n^3), by what makes (A, C) and (B, D) diagonal at once. A diagonal
+    pair is given by its diagonals, and costs O(m).
 
     Attributes:
-        left: A, shape (m, m).
-        right: B, shape (n, n).
-        base_left: C, shape (m, m).
-        base_right: D, shape (n, n).
+        left: A, shape (m, m) or (m,).
+        right: B, shape (n, n) or (n,).
+        base_left: C, like A.
+        base_right: D, like B.
     """
 
-    left: Float[Array, "m m"]
-    right: Float[Array, "n n"]
-    base_left: Float[Array, "m m"]
-    base_right: Float[Array, "n n"]
+    left: Float[Array, "..."]
+    right: Float[Array, "..."]
+    base_left: Float[Array, "..."]
+    base_right: Float[Array, "..."]
 
     def mv(self, vector: Float[Array, " mn"]) -> Float[Array, " mn"]:
         """The product with a matrix X, its rows one after the other."""
         x = vector.reshape(len(self.left), len(self.right))
-        return (self.base_left @ x @ self.base_right + self.left @ x @ self.right).ravel()
+        base = _between(self.base_left, x, self.base_right)
+        return (base + _between(self.left, x, self.right)).ravel()
 
     def linearize(self) -> lx.AbstractLinearOperator:
         """Itself: nothing is left to compute beforehand."""
@@ -43,7 +45,8 @@ class KroneckerSum(Operator):
     def as_matrix(self) -> Float[Array, "mn mn"]:
         """The sum of the two Kronecker products."""
         require_dense(self.in_size(), self.in_size(), self.left.dtype)
-        return jnp.kron(self.base_left, self.base_right) + jnp.kron(self.left, self.right)
+        base = jnp.kron(_matrix(self.base_left), _matrix(self.base_right))
+        return base + jnp.kron(_matrix(self.left), _matrix(self.right))
 
     def transpose(self) -> "KroneckerSum":
         """Itself: it is symmetric."""
@@ -91,18 +94,41 @@ register_operator(LowRankUpdate, symmetric=True, semidefinite=True)
 
 @exact_logdet.register
 def _(operator: KroneckerSum) -> Float[Array, ""]:
-    a, _ = generalized_eigh(operator.left, operator.base_left)
-    b, _ = generalized_eigh(operator.right, operator.base_right)
-    left, right = (dense_logdet(base) for base in (operator.base_left, operator.base_right))
+    a, _ = _pencil(operator.left, operator.base_left)
+    b, _ = _pencil(operator.right, operator.base_right)
+    left, right = (_log_det(base) for base in (operator.base_left, operator.base_right))
     return b.size * left + a.size * right + jnp.sum(jnp.log1p(a[:, None] * b[None]))
 
 
 @whiten.register
 def _(operator: KroneckerSum, covector: Float[Array, " mn"]) -> Float[Array, " mn"]:
-    a, left = generalized_eigh(operator.left, operator.base_left)
-    b, right = generalized_eigh(operator.right, operator.base_right)
-    whitened = left.T @ covector.reshape(a.size, b.size) @ right
+    a, left = _pencil(operator.left, operator.base_left)
+    b, right = _pencil(operator.right, operator.base_right)
+    whitened = _between(left.T, covector.reshape(a.size, b.size), right)
     return (whitened / jnp.sqrt(1.0 + a[:, None] * b[None])).ravel()
+
+
+def _pencil(form: Float[Array, "..."], base: Float[Array, "..."]) -> tuple[Array, Array]:
+    """Eigenvalues and vectors of a pair of matrices; of diagonals the vectors are one, too."""
+    if form.ndim == 1:
+        return form / base, jnp.sqrt(1.0 / base)
+    return generalized_eigh(form, base)
+
+
+def _log_det(base: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.sum(jnp.log(base)) if base.ndim == 1 else dense_logdet(base)
+
+
+def _between(
+    left: Float[Array, "..."], x: Float[Array, "m n"], right: Float[Array, "..."]
+) -> Float[Array, "m n"]:
+    """`A x B` of matrices or diagonals."""
+    x = left[:, None] * x if left.ndim == 1 else left @ x
+    return x * right[None] if right.ndim == 1 else x @ right
+
+
+def _matrix(factor: Float[Array, "..."]) -> Float[Array, "n n"]:
+    return jnp.diag(factor) if factor.ndim == 1 else factor
 
 
 @exact_logdet.register

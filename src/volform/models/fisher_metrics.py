@@ -20,7 +20,7 @@ from volform.geometry.fisher_routes import (
 )
 from volform.geometry.jacobians import along_coordinates
 from volform.geometry.questions import is_symmetric, name_of
-from volform.geometry.scores import CENSORED, Route, ScoreTangents
+from volform.geometry.scores import CENSORED, Route, ScoreTangents, tangent_like
 from volform.models.bound_model import BoundModel
 from volform.models.data_checks import core_of
 from volform.models.model_metric import ModelMetric, respelled
@@ -154,16 +154,30 @@ class BoundFisher(ModelMetric):
     def gram(self, model: BoundModel, u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """The sum of the sites' Gram matrices in unconstrained coordinates."""
         trace_at = _trace_of(model, self.spelling)
+        found = along_coordinates(lambda u: self._states(trace_at(u)), u)
+        return self._gram(*found, jnp.zeros((u.size, u.size), u.dtype))
 
-        def sites(u: Float[Array, " d"]) -> dict[str, Any]:
-            trace = trace_at(u)
-            return {
-                name: site_state(trace[name], name in self.moving, route.in_unconstrained)
-                for name, route in self.routes.items()
-            }
+    def along(self, trace_at: Callable[[Any], Trace], point: Any, tangent: Any) -> Float[Array, ""]:
+        """`t^T G t` along one tangent, of sites that are functions of something else than u.
 
-        states, moved = along_coordinates(sites, u)
-        total = jnp.zeros((u.size, u.size), u.dtype)
+        Args:
+            trace_at: the sites, as in a trace of NumPyro.
+            point: where.
+            tangent: a pytree like the point.
+        """
+        states = lambda point: self._states(spelled_out(trace_at(point)))  # noqa: E731
+        value, moved = jax.jvp(states, (point,), (tangent,))
+        moved = jax.tree.map(lambda leaf: leaf[None], tangent_like(value, moved))
+        dtype = jnp.result_type(*jax.tree.leaves(tangent))
+        return self._gram(value, moved, jnp.zeros((1, 1), dtype))[0, 0]
+
+    def _states(self, trace: Trace) -> dict[str, Any]:
+        return {
+            name: site_state(trace[name], name in self.moving, route.in_unconstrained)
+            for name, route in self.routes.items()
+        }
+
+    def _gram(self, states: Any, moved: Any, total: Float[Array, "d d"]) -> Float[Array, "d d"]:
         for name, route in self.routes.items():
             state, tangent = states[name], moved[name]
             dx = tangent["x"] if name in self.moving else None

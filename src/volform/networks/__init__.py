@@ -52,10 +52,6 @@ from volform.networks.dense import (
 from volform.networks.functions import (
     from_function as from_function,
 )
-from volform.networks.hooks import (
-    LayerHooks as LayerHooks,
-    LayerRecord as LayerRecord,
-)
 from volform.networks.inputs import (
     as_array as as_array,
     require_finite as require_finite,
@@ -95,6 +91,13 @@ from volform.networks.parametrization import (
     Scaling as Scaling,
     WithPrior as WithPrior,
     require_parametrization as require_parametrization,
+)
+from volform.networks.programs import (
+    evaluate as evaluate,
+    outputs_of as outputs_of,
+    read as read,
+    windows as windows,
+    written_out as written_out,
 )
 from volform.networks.weight_norm import (
     PolarTransform as PolarTransform,

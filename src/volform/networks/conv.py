@@ -67,18 +67,6 @@ class Conv(WeightLayer):
         """One for each window."""
         return self.window.placed(shape, f"Conv({self.width})")
 
-    def features(self, x: Float[Array, "n ... channels"]) -> Float[Array, "n positions fan_in"]:
-        """The windows (height, width, channels), flattened."""
-        found = jax.lax.conv_general_dilated_patches(
-            self.window.padded(x),
-            self.filter_shape,
-            self.window.strides,
-            "VALID",
-            dimension_numbers=_layout(x.ndim),
-        )
-        by_channel = found.reshape(len(x), -1, x.shape[-1], math.prod(self.filter_shape))
-        return jnp.moveaxis(by_channel, 2, 3).reshape(len(x), by_channel.shape[1], -1)
-
     def product(
         self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... channels"]
     ) -> Float[Array, "n ... width"]:

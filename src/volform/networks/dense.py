@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
-from numpyro.primitives import apply_stack
 
 from volform.checks import require_positive
 from volform.errors import NetworkError
@@ -47,10 +46,6 @@ class WeightLayer(Wide):
     @abc.abstractmethod
     def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Pixels of its output in each direction, for examples of this shape."""
-
-    @abc.abstractmethod
-    def features(self, x: Float[Array, "n ..."]) -> Float[Array, "n positions fan_in"]:
-        """Factors of the rows of the weights, at each position of the output."""
 
     @abc.abstractmethod
     def product(
@@ -100,24 +95,7 @@ class WeightLayer(Wide):
         bias = None
         if "b" in params:
             bias = place.parametrization.bias(fans, self.b_std).multiplier * params["b"]
-        # A nameless message to NumPyro's handlers: `LayerHooks` listens to it.
-        message: Any = {"type": "layer", "fn": Affine(self), "args": (weight, bias, x)}
-        return apply_stack({**message, "kwargs": {}, "value": None})["value"]
-
-
-class Affine(eqx.Module):
-    """A layer at given weights, as the effect that a network has on NumPyro's handlers."""
-
-    layer: WeightLayer
-
-    def __call__(
-        self,
-        weight: Float[Array, "width fan_in"],
-        bias: Float[Array, " width"] | None,
-        x: Float[Array, "n ..."],
-    ) -> Float[Array, "n ... width"]:
-        """The units' values."""
-        z = self.layer.product(weight, x)
+        z = self.product(weight, x)
         return z if bias is None else z + jnp.expand_dims(bias, tuple(range(z.ndim - 1)))
 
 
@@ -151,10 +129,6 @@ class Dense(WeightLayer):
     def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """None."""
         return ()
-
-    def features(self, x: Float[Array, "n ... fan_in"]) -> Float[Array, "n positions fan_in"]:
-        """The inputs themselves; one position, except in attention."""
-        return x.reshape(len(x), -1, x.shape[-1])
 
     def product(
         self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... fan_in"]

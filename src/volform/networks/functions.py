@@ -56,6 +56,23 @@ class Function(eqx.Module):
         arrays = jax.tree.unflatten(self.treedef, [params[name] for name in self.names])
         return self.function(eqx.combine(arrays, self.rest), x)
 
+    def values(self, params: PyTree) -> dict[str, Array]:
+        """Parameters by site, of a pytree like the one that the network was made of.
+
+        The end of a training elsewhere becomes the point of `vf.laplace(posterior, at=...)`.
+
+        Raises:
+            NetworkError: when the pytree has other arrays.
+        """
+        leaves, treedef = jax.tree.flatten(eqx.filter(params, eqx.is_array))
+        expected = [self.priors[name].shape() for name in self.names]
+        if treedef != self.treedef or [leaf.shape for leaf in leaves] != expected:
+            raise NetworkError(
+                f"`params` has arrays of shapes {[leaf.shape for leaf in leaves]}; it should be a "
+                f"pytree like that of `from_function`, with arrays of shapes {expected}."
+            )
+        return dict(zip(self.names, leaves, strict=True))
+
     def init(self, key: PRNGKeyArray) -> dict[str, Array]:
         """Parameters drawn from the prior."""
         require_key(key, "key", "init", NetworkError)
@@ -73,8 +90,9 @@ def from_function(
     functions, sizes) stays as it is. The metric of each site is the default, `Euclidean()`.
 
     - equinox: `from_function(lambda net, x: jax.vmap(net)(x), net)`;
-    - flax.nnx: `graph, state = nnx.split(net)`, then
-      `from_function(lambda state, x: nnx.merge(graph, state)(x), state)`.
+    - flax.nnx: `graph, state, rest = nnx.split(net, nnx.Param, ...)`, then
+      `from_function(lambda state, x: nnx.merge(graph, state, rest)(x), state)`, with `net.eval()`
+      before where it has dropout or batch norm.
 
     Args:
         function: from parameters and inputs to outputs.

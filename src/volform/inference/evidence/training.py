@@ -14,7 +14,8 @@ from volform.checks import require_whole
 from volform.errors import ConvergenceError
 from volform.inference.evidence.empirical_bayes import EmpiricalBayes, charts_of
 from volform.inference.laplace.approximation import laplace
-from volform.inference.laplace.gauss_newton import GGN, Curvature
+from volform.inference.laplace.curvatures import GGN
+from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.log_evidence import first_order
 from volform.inference.modes.expansion import expand_first, objective
 from volform.linalg.structured import DenseOperator, exact_logdet

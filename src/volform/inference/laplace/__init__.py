@@ -7,12 +7,17 @@ from volform.inference.laplace.approximation import (
 from volform.inference.laplace.correction import (
     correction as correction,
 )
+from volform.inference.laplace.curvatures import (
+    GGN as GGN,
+    EmpiricalFisher as EmpiricalFisher,
+    ExpectedFisher as ExpectedFisher,
+    MonteCarloFisher as MonteCarloFisher,
+)
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
     SiteShare as SiteShare,
 )
 from volform.inference.laplace.gauss_newton import (
-    GGN as GGN,
     Curvature as Curvature,
 )
 from volform.inference.laplace.gaussian_chart import (
@@ -20,6 +25,10 @@ from volform.inference.laplace.gaussian_chart import (
     UnconstrainedChart as UnconstrainedChart,
     densities_at as densities_at,
     sampling_chart as sampling_chart,
+)
+from volform.inference.laplace.layer_structures import (
+    Diagonal as Diagonal,
+    Kronecker as Kronecker,
 )
 from volform.inference.laplace.linearized import (
     Linearized as Linearized,
@@ -40,14 +49,14 @@ from volform.inference.laplace.samples import (
     Samples as Samples,
     widening as widening,
 )
+from volform.inference.laplace.structure import (
+    Structure as Structure,
+)
 from volform.inference.laplace.structures import (
     BySite as BySite,
-    Diagonal as Diagonal,
     Full as Full,
-    Kronecker as Kronecker,
     LastLayer as LastLayer,
     LowRank as LowRank,
-    Structure as Structure,
     Subset as Subset,
 )
 from volform.inference.laplace.woodbury import (

@@ -82,13 +82,20 @@ def require_definite(
             f": {negative} of {at.u.size} eigenvalues under the metric are not positive, the "
             f"lowest {float(eigenvalues[0]):.3g}"
         )
-    reason = (
-        "At a point that is no mode the Hessian seldom is: take `curvature=GGN()`."
-        if curvature is None
-        else "A likelihood that is not log-concave in its parameters, or a flat prior, makes it "
-        "so; use the Hessian, or a proper prior."
-    )
+    if curvature is None:
+        name = "The Hessian"
+        reason = (
+            "At a point that is no mode, as the end of a training, it seldom is: take "
+            "`curvature=GGN()`, or `ExpectedFisher()` where a network gives a scale too; or search "
+            "the mode, `find_map(posterior, initial=...)`."
+        )
+    else:
+        name = f"`curvature={curvature}`"
+        reason = (
+            "A likelihood that is not log-concave in its parameters, as where a network gives the "
+            "scale of its data, or a flat prior, makes it so; use "
+            "`curvature=ExpectedFisher()`, the Hessian, or a proper prior."
+        )
     raise SaddleError(
-        f"`curvature={curvature}` with `structure={structure}` is not positive definite at the "
-        f"mode{found}. {reason}"
+        f"{name} with `structure={structure}` is not positive definite at the mode{found}. {reason}"
     )

@@ -32,7 +32,8 @@ from volform.inference.laplace.log_evidence import (
 )
 from volform.inference.laplace.marginals import summary_of
 from volform.inference.laplace.samples import Samples
-from volform.inference.laplace.structures import Full, Structure
+from volform.inference.laplace.structure import Structure
+from volform.inference.laplace.structures import Full
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
 from volform.inference.modes.given_point import map_at, place_at
 from volform.inference.modes.mode import MAP, ExpansionPoint
@@ -317,10 +318,9 @@ def laplace(
             which forms no Hessian (Steihaug 1983), and tells no mode from a saddle.
         key: key of the random starts, for a `Posterior`; `jax.random.key(0)` by default.
         at: values of the latent sites to expand at, for a `Posterior`, in place of a search: the
-            end of a training that was done elsewhere. Where it is no strict mode, the result says
-            so.
-        curvature: what takes the place of the Hessian: `GGN()`, with which saddles are accepted
-            too. The evidence names it, and has no correction c.
+            end of a training done elsewhere. Where it is no strict mode, the result says so.
+        curvature: in place of the Hessian: `GGN()`, or a Fisher matrix, with which saddles are
+            accepted too. The evidence names it, and has no correction c.
         structure: what of the curvature is kept: `Full()`, `BySite()`, `Diagonal()`,
             `Kronecker()`, `LowRank(rank)`, or for some of the sites `LastLayer()`,
             `Subset(sites)`. The evidence names it, and has no correction c. Where values are given
@@ -338,8 +338,7 @@ def laplace(
 
     Raises:
         ConvergenceError: when the MAP has not converged.
-        SaddleError: when it is a saddle or has flat directions, or when `curvature` is not
-            positive definite there.
+        SaddleError: when it is a saddle or has flat directions, or the matrix is indefinite.
         UnknownSiteError: when `at` lacks a latent site, or `structure` names none.
         ModelError: when `curvature` or `structure` is none, or `at` is given for a MAP.
         StructureError: when the model does not have the `structure`.
@@ -379,7 +378,8 @@ def laplace(
     note = note_on(place, curvature, at is not None, refuse)
     mode = structure.restricted(place)
     precision = _precision(mode, curvature, structure)
-    if (curvature is not None or not isinstance(structure, Full)) and refuse:
+    is_judged = curvature is None and isinstance(structure, Full) and at is None
+    if refuse and not is_judged:
         require_definite(precision, mode, curvature, structure)
     return LaplaceApproximation(
         mode, precision, second_order, allow_improper, curvature, structure, note

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,10 +19,94 @@ from volform.linalg.under_metric import whitening_maps
 from volform.models.data_checks import core_of
 from volform.models.layout import Site
 from volform.models.posterior import Posterior
-from volform.networks.hooks import LayerHooks, LayerRecord
 
 SiteOutputs = Any  # by site: the floating-point leaves of its distribution, and its value
+OutputProduct = Callable[[SiteOutputs], SiteOutputs]
 HessianProduct = Callable[[Float[Array, " d"]], Float[Array, " d"]]
+
+
+class Curvature(eqx.Module):
+    """A symmetric matrix in place of the Hessian, as a value: `vf.laplace(fit, curvature=...)`.
+
+    With z(theta) the parameters of the distributions of the observed sites, as the model computes
+    them, and J = dz/du, it is `J^T L J` and the covariant Hessian of the rest. One of your own
+    says `at_outputs`: what L is.
+    """
+
+    def matrix(self, posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
+        """`J^T L J` and the covariant Hessian of the rest.
+
+        Raises:
+            ModelError: when no site is observed.
+        """
+        return gauss_newton(self.split(posterior, u))
+
+    def split(self, posterior: Posterior, u: Float[Array, " d"]) -> "DataPriorSplit":
+        """The likelihoods of all observed sites, and the rest.
+
+        Raises:
+            ModelError: when no site is observed.
+        """
+        names = data_sites(posterior, u)
+        if not names:
+            raise ModelError(
+                f"`curvature={self}` needs an observed site, `numpyro.sample(..., obs=...)`; the "
+                f"posterior of `{posterior.program.name}` has none (a `numpyro.factor` has no "
+                "distribution). Leave `curvature` out."
+            )
+        return DataPriorSplit(posterior, u, names, self)
+
+    @abc.abstractmethod
+    def at_outputs(self, split: "DataPriorSplit", z: SiteOutputs) -> OutputProduct:
+        """`dz -> L dz` at the outputs z."""
+
+    def scores(self, split: "DataPriorSplit", z: SiteOutputs) -> SiteOutputs | None:
+        """Columns of a root of L, along a leading axis, where they are known; else None.
+
+        An example has its own part of each column: L is the sum over columns and examples.
+        """
+        return None
+
+
+class ObservedSites(NamedTuple):
+    """The distributions of observed sites as functions of their parameters.
+
+    Attributes:
+        fixed: what of them, and of the data, does not move.
+        scales: the factors of `numpyro.handlers.scale`.
+    """
+
+    fixed: Any
+    scales: dict[str, Any]
+
+    def sites(self, z: SiteOutputs) -> dict[str, tuple[Any, Any]]:
+        """Distribution and datum of each site."""
+        return eqx.combine(z, self.fixed)
+
+    def weight(self, name: str) -> Any:
+        """The factor of a site."""
+        return 1.0 if self.scales[name] is None else self.scales[name]
+
+    def loss(self, z: SiteOutputs) -> Float[Array, ""]:
+        """`-log p(y | z)`."""
+        first, *others = (
+            jnp.asarray(self.weight(name) * jnp.sum(fn.log_prob(value)))
+            for name, (fn, value) in self.sites(z).items()
+        )
+        return -sum(others, start=first)
+
+    def of_examples(self, z: SiteOutputs, data: dict[str, Any]) -> list[Float[Array, " n"]]:
+        """`log p(y_n | z)` of data along their first axis; of sites of one length together.
+
+        Times the root of the sites' factors, so that the products of scores have the factors.
+        """
+        found: dict[int, Array] = {}
+        for name, (fn, _) in self.sites(z).items():
+            each = fn.log_prob(data[name])
+            own = each.reshape(len(each), -1).sum(1) if each.ndim else each[None]
+            own = jnp.sqrt(jnp.asarray(self.weight(name), own.dtype)) * own
+            found[len(own)] = found[len(own)] + own if len(own) in found else own
+        return list(found.values())
 
 
 class DataPriorSplit(eqx.Module):
@@ -32,41 +116,24 @@ class DataPriorSplit(eqx.Module):
         posterior: the posterior.
         u: where, in unconstrained coordinates.
         names: observed sites whose loss is taken apart; without any, everything is the rest.
+        curvature: of the outputs; None without any.
     """
 
     posterior: Posterior
     u: Float[Array, " d"]
     names: tuple[str, ...] = eqx.field(static=True)
+    curvature: Curvature | None = None
 
-    def outputs(
-        self, u: Float[Array, " d"], added: Any = None
-    ) -> tuple[SiteOutputs, list[LayerRecord]]:
-        """Parameters of the observed sites' distributions, and the layers of networks.
-
-        Args:
-            u: where.
-            added: what to add to the outputs of each layer.
-        """
-        hooks, program = LayerHooks(added), self.posterior.program
-        program.require_unchanged()  # a recording does not hear the hooks
-        with hooks:
-            trace = program.run_python(self.posterior.values(u)).trace
-        return self._split(trace)[0], hooks.layers
-
-    def losses(self) -> Callable[[SiteOutputs], Float[Array, ""]]:
-        """`-log p(y | outputs)` as a function of the outputs."""
+    def observed(self) -> ObservedSites:
+        """The observed sites at u as functions of the outputs."""
         trace = self.posterior.program.run(self.posterior.values(self.u))
-        _, (fixed, scales) = self._split(trace)
+        return ObservedSites(*self._split(trace)[1])
 
-        def loss(z: SiteOutputs) -> Float[Array, ""]:
-            sites = eqx.combine(z, fixed)
-            terms = [
-                (1.0 if scales[name] is None else scales[name]) * jnp.sum(fn.log_prob(value))
-                for name, (fn, value) in sites.items()
-            ]
-            return -sum(terms, jnp.zeros((), self.u.dtype))
-
-        return loss
+    def output_product(self, z: SiteOutputs) -> OutputProduct:
+        """`dz -> L dz` at the outputs z."""
+        if self.curvature is None:
+            return lambda dz: jax.tree.map(jnp.zeros_like, dz)
+        return self.curvature.at_outputs(self, z)
 
     def rest(self) -> Callable[[Float[Array, " d"]], Float[Array, ""]]:
         """Priors, volume and factors, as a function of u."""
@@ -82,11 +149,10 @@ class DataPriorSplit(eqx.Module):
 
     def data_product(self) -> HessianProduct:
         """`v -> J^T L J v`; everything that does not depend on v is computed once."""
-        loss = self.losses()
         z, push = jax.linearize(self.parameters, self.u)
         pull = jax.linear_transpose(push, self.u)
-        _, output_hessian = jax.linearize(jax.grad(loss), z)
-        return lambda v: pull(output_hessian(push(v)))[0]
+        weigh = self.output_product(z)
+        return lambda v: pull(weigh(push(v)))[0]
 
     def rest_product(self) -> HessianProduct:
         """`v -> (d^2 rest - Gamma^k d_k rest) v`, the covariant Hessian of the rest."""
@@ -109,8 +175,14 @@ class DataPriorSplit(eqx.Module):
         return plain - christoffel_along(self.posterior.metric, self.u, raised)
 
     def parameters(self, u: Float[Array, " d"]) -> SiteOutputs:
-        """Parameters of the observed sites' distributions; the model's Python is not run."""
-        return self._split(self.posterior.program.run(self.posterior.values(u)))[0]
+        """Parameters of the observed sites' distributions."""
+        return self.of_values(self.posterior.values(u))[0]
+
+    def of_values(self, values: dict[str, Array]) -> tuple[SiteOutputs, list[int]]:
+        """The same for values of the latent sites, and the lengths of the sites' data."""
+        trace = self.posterior.program.run(values)
+        shapes = [jnp.shape(trace[name]["value"]) for name in self.names]
+        return self._split(trace)[0], [shape[0] for shape in shapes if shape]
 
     def _split(self, trace: dict[str, Any]) -> tuple[SiteOutputs, Any]:
         sites = {name: (trace[name]["fn"], trace[name]["value"]) for name in self.names}
@@ -170,70 +242,34 @@ def columns_of(
     return jax.lax.map(column, start + jnp.arange(size), batch_size=min(batch, size))
 
 
+def rest_diagonal(split: DataPriorSplit) -> Float[Array, " d"] | None:
+    """The diagonal of the rest if it is diagonal, else None.
+
+    A diagonal matrix D has `s * D s` the same for all vectors s of signs; any other has it for 16
+    random ones with a chance of one in 32,768.
+    """
+    found = _against_signs(split)
+    gap = jnp.abs(found - found[:1])
+    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[:1])
+    return found[0] if bool(jnp.all(close)) else None
+
+
+@eqx.filter_jit
+def _against_signs(split: DataPriorSplit) -> Float[Array, "k d"]:
+    signs = jax.random.rademacher(jax.random.key(0), (16, split.u.size), split.u.dtype)
+    return signs * jax.vmap(split.rest_product())(signs)
+
+
+@eqx.filter_jit
+def diagonal_entries(split: DataPriorSplit, indices: Array, *, of_rest: bool) -> Float[Array, " k"]:
+    """Entries of the diagonal of `J^T L J`, or of the rest, by a product for each."""
+    product: HessianProduct = split.rest_product() if of_rest else split.data_product()
+
+    def entry(index: Array) -> Float[Array, ""]:
+        return product(jnp.zeros_like(split.u).at[index].set(1.0))[index]
+
+    return jax.lax.map(entry, indices, batch_size=min(64, indices.size))
+
+
 def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-class Curvature(eqx.Module):
-    """A symmetric matrix in place of the Hessian, as a value: `vf.laplace(fit, curvature=...)`."""
-
-    @abc.abstractmethod
-    def matrix(self, posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
-        """The matrix in unconstrained coordinates at u."""
-
-    @abc.abstractmethod
-    def split(self, posterior: Posterior, u: Float[Array, " d"]) -> DataPriorSplit:
-        """Split of -log q^G into data and the rest, for a `Structure`."""
-
-
-class GGN(Curvature):
-    """Generalized Gauss-Newton: the Hessian with the curvature of the model's map left out.
-
-    With z(theta) the parameters of the distributions of the observed sites, as the model computes
-    them, and J = dz/du,
-
-        H = J^T L J + covariant Hessian of the rest,    L = - d^2 log p(y | z) / dz^2
-
-    The rest (priors, volume, `numpyro.factor`) is taken exactly, and covariantly since its own
-    gradient does not vanish at a mode: so the evidence is invariant at every point. Where z is
-    linear this is the Hessian itself; in a network it is not, and their evidences may be tens of
-    nats apart. L is positive semi-definite where the likelihood is log-concave in z, as for logits,
-    log rates and the mean of a normal: then H is positive definite at the ends of a training that
-    are no modes, too.
-
-    References:
-        Schraudolph (2002), Fast curvature matrix-vector products; Martens (2020), New insights and
-        perspectives on the natural gradient method, section 8.
-
-    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
-    >>> def model(y):
-    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-    ...     numpyro.sample("y", dist.Normal(a**2, 1.0), obs=y)
-    >>> posterior = vf.condition(model, jnp.array([1.5]))
-    >>> approx = vf.laplace(posterior, at={"a": 1.0}, curvature=vf.GGN())
-    >>> approx.at.hessian.round(6).tolist()  # 4 a^2 + 1 at a = 1; the Hessian itself is 4
-    [[5.0]]
-    """
-
-    def matrix(self, posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
-        """`J^T L J` and the covariant Hessian of the rest.
-
-        Raises:
-            ModelError: when no site is observed.
-        """
-        return gauss_newton(self.split(posterior, u))
-
-    def split(self, posterior: Posterior, u: Float[Array, " d"]) -> DataPriorSplit:
-        """The likelihoods of all observed sites, and the rest.
-
-        Raises:
-            ModelError: when no site is observed.
-        """
-        names = data_sites(posterior, u)
-        if not names:
-            raise ModelError(
-                "`curvature=GGN()` needs an observed site, `numpyro.sample(..., obs=...)`; the "
-                f"posterior of `{posterior.program.name}` has none (a `numpyro.factor` has no "
-                "distribution). Leave `curvature` out."
-            )
-        return DataPriorSplit(posterior, u, names)

@@ -1,6 +1,5 @@
 """Structures of the precision matrix in Laplace's method: what of the curvature is kept."""
 
-import abc
 import dataclasses
 
 import equinox as eqx
@@ -12,17 +11,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import StructureError, UnknownSiteError
 from volform.inference.laplace.gauss_newton import (
     DataPriorSplit,
-    HessianProduct,
     blocks_of,
+    data_sites,
     gauss_newton,
+    rest_diagonal,
 )
-from volform.inference.laplace.kronecker_factors import (
-    forms_of,
-    kronecker_blocks,
-    kronecker_matrix,
-    last_sites,
-    squares_of_layers,
-)
+from volform.inference.laplace.layer_moments import shaped
+from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.woodbury import woodbury_precision
 from volform.inference.modes.given_point import place_at
 from volform.inference.modes.mode import ExpansionPoint, require_room
@@ -33,28 +28,8 @@ from volform.linalg.precision import LowRankUpdate as LowRankOperator
 from volform.linalg.spectrum import eigenvalues
 from volform.linalg.structured import DenseOperator, FlatBlocks, exact_logdet
 from volform.linalg.under_metric import UnderMetric
-from volform.models.layout import Site
 from volform.models.posterior import with_sites_fixed
 from volform.results import Regime
-
-
-class Structure(eqx.Module):
-    """Part of `P = J^T L J + rest` that is kept, as a value: `vf.laplace(..., structure=...)`.
-
-    The rest (priors, volume, factors) is the covariant Hessian that `GGN` speaks of.
-    """
-
-    @abc.abstractmethod
-    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
-        """The precision matrix as an operator on flat unconstrained vectors."""
-
-    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
-        """The place in the posterior of those sites that are not held fixed."""
-        return place
-
-    def regime(self, precision: lx.AbstractLinearOperator) -> Regime:
-        """The way in which `precision` was computed, which the number of parameters may decide."""
-        return Regime(f"matrix with {self}")
 
 
 class Full(Structure):
@@ -109,77 +84,6 @@ class BySite(Structure):
         return FlatBlocks(
             tuple(DenseOperator(block, block[0]) for block in blocks_of(split, sites))
         )
-
-
-class Diagonal(Structure):
-    """The diagonal in unconstrained coordinates.
-
-    Invariant where each coordinate is reparametrized by itself, and under permutations. Of the
-    layers of a network in closed form from their inputs and the gradients at their outputs, else by
-    one product for each parameter.
-
-    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
-    >>> def model(y):
-    ...     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-    ...     b = numpyro.sample("b", dist.Normal(0.0, 1.0))
-    ...     numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
-    >>> posterior, at = vf.condition(model, jnp.array([1.5])), {"a": 0.5, "b": 0.5}
-    >>> vf.laplace(posterior, at=at).precision.as_matrix().round(6).tolist()
-    [[2.0, 1.0], [1.0, 2.0]]
-    >>> diagonal = vf.laplace(posterior, at=at, structure=vf.inference.Diagonal())
-    >>> diagonal.precision.as_matrix().round(6).tolist()
-    [[2.0, 0.0], [0.0, 2.0]]
-    """
-
-    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
-        """The entries."""
-        rest = rest_diagonal(split)
-        if rest is None:
-            rest = _entries(split, jnp.arange(split.u.size), of_rest=True)
-        found = {site.name: part for site, part in squares_of_layers(split)}
-        parts = [
-            found[site.name] if site.name in found else _entries(split, _range(site), of_rest=False)
-            for site in split.posterior.layout.sites
-        ]
-        return lx.DiagonalLinearOperator(jnp.concatenate(parts) + rest)
-
-
-class Kronecker(Structure):
-    """For the weights of each layer the Kronecker product of two factors (KFAC), and the rest.
-
-    With a the features that a layer's weights multiply, delta the gradients at its outputs by the
-    columns of a root of L, and sums over the examples n, positions p and columns o,
-
-        P = (sum_np a a^T) x (sum_nop delta delta^T) / (number of n, p) + rest.
-
-    A layer's biases, and every other site, have a block of their own, exact. Invariant under affine
-    maps of the inputs and outputs of each layer, and under every reparametrization of its weights,
-    since the factors are those of the matrix that multiplies the features. Where that is a multiple
-    of one site, with independent priors of one scale, the cost of a layer is O(units^3 + fan_in^3);
-    else the whole matrix is formed.
-
-    References:
-        Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
-        curvature; Grosse & Martens (2016), for convolutions; Ritter, Botev & Barber (2018), A
-        scalable Laplace approximation for neural networks.
-
-    >>> import jax, jax.numpy as jnp, volform as vf
-    >>> network, x = vf.networks.MLP(widths=(3,)), jnp.array([[0.5], [1.0], [2.0]])
-    >>> posterior = vf.condition(vf.networks.regression(network, 0.1), x, jnp.sin(x))
-    >>> at = network.init(jax.random.key(0), 1)
-    >>> approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=vf.Kronecker())
-    >>> len(approx.precision.blocks)  # one for each layer
-    2
-    """
-
-    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
-        """Blocks of two Kronecker products where they keep apart, else their sum as a matrix."""
-        forms = forms_of(split)
-        blocks = kronecker_blocks(split, forms, rest_diagonal(split))
-        if blocks is not None:
-            return FlatBlocks(tuple(blocks))
-        require_dense(split.u.size, split.u.size, split.u.dtype)
-        return DenseOperator(kronecker_matrix(split, forms) + split.rest_matrix(), split.u)
 
 
 class LowRank(Structure):
@@ -326,11 +230,13 @@ class LastLayer(Structure):
 
     def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
         """The place in the posterior of the last layer's sites."""
-        names = last_sites(DataPriorSplit(place.posterior, place.at.u, ()))
+        observed = data_sites(place.posterior, place.at.u)
+        names = shaped(DataPriorSplit(place.posterior, place.at.u, observed)).last
         if not names:
             raise StructureError(
-                f"`structure={self}` needs a model with layers, such as `vf.networks.MLP` inside a "
-                "NumPyro model; this one has no layer. Use `Subset(sites)`."
+                f"`structure={self}` needs a model with layers, which multiply matrices of "
+                "parameters into activations, with the examples along the first axis of the data; "
+                "this one has no layer. Use `Subset(sites)`."
             )
         return _without(place, [name for name in place.posterior.names if name not in names])
 
@@ -345,35 +251,3 @@ class _DataProduct(eqx.Module):
 
     def __call__(self, v: Float[Array, " d"]) -> Float[Array, " d"]:
         return self.split.data_product()(v)
-
-
-def rest_diagonal(split: DataPriorSplit) -> Float[Array, " d"] | None:
-    """The diagonal of the rest if it is diagonal, else None.
-
-    A diagonal matrix D has `s * D s` the same for all vectors s of signs; any other has it for 16
-    random ones with a chance of one in 32,768.
-    """
-    found = _against_signs(split)
-    gap = jnp.abs(found - found[:1])
-    close = gap <= 1e3 * jnp.finfo(found.dtype).eps * jnp.abs(found[:1])
-    return found[0] if bool(jnp.all(close)) else None
-
-
-@eqx.filter_jit
-def _against_signs(split: DataPriorSplit) -> Float[Array, "k d"]:
-    signs = jax.random.rademacher(jax.random.key(0), (16, split.u.size), split.u.dtype)
-    return signs * jax.vmap(split.rest_product())(signs)
-
-
-def _range(site: Site) -> Array:
-    return jnp.arange(site.start, site.start + site.size)
-
-
-@eqx.filter_jit
-def _entries(split: DataPriorSplit, indices: Array, *, of_rest: bool) -> Float[Array, " k"]:
-    product: HessianProduct = split.rest_product() if of_rest else split.data_product()
-
-    def entry(index: Array) -> Float[Array, ""]:
-        return product(jnp.zeros_like(split.u).at[index].set(1.0))[index]
-
-    return jax.lax.map(entry, indices, batch_size=min(64, indices.size))

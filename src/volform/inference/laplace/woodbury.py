@@ -53,11 +53,10 @@ def _directions(
     """V and lambda, and the lowest eigenvalue of L in units of the largest, to rounding."""
     z, push = jax.linearize(lambda u: ravel_pytree(split.parameters(u))[0], split.u)
     _, unravel = ravel_pytree(split.parameters(split.u))
-    pull, loss = jax.linear_transpose(push, split.u), split.losses()
-    _, output_hessian = jax.linearize(jax.grad(lambda z: loss(unravel(z))), z)
+    pull, weigh = jax.linear_transpose(push, split.u), split.output_product(unravel(z))
 
     def curved(output: Array) -> Array:
-        return output_hessian(jnp.zeros_like(z).at[output].set(1))[moving]
+        return ravel_pytree(weigh(unravel(jnp.zeros_like(z).at[output].set(1))))[0][moving]
 
     curvature = jax.lax.map(curved, moving, batch_size=64)
     curvatures, axes = jnp.linalg.eigh((curvature + curvature.T) / 2)

@@ -1,0 +1,281 @@
+"""Second moments of what flows through the layers of a model, forth and back."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from volform.errors import StructureError
+from volform.geometry.dependence import dependence
+from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct, SiteOutputs
+from volform.inference.laplace.layers import Layers, Piece, layers_of
+from volform.linalg.operator import mapped
+from volform.networks.programs import read
+
+_TOGETHER = 16  # columns of the root of L that are pulled back at once
+
+LayerMoments = tuple[Float[Array, "i i"], Float[Array, "..."] | None]
+
+
+def shaped(split: DataPriorSplit) -> Layers:
+    """The layers, with nothing evaluated."""
+    found: list[Layers] = []
+
+    def look(split: DataPriorSplit) -> None:
+        found.append(layers_of(split.of_values, split.posterior.values(split.u)))
+
+    eqx.filter_eval_shape(look, split)
+    return dataclasses.replace(found[-1], closed=None)  # whose constants are traced
+
+
+def moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list[LayerMoments]:
+    """Second moments of the slopes and of the features of each piece, or of its gradients and None.
+
+    The latter where an array is added, or multiplied entry by entry: its block, exact. Slopes are
+    averaged over examples and positions, features summed; those of a table are diagonal, (rows,).
+
+    Args:
+        split: the model and where.
+        reduce: whether slopes are summed, and features averaged, over the positions of an example
+            before.
+
+    Raises:
+        StructureError: where the loss is no sum over examples, or not convex in the outputs.
+    """
+    return _checked(_moments(split, reduce))
+
+
+def squares_of(split: DataPriorSplit) -> list[Float[Array, " s"]]:
+    """The diagonal of `J^T L J` for the arrays of parameters, those of the layers.
+
+    Raises:
+        StructureError: as for `moments_of`.
+    """
+    return _checked(_squares(split))
+
+
+class Backpropagated(NamedTuple):
+    """Derivatives that flow back through the layers.
+
+    Attributes:
+        layers: as they are in the program.
+        activations: that are read beside parameters, by the number of the equation.
+        deltas: from a column of the root of L at all examples to gradients at what the equations
+            give that read parameters, by their number.
+        roots: the columns, shape (o, n, o).
+        factorization_error: smallest eigenvalue of the L_n over the largest, and how far L is
+            from a sum over examples, relative to it.
+    """
+
+    layers: Layers
+    activations: dict[int, Array]
+    deltas: Any
+    roots: Float[Array, "o n o"]
+    factorization_error: Float[Array, " 2"]
+
+
+def _flow(split: DataPriorSplit) -> Backpropagated:
+    values = split.posterior.values(split.u)
+    layers = layers_of(split.of_values, values)
+    zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}
+
+    def run(added: dict[int, Array]) -> tuple[SiteOutputs, dict[int, Array]]:
+        z, found = layers.run(values, added)
+        return z, {r.equation: read(found, r.activations) for r in layers.readings}
+
+    z, pull, activations = jax.vjp(run, zero, has_aux=True)
+    flags = dependence(lambda added: run(added)[0], zero)
+    n = layers.count
+    leaves, treedef = jax.tree.flatten(z)
+    moving = [leaf for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if flag]
+    for leaf in moving:
+        if leaf.shape[:1] != (n,):
+            raise StructureError(
+                f"`structure` takes the examples along the first axis of the data, {n} of them; "
+                f"the likelihood has a parameter of shape {leaf.shape} that the layers move. Use "
+                "`BySite()` or `LowRank(k)`."
+            )
+
+    def laid_out(flat: Float[Array, "n o"]) -> SiteOutputs:
+        parts = iter(jnp.split(flat, np.cumsum([leaf[0].size for leaf in moving])[:-1], axis=1))
+        filled = [
+            next(parts).reshape(leaf.shape) if flag else jnp.zeros_like(leaf)
+            for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, filled)
+
+    def flat(z: SiteOutputs) -> Float[Array, "n o"]:
+        pairs = zip(jax.tree.leaves(z), jax.tree.leaves(flags), strict=True)
+        return jnp.concatenate([leaf.reshape(n, -1) for leaf, flag in pairs if flag], axis=1)
+
+    def deltas(root: Float[Array, "n o"]) -> dict[int, Array]:
+        return pull(laid_out(root))[0]
+
+    assert split.curvature is not None  # there are names of observed sites
+    columns = split.curvature.scores(split, z)
+    if columns is not None:
+        roots = jax.vmap(flat)(columns)
+        return Backpropagated(layers, activations, deltas, roots, jnp.zeros(2, roots.dtype))
+    roots, error = _roots(split.output_product(z), flat, laid_out, flat(z))
+    return Backpropagated(layers, activations, deltas, roots, error)
+
+
+def _roots(
+    product: OutputProduct, flat: Any, laid_out: Any, like: Float[Array, "n o"]
+) -> tuple[Float[Array, "o n o"], Float[Array, " 2"]]:
+    """Roots of the blocks of L for each example, and the error of taking L for its blocks."""
+    weigh = lambda v: flat(product(laid_out(v)))  # noqa: E731
+    size = like.shape[1]
+    columns = jax.vmap(lambda o: weigh(jnp.zeros_like(like).at[:, o].set(1.0)))(jnp.arange(size))
+    each = jnp.moveaxis(columns, 0, 2)  # [n, o, o']
+    values, vectors = jnp.linalg.eigh(0.5 * (each + jnp.swapaxes(each, 1, 2)))
+    probe = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
+    difference = weigh(probe) - jnp.einsum("nij,nj->ni", each, probe)
+    largest = jnp.max(jnp.abs(values))
+    error = jnp.stack([jnp.min(values), jnp.max(jnp.abs(difference))]) / largest
+    return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None], 2, 0), error
+
+
+@eqx.filter_jit
+def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
+    flow = _flow(split)
+
+    def of_root(root: Float[Array, "n o"]) -> list[Float[Array, "i i"]]:
+        deltas, found = flow.deltas(root), []
+        for piece in flow.layers.pieces:
+            if piece.is_matrix:
+                slopes = _slopes(piece, deltas)
+                slopes = slopes.sum(1, keepdims=True) if reduce else slopes
+                found.append(jnp.einsum("npi,npj->ij", slopes, slopes))
+            else:
+                each = _gradients(piece, flow.activations, deltas)
+                found.append(each.T @ each)
+        return found
+
+    moments: list[LayerMoments] = []
+    lefts = mapped(of_root, flow.roots, _TOGETHER)
+    for piece, left in zip(flow.layers.pieces, lefts, strict=True):
+        if not piece.is_matrix:
+            moments.append((left.sum(0), None))
+            continue
+        if piece.is_table and not reduce:  # its vectors would be as many numbers as n times rows
+            rows = _rows(piece, flow.activations)
+            counts = jnp.bincount(rows.ravel(), length=piece.entries.shape[1])
+            moments.append((left.sum(0) / rows.size, counts.astype(left.dtype)))
+            continue
+        features = _features(piece, flow.activations)
+        features = features.mean(1, keepdims=True) if reduce else features
+        n, positions, _ = features.shape
+        right = jnp.einsum("npi,npj->ij", features, features)
+        moments.append((left.sum(0) / (n * positions), right))
+    return moments, flow.factorization_error
+
+
+@eqx.filter_jit
+def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
+    flow = _flow(split)
+
+    def of_root(root: Float[Array, "n o"]) -> list[Array]:
+        deltas, found = flow.deltas(root), []
+        for piece in flow.layers.pieces:
+            if piece.is_table:
+                rows = _rows(piece, flow.activations)
+                found.append(_square_of_table(rows, _slopes(piece, deltas), piece.entries.shape[1]))
+            elif piece.is_matrix:
+                found.append(_square(_features(piece, flow.activations), _slopes(piece, deltas)))
+            else:
+                found.append(jnp.sum(_gradients(piece, flow.activations, deltas) ** 2, 0))
+        return found
+
+    squares = mapped(of_root, flow.roots, _TOGETHER)
+    sizes = [math.prod(source.aval.shape) for source in flow.layers.sources]
+    totals = [jnp.zeros(size, flow.roots.dtype) for size in sizes]
+    for piece, square in zip(flow.layers.pieces, squares, strict=True):
+        own = square.sum(0).astype(flow.roots.dtype)
+        totals[piece.source] = totals[piece.source].at[piece.entries].set(own)
+    return totals, flow.factorization_error
+
+
+def _features(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p fan_in"]:
+    """Those of all equations that read the piece, as positions of one."""
+    each = [
+        _ordered(r.features(activations[r.equation])[part], own)
+        for r, part, _, own in piece.readings
+    ]
+    return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
+
+
+def _rows(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
+    """Numbers of the rows that are looked up, in their order in the table."""
+    each = [
+        jnp.asarray(np.argsort(own))[r.rows(activations[r.equation])]
+        for r, _, _, own in piece.readings
+    ]
+    return jnp.concatenate(each, 1)
+
+
+def _slopes(piece: Piece, deltas: dict[int, Array]) -> Float[Array, "n p units"]:
+    readings = piece.readings
+    each = [_ordered(r.slopes(deltas[r.equation])[part], own) for r, part, own, _ in readings]
+    return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
+
+
+def _gradients(
+    piece: Piece, activations: dict[int, Array], deltas: dict[int, Array]
+) -> Float[Array, "n s"]:
+    each = [r.gradients(activations[r.equation], deltas[r.equation]) for (r,) in piece.readings]
+    return functools.reduce(jnp.add, each)
+
+
+def _ordered(array: Float[Array, "n p i"], order: np.ndarray) -> Float[Array, "n p i"]:
+    return array if (np.diff(order) == 1).all() else array[..., order]
+
+
+def _square(
+    features: Float[Array, "n p fan_in"], delta: Float[Array, "n p units"]
+) -> Float[Array, "units fan_in"]:
+    """`sum_n (sum_p delta_np a_np^T)^2`, entry by entry."""
+    if features.shape[1] == 1:
+        return (delta[:, 0] ** 2).T @ features[:, 0] ** 2
+    each = lambda pair: (pair[1].T @ pair[0]) ** 2  # noqa: E731
+    return jax.lax.map(each, (features, delta), batch_size=min(32, len(features))).sum(0)
+
+
+def _square_of_table(
+    rows: Int[Array, "n p"], delta: Float[Array, "n p units"], count: int
+) -> Float[Array, "units rows"]:
+    """The same, of vectors with a single one: the sums at the rows of each example."""
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        own, slopes = pair
+        is_same = (own[:, None] == own[None]).astype(slopes.dtype)
+        # of all positions at one row each adds its own part of the square of their sum
+        return total.at[own].add(slopes * (is_same @ slopes)), None
+
+    zero = jnp.zeros((count, delta.shape[2]), delta.dtype)
+    return jax.lax.scan(add, zero, (rows, delta))[0].T
+
+
+def _checked(result: tuple[Any, Float[Array, " 2"]]) -> Any:
+    found, factorization_error = result
+    lowest, gap = (float(s) for s in factorization_error)
+    bound = float(jnp.sqrt(jnp.finfo(factorization_error.dtype).eps))
+    if not gap < bound:
+        raise StructureError(
+            "`structure` needs a likelihood that is a product over the examples along the first "
+            "axis; here the examples are coupled. Use `Full()`, `BySite()` or `LowRank(k)`."
+        )
+    if not lowest > -bound:
+        raise StructureError(
+            "`structure` needs a likelihood that is log-concave in its parameters (logits, log "
+            f"rates, the mean of a normal); here L has eigenvalues down to {lowest:.2g} of the "
+            "largest. Use `curvature=ExpectedFisher()`, which is definite for every likelihood, or "
+            "`structure=Full()`."
+        )
+    return found
