@@ -26,7 +26,7 @@ from volform.inference import (
     MonteCarloFisher,
     Structure,
 )
-from volform.linalg import FlatBlocks, KroneckerSum, exact_logdet
+from volform.linalg import FlatBlocks, KroneckerSum, exact_logdet, whitening_maps
 from volform.linalg.structured import DenseOperator
 
 RNG = np.random.default_rng(5)
@@ -141,6 +141,30 @@ def test_kronecker_of_a_transformer(split: Any, reduce: bool) -> None:
             found[site.segment, site.segment], expected, rtol=1e-8, atol=1e-11, err_msg=site.name
         )
     assert_allclose(exact_logdet(precision), jnp.linalg.slogdet(found)[1], rtol=1e-10)
+
+
+def test_corrected_eigenvalues_are_those_of_the_blocks(split: Any) -> None:
+    """EKFAC: in the eigenvectors of the factors the diagonal is exact, and nothing is beside it."""
+    _, _, whole = by_hand(TOKENS)
+    plain, found = blocks_of(Kronecker(), split), blocks_of(Kronecker(corrected=True), split)
+    for name in ("table", "twice", "head"):
+        segment = split.posterior.layout.site(name).segment
+        block, matrix = whole[segment, segment], found[name].as_matrix()
+        factors = [np.asarray(f) for f in (plain[name].left, plain[name].right)]
+        turn = np.kron(*(np.eye(len(f)) if f.ndim == 1 else np.linalg.eigh(f)[1] for f in factors))
+        expected = (turn * np.diag(turn.T @ block @ turn)) @ turn.T + np.eye(len(block))
+        assert_allclose(matrix, expected, rtol=1e-8, atol=1e-11, err_msg=name)
+        assert_allclose(exact_logdet(found[name]), np.linalg.slogdet(expected)[1], rtol=1e-10)
+        down, up = whitening_maps(found[name])
+        inverse = jax.jit(jax.vmap(lambda v, down=down, up=up: up(down(v))))(np.eye(len(block)))
+        assert_allclose(inverse, np.linalg.inv(expected), rtol=1e-8, atol=1e-12)
+        gaps = [
+            np.linalg.norm(m - block - np.eye(len(block)))
+            for m in (matrix, plain[name].as_matrix())
+        ]
+        assert gaps[0] < gaps[1]
+    with pytest.raises(StructureError, match="`corrected` of Kronecker is 1"):
+        Kronecker(corrected=1)  # pyright: ignore[reportArgumentType]
 
 
 def test_diagonal_of_a_transformer_in_closed_form(split: Any) -> None:

@@ -39,6 +39,7 @@ from volform.linalg.operator import (
 from volform.linalg.precision import (
     KroneckerSum as KroneckerSum,
     LowRankUpdate as LowRankUpdate,
+    RotatedDiagonal as RotatedDiagonal,
 )
 from volform.linalg.spectrum import (
     Eigenpairs as Eigenpairs,

@@ -57,6 +57,37 @@ class KroneckerSum(Operator):
         return jax.ShapeDtypeStruct((len(self.left) * len(self.right),), self.left.dtype)
 
 
+class RotatedDiagonal(Operator):
+    """`(U x V) diag(E) (U x V)^T` on flat vectors, U and V orthogonal: `X -> U (E * U^T X V) V^T`.
+
+    Attributes:
+        left: U, shape (m, m), or ones of shape (m,) for the identity.
+        right: V, shape (n, n), or ones of shape (n,).
+        values: E, shape (m, n).
+    """
+
+    left: Float[Array, "..."]
+    right: Float[Array, "..."]
+    values: Float[Array, "m n"]
+
+    def mv(self, vector: Float[Array, " mn"]) -> Float[Array, " mn"]:
+        """The product with a matrix X, its rows one after the other."""
+        inner = self.values * _between(self.left.T, vector.reshape(self.values.shape), self.right)
+        return _between(self.left, inner, self.right.T).ravel()
+
+    def linearize(self) -> lx.AbstractLinearOperator:
+        """Itself: nothing is left to compute beforehand."""
+        return self
+
+    def transpose(self) -> "RotatedDiagonal":
+        """Itself: it is symmetric."""
+        return self
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """A flat vector."""
+        return jax.ShapeDtypeStruct((self.values.size,), self.values.dtype)
+
+
 class LowRankUpdate(Operator):
     """`R + R V diag(lambda) V^T R` on flat vectors: a base R, and k directions V beside it.
 
@@ -89,6 +120,7 @@ class LowRankUpdate(Operator):
 
 
 register_operator(KroneckerSum, symmetric=True, semidefinite=True)
+register_operator(RotatedDiagonal, symmetric=True, semidefinite=True)
 register_operator(LowRankUpdate, symmetric=True, semidefinite=True)
 
 
@@ -129,6 +161,17 @@ def _between(
 
 def _matrix(factor: Float[Array, "..."]) -> Float[Array, "n n"]:
     return jnp.diag(factor) if factor.ndim == 1 else factor
+
+
+@exact_logdet.register
+def _(operator: RotatedDiagonal) -> Float[Array, ""]:
+    return jnp.sum(jnp.log(operator.values))
+
+
+@whiten.register
+def _(operator: RotatedDiagonal, covector: Float[Array, " mn"]) -> Float[Array, " mn"]:
+    x = covector.reshape(operator.values.shape)
+    return (_between(operator.left.T, x, operator.right) / jnp.sqrt(operator.values)).ravel()
 
 
 @exact_logdet.register

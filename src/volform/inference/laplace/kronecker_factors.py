@@ -18,7 +18,7 @@ from volform.inference.laplace.gauss_newton import (
 )
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.linalg.operator import fits, gib_of
-from volform.linalg.precision import KroneckerSum
+from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator
 from volform.models.layout import Site
 
@@ -78,6 +78,39 @@ class KroneckerFactors(PieceCurvature):
         right = jnp.diag(self.right) if self.right.ndim == 1 else self.right
         weighed = jnp.einsum("ipq,pm,qn->imn", parts, self.left, right)
         return rows @ weighed.reshape(rows.shape).T
+
+
+class CorrectedFactors(PieceCurvature):
+    """The diagonal in the eigenvectors of the two factors of a matrix.
+
+    Attributes:
+        left: eigenvectors of the factor of the units, shape (units, units).
+        right: of the features, shape (fan_in, fan_in), or ones of shape (fan_in,) for the identity.
+        values: the diagonal, shape (units, fan_in).
+    """
+
+    left: Float[Array, "m m"]
+    right: Float[Array, "..."]
+    values: Float[Array, "m n"]
+
+    def beside(
+        self, rest: Float[Array, " mn"], multiplier: Any, piece: Piece
+    ) -> lx.AbstractLinearOperator | None:
+        """The same with the rest on the diagonal, where that is a multiple of the identity."""
+        if not piece.is_segment or not bool(jnp.all(rest == rest[0])):
+            return None
+        left, right, values = self.left, self.right, multiplier**2 * self.values + rest[0]
+        if piece.is_transposed:
+            left, right, values = right, left, values.T
+        return RotatedDiagonal(left, right, values)
+
+    def pulled_back(self, jacobian: Float[Array, "d s"], piece: Piece) -> Float[Array, "d d"]:
+        """`T Q diag Q^T T^T`."""
+        rows = jacobian[:, piece.entries.ravel()].reshape(-1, *self.values.shape)
+        right = jnp.eye(len(self.right), dtype=rows.dtype) if self.right.ndim == 1 else self.right
+        turned = jnp.einsum("ipq,pm,qn->imn", rows, self.left, right)
+        flat = turned.reshape(len(rows), -1)
+        return (flat * self.values.ravel()[None]) @ flat.T
 
 
 class ExactBlock(PieceCurvature):

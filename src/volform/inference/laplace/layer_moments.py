@@ -20,6 +20,7 @@ from volform.networks.programs import read
 
 _TOGETHER = 16  # columns of the root of L that are pulled back at once
 
+CorrectedMoments = tuple[Float[Array, "i i"], Float[Array, "..."] | None, Float[Array, "..."]]
 LayerMoments = tuple[Float[Array, "i i"], Float[Array, "..."] | None]
 
 
@@ -49,6 +50,21 @@ def moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list[LayerMome
         StructureError: where the loss is no sum over examples, or not convex in the outputs.
     """
     return _checked(_moments(split, reduce))
+
+
+def corrected_moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list[CorrectedMoments]:
+    """Eigenvectors of the moments of each piece, and the diagonal of its block in them, exact.
+
+    As `moments_of` where there is one moment only.
+
+    Args:
+        split: the model and where.
+        reduce: as for `moments_of`; the diagonal is that of the block whatever it is.
+
+    Raises:
+        StructureError: as for `moments_of`.
+    """
+    return _checked(_corrected(split, reduce))
 
 
 def squares_of(split: DataPriorSplit) -> list[Float[Array, " s"]]:
@@ -145,6 +161,56 @@ def _roots(
 @eqx.filter_jit
 def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
     flow = _flow(split)
+    return _moments_of_flow(flow, reduce), flow.factorization_error
+
+
+@eqx.filter_jit
+def _corrected(
+    split: DataPriorSplit, reduce: bool
+) -> tuple[list[CorrectedMoments], Float[Array, " 2"]]:
+    flow = _flow(split)
+    moments = _moments_of_flow(flow, reduce)
+    bases = {
+        number: (jnp.linalg.eigh(left)[1], _eigenvectors(right))
+        for number, (left, right) in enumerate(moments)
+        if right is not None
+    }
+
+    def of_root(root: Float[Array, "n o"]) -> dict[int, Float[Array, "m n"]]:
+        deltas, pieces = flow.deltas(root), flow.layers.pieces
+        return {
+            number: _square_in(pieces[number], flow.activations, deltas, *basis)
+            for number, basis in bases.items()
+        }
+
+    squares = mapped(of_root, flow.roots, _TOGETHER)
+    found: list[CorrectedMoments] = [
+        (*bases[number], squares[number].sum(0)) if number in bases else (left, None, left)
+        for number, (left, _) in enumerate(moments)
+    ]
+    return found, flow.factorization_error
+
+
+def _eigenvectors(moment: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Of a matrix; for the diagonal of one the ones of the identity."""
+    return jnp.ones_like(moment) if moment.ndim == 1 else jnp.linalg.eigh(moment)[1]
+
+
+def _square_in(
+    piece: Piece,
+    activations: dict[int, Array],
+    deltas: dict[int, Array],
+    left: Float[Array, "m m"],
+    right: Float[Array, "..."],
+) -> Float[Array, "m n"]:
+    """Squares of the gradients of each example in bases of units and features, summed."""
+    slopes = _slopes(piece, deltas) @ left
+    if right.ndim == 1:
+        return _square_of_table(_rows(piece, activations), slopes, piece.entries.shape[1])
+    return _square(_features(piece, activations) @ right, slopes)
+
+
+def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
 
     def of_root(root: Float[Array, "n o"]) -> list[Float[Array, "i i"]]:
         deltas, found = flow.deltas(root), []
@@ -174,7 +240,7 @@ def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], F
         n, positions, _ = features.shape
         right = jnp.einsum("npi,npj->ij", features, features)
         moments.append((left.sum(0) / (n * positions), right))
-    return moments, flow.factorization_error
+    return moments
 
 
 @eqx.filter_jit

@@ -12,14 +12,21 @@ from volform.inference.laplace.gauss_newton import (
     rest_diagonal,
 )
 from volform.inference.laplace.kronecker_factors import (
+    CorrectedFactors,
     ExactBlock,
     Forms,
     KroneckerFactors,
+    PieceCurvature,
     holders,
     kronecker_blocks,
     kronecker_matrix,
 )
-from volform.inference.laplace.layer_moments import moments_of, shaped, squares_of
+from volform.inference.laplace.layer_moments import (
+    corrected_moments_of,
+    moments_of,
+    shaped,
+    squares_of,
+)
 from volform.inference.laplace.structure import Structure
 from volform.linalg.operator import require_dense
 from volform.linalg.structured import DenseOperator, FlatBlocks
@@ -86,13 +93,19 @@ class Kronecker(Structure):
     independent priors of one scale, the cost of a layer is O(units^3 + fan_in^3); else the whole
     matrix is formed.
 
+    With `corrected` (EKFAC) the factors give their eigenvectors only, and what the data say is
+    exact on the diagonal in them: nearer to `J^T L J` in the Frobenius norm, for one more pass
+    backward. It is invariant under orthogonal maps of a layer's inputs and outputs only.
+
     Args:
         reduce: whether positions are summed before the second moments are taken.
+        corrected: whether eigenvalues are those of the data in the eigenvectors of the factors.
 
     References:
         Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
         curvature; Grosse & Martens (2016), for convolutions; Ritter, Botev & Barber (2018), A
-        scalable Laplace approximation for neural networks; Eschenhagen et al. (2023),
+        scalable Laplace approximation for neural networks; George et al. (2018), Fast approximate
+        natural gradient descent in a Kronecker-factored eigenbasis; Eschenhagen et al. (2023),
         Kronecker-factored approximate curvature for modern neural network architectures.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp, volform as vf
@@ -106,17 +119,19 @@ class Kronecker(Structure):
     """
 
     reduce: bool = eqx.field(static=True, default=False)
+    corrected: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.reduce, bool):
-            raise StructureError(
-                f"`reduce` of Kronecker is {self.reduce!r}; it should be True, for positions that "
-                "are summed, or False, for positions that count as examples."
-            )
+        for name, flag in (("reduce", self.reduce), ("corrected", self.corrected)):
+            if not isinstance(flag, bool):
+                raise StructureError(
+                    f"`{name}` of Kronecker is {flag!r}; it should be True or False: whether "
+                    "positions are summed (reduce), or eigenvalues those of the data (corrected)."
+                )
 
     def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
         """Blocks of two Kronecker products where they keep apart, else their sum as a matrix."""
-        forms = forms_of(split, reduce=self.reduce)
+        forms = forms_of(split, reduce=self.reduce, corrected=self.corrected)
         blocks = kronecker_blocks(split, forms, rest_diagonal(split))
         if blocks is not None:
             return FlatBlocks(tuple(blocks))
@@ -137,12 +152,13 @@ def squares_of_layers(split: DataPriorSplit) -> list[tuple[Site, Float[Array, " 
     return [(h.site, h.multiplier**2 * part) for h, part in pairs if h is not None]
 
 
-def forms_of(split: DataPriorSplit, *, reduce: bool = False) -> Forms:
+def forms_of(split: DataPriorSplit, *, reduce: bool = False, corrected: bool = False) -> Forms:
     """Curvature of all layers in their weights and biases, layer after layer.
 
     Args:
         split: the model and where.
-        reduce: whether positions are summed before the second moments are taken.
+        reduce: as of `Kronecker`.
+        corrected: as of `Kronecker`.
 
     Raises:
         StructureError: for a model without layers, and where the loss is no sum over examples.
@@ -157,10 +173,15 @@ def forms_of(split: DataPriorSplit, *, reduce: bool = False) -> Forms:
             "layers, which multiply matrices of parameters into activations, with the examples "
             f"along the first axis of the data; here {lacking}."
         )
-    return Forms(
-        layers,
-        [
+    found: list[PieceCurvature]
+    if corrected:
+        found = [
+            ExactBlock(left) if right is None else CorrectedFactors(left, right, values)
+            for left, right, values in corrected_moments_of(split, reduce=reduce)
+        ]
+    else:
+        found = [
             ExactBlock(left) if right is None else KroneckerFactors(left, right)
             for left, right in moments_of(split, reduce=reduce)
-        ],
-    )
+        ]
+    return Forms(layers, found)
