@@ -279,6 +279,25 @@ def test_what_is_read_in_two_ways_has_an_exact_block() -> None:
     assert isinstance(found["w"], KroneckerSum)
 
 
+def test_before_examples_meet_blocks_are_exact() -> None:
+    """Normalization over the batch, and an example that looks at the others."""
+    at = drawn(w=(2, 3), gain=(3,), mix=(3, 3), v=(3, 1))
+
+    def coupled(p: Any, x: Any) -> Any:
+        h = x @ p["w"]
+        h = jnp.tanh(p["gain"] * (h - h.mean(0)) / (1.0 + h.std(0)))
+        key = h @ p["mix"]
+        return jax.nn.softmax(key @ key.T) @ h @ p["v"]
+
+    split = regressed(coupled, at)
+    exact, found = blocks_of(BySite(), split), blocks_of(Kronecker(), split)
+    for name in ("w", "gain", "mix"):
+        assert_allclose(found[name].as_matrix(), exact[name].as_matrix(), rtol=1e-9, atol=1e-12)
+    assert isinstance(found["v"], KroneckerSum)
+    whole = jnp.concatenate([jnp.diag(exact[name].as_matrix()) for name in split.posterior.names])
+    assert_allclose(diagonal(split), whole, rtol=1e-9)
+
+
 def test_a_block_that_does_not_fit_names_the_site() -> None:
     at = {"long": jnp.zeros(40_000), "w": jnp.ones((1, 1))}
     function = lambda p, x: jnp.maximum(x[:, :1], p["long"]).sum(1)[:, None] @ p["w"]  # noqa: E731

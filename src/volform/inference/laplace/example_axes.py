@@ -35,12 +35,15 @@ def example_axes(jaxpr: Jaxpr, outputs: Sequence[Axis], count: int) -> dict[Any,
     for eqn in reversed(jaxpr.eqns):
         found = [axes.get(variable) for variable in eqn.outvars]
         if any(axis is not None for axis in found):
-            for variable, axis in zip(eqn.invars, _inputs(eqn, found, count), strict=True):
+            for variable, axis in zip(eqn.invars, input_axes(eqn, found, count), strict=True):
                 mark(variable, axis)
     return axes
 
 
-def _inputs(eqn: JaxprEqn, outputs: list[Axis], count: int) -> list[Axis]:
+def input_axes(eqn: JaxprEqn, outputs: list[Axis], count: int) -> list[Axis]:
+    """The axis of each input that the examples of the outputs come from."""
+    if all(axis is None for axis in outputs):
+        return [None] * len(eqn.invars)
     called = _body(eqn)
     if called is not None:
         if eqn.primitive.name == "scan":

@@ -227,7 +227,8 @@ def _require_room(site: Site, dtype: Any) -> None:
         raise SizeError(
             f"`structure=Kronecker()` has no factors for the site `{site.name}` of {site.size:,} "
             "parameters, which the model reads otherwise than as a matrix, a filter or a table of "
-            "rows that it multiplies into activations, or in two such ways; a block of its own "
+            "rows that it multiplies into activations, or in two such ways, or before examples see "
+            "each other, as in batch norm during training; a block of its own "
             f"takes {gib_of(site.size, site.size, dtype):.3g} GiB. Hold it fixed, "
             "`Subset(sites, Kronecker())`, or use `Diagonal()`."
         )

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Int
 
-from volform.inference.laplace.example_axes import example_axes, shape_of
+from volform.inference.laplace.example_axes import MIXED, example_axes, input_axes, shape_of
 from volform.inference.laplace.readings import (
     EntryReading,
     LayerReading,
@@ -145,7 +145,8 @@ class _Flow:
     Attributes:
         sites: by variable the names of the sites.
         carrying: variables that depend on the examples.
-        apart: sites that are read in ways of which nothing is known.
+        apart: sites that are read in ways of which nothing is known, or before examples meet.
+        needed: variables that the outputs depend on.
         behind: by variable the layers that it depends on, by the number of their equation.
     """
 
@@ -160,6 +161,10 @@ class _Flow:
         self.made_by: dict[Any, Any] = {}
         self.behind: dict[Any, frozenset[int]] = {}
         self.apart: set[str] = set()
+        self.needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        for eqn in reversed(jaxpr.eqns):
+            if self.needed.intersection(eqn.outvars):
+                self.needed.update(v for v in eqn.invars if not isinstance(v, Literal))
 
     def readings(self) -> list[Reading]:
         """The equations that read parameters beside the examples, in ways that are known."""
@@ -170,6 +175,7 @@ class _Flow:
             behind = frozenset[int]().union(*(self.behind.get(v, ()) for v in inputs))
             if any(v in self.carrying for v in inputs):
                 self.carrying.update(eqn.outvars)
+                self._note_coupling(eqn)
                 for operand, variable in enumerate(eqn.invars):
                     if not self._is_parameter(variable):
                         continue
@@ -190,6 +196,16 @@ class _Flow:
             if variable in self.carrying:
                 self.apart |= self.sites[variable]
         return found
+
+    def _note_coupling(self, eqn: JaxprEqn) -> None:
+        """Note sites before an equation in which examples see each other, as means over them."""
+        if not self.needed.intersection(eqn.outvars):
+            return
+        axes = input_axes(eqn, [self.axes.get(v) for v in eqn.outvars], self.count)
+        for variable, axis in zip(eqn.invars, axes, strict=True):
+            is_carrying = not isinstance(variable, Literal) and variable in self.carrying
+            if is_carrying and axis in (None, MIXED):
+                self.apart |= self.sites.get(variable, frozenset())
 
     def _is_parameter(self, variable: Any) -> bool:
         if isinstance(variable, Literal) or variable in self.carrying:
