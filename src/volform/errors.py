@@ -13,6 +13,10 @@ class SingularMetricError(MetricError):
     """A metric (or its pull-back) is not positive definite, so it has no volume form."""
 
 
+class GeodesicError(VolformError):
+    """A geodesic that cannot be: from a point to itself, or along a vector of another layout."""
+
+
 class ModelError(VolformError):
     """A NumPyro model that has no density on R^d: discrete, subsampled or empty."""
 

@@ -21,6 +21,14 @@ from volform.geometry.fisher_routes import (
     NoInformation as NoInformation,
     choose_route as choose_route,
 )
+from volform.geometry.geodesics import (
+    Geodesic as Geodesic,
+    distance as distance,
+    exp as exp,
+    geodesic as geodesic,
+    log as log,
+    transport as transport,
+)
 from volform.geometry.jacobians import (
     along_coordinates as along_coordinates,
     lacks_forward_mode as lacks_forward_mode,
@@ -48,7 +56,10 @@ from volform.geometry.questions import (
     name_of as name_of,
 )
 from volform.geometry.riemann import (
+    ricci_curvature as ricci_curvature,
+    riemann_curvature as riemann_curvature,
     scalar_curvature as scalar_curvature,
+    sectional_curvature as sectional_curvature,
 )
 from volform.geometry.scores import (
     CENSORED as CENSORED,
