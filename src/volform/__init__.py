@@ -19,6 +19,7 @@ from volform.geometry import (
 )
 from volform.inference import (
     GGN as GGN,
+    RMHMC as RMHMC,
     Bridge as Bridge,
     Importance as Importance,
     Kronecker as Kronecker,

@@ -57,6 +57,8 @@ from volform.inference.modes import (
     find_map as find_map,
 )
 from volform.inference.samplers import (
+    RMHMC as RMHMC,
+    RMHMCState as RMHMCState,
     nuts as nuts,
 )
 from volform.inference.saving import (
