@@ -343,9 +343,9 @@ def _require_finished(metric: Metric, found: Flow) -> None:
     if time == 0.0:
         _require_positive(metric, stopped)
     raise SingularMetricError(
-        f"The geodesic stops at {shown(stopped)}, after {float(time):.3g} of its length: there the "
-        "`metric` becomes singular, indefinite or not finite, as at an edge of the support or of the "
-        "chart. Take a shorter vector, a metric that is complete, or another chart."
+        f"The geodesic stops at {shown(stopped)}, after {float(time):.3g} of its length: there "
+        "`metric` becomes singular, indefinite or not finite, as at an edge of the support or of "
+        "the chart. Take a shorter vector, a metric that is complete, or another chart."
     )
 
 

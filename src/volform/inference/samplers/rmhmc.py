@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,16 +103,22 @@ class RMHMC(MCMCKernel):
         self._starts = self._pool  # before a trace
 
     @property
+    def model(self) -> Callable[[], Any]:
+        """The NumPyro model with its data, by which ArviZ computes log likelihoods."""
+        args, kwargs = self.posterior.program.arguments()
+        return partial(self.posterior.model, *args, **kwargs)
+
+    @property
     def sample_field(self) -> str:
         """The name of the draws in the state."""
         return "z"
 
     @property
-    def default_fields(self) -> tuple[str, ...]:
+    def default_fields(self) -> Any:
         """What NumPyro keeps of every draw."""
         return ("z", "diverging")
 
-    def get_diagnostics_str(self, state: RMHMCState) -> str:
+    def get_diagnostics_str(self, state: RMHMCState) -> Any:
         """The line beside NumPyro's progress bar."""
         adapt, steps = state.adapt_state, np.mean(state.num_steps)
         size, time = np.mean(adapt.step_size), np.mean(adapt.time)
@@ -120,7 +126,7 @@ class RMHMC(MCMCKernel):
             f"{np.mean(state.accept_prob):.2f}"
         )
 
-    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Any], Any]:
+    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Any:
         """The map from draws to values of all sites, deterministic ones included."""
         posterior = self.posterior
 
@@ -253,7 +259,7 @@ class RMHMC(MCMCKernel):
         wanted = {site.name: site.coordinates for site in self.posterior.layout.sites}
         lead = 1 if several else 0
         is_dict = isinstance(init_params, dict)
-        found = {k: np.shape(v)[lead:] for k, v in init_params.items()} if is_dict else init_params
+        found = {k: np.shape(v)[lead:] for k, v in init_params.items()} if is_dict else {}
         if found != wanted:
             raise DataError(
                 f"`init_params` of mcmc.run has the shapes {found}; they should be unconstrained "

@@ -35,7 +35,7 @@ class WarmUp(NamedTuple):
         center: means of the coordinates, about which squares are taken, shape (d,).
         sums: of the stage: of the coordinates and squares, of their squares, and of the products
             of neighbors, shape (3, 2 d).
-        count: numbers summed.
+        number: how many are summed.
         gradients: gradients of the stage.
     """
 
@@ -48,7 +48,7 @@ class WarmUp(NamedTuple):
     failures: Int[Array, ""]
     center: Float[Array, " d"]
     sums: Float[Array, "3 k"]
-    count: Float[Array, ""]
+    number: Float[Array, ""]
     gradients: Float[Array, ""]
 
 
@@ -80,7 +80,8 @@ def begin(dim: int, warmup: int, dtype: Any) -> WarmUp:
 
 
 def _restarted(step_size: Float[Array, ""]) -> Any:
-    state = _begin_averaging(jnp.log(2.0 * step_size))
+    center: Any = jnp.log(2.0 * step_size)
+    state = _begin_averaging(center)
     return jax.tree.map(lambda x: x.astype(step_size.dtype), state)
 
 
@@ -112,7 +113,7 @@ def adapted(
         step_size=jnp.exp(averaging[0]),
         averaging=averaging,
         sums=sums,
-        count=state.count + accept.size,
+        number=state.number + accept.size,
         gradients=state.gradients + jnp.sum(steps).astype(sums.dtype),
     )
     stage = max(warmup // STAGES, 1)
@@ -129,10 +130,10 @@ def _with_squares(u: Float[Array, "c d"]) -> Float[Array, "c k"]:
 
 def _next_stage(state: WarmUp, stage: Int[Array, ""]) -> WarmUp:
     """Score the time that a stage was run at, and choose the next."""
-    mean, square, product = state.sums / state.count
+    mean, square, product = state.sums / state.number
     variance = jnp.maximum(square - mean**2, jnp.finfo(mean.dtype).tiny)
     correlation = jnp.clip((product - mean**2) / variance, -0.9, 0.999)
-    score = jnp.min((1.0 - correlation) / (1.0 + correlation)) * state.count / state.gradients
+    score = jnp.min((1.0 - correlation) / (1.0 + correlation)) * state.number / state.gradients
     # The first stage is the way from the start, which tells nothing of times.
     score = jnp.where(stage == 0, 0.0, score)
     is_good = score >= NEAR_THE_BEST * state.best_score
@@ -152,6 +153,6 @@ def _next_stage(state: WarmUp, stage: Int[Array, ""]) -> WarmUp:
         failures=failures,
         center=state.center + mean[: state.center.size],
         sums=jnp.zeros_like(state.sums),
-        count=jnp.zeros_like(state.count),
+        number=jnp.zeros_like(state.number),
         gradients=jnp.zeros_like(state.gradients),
     )
