@@ -82,7 +82,7 @@ class Trajectory(NamedTuple):
 
     @property
     def is_lost(self) -> Bool[Array, ""]:
-        """Whether it cannot be accepted, nor goes on."""
+        """Tell whether it cannot be accepted, nor goes on."""
         return self.diverging | self.nonreversible
 
 

@@ -14,11 +14,11 @@ from numpyro.util import is_prng_key
 
 from volform.errors import ConvergenceError, DataError, ModelError, TrustWarning
 from volform.inference.samplers.leapfrog import Target, travel
-from volform.inference.samplers.search_time import WarmUp, adapted, begin
+from volform.inference.samplers.search_time import WarmUp, begin, learned
 from volform.models.posterior import Posterior
 from volform.models.prior_draws import tempered, weighed_draws
 
-MOST_STEPS = 1024  # of a trajectory
+MOST_POINTS = 1024  # of a trajectory
 TOO_SMALL = 0.02  # a step size at which metric and coordinates do not fit: its scale is 1
 BITS = 24  # of the sequence that jitters times
 
@@ -115,7 +115,7 @@ class RMHMC(MCMCKernel):
 
     @property
     def default_fields(self) -> Any:
-        """What NumPyro keeps of every draw."""
+        """Fields that NumPyro keeps of every draw."""
         return ("z", "diverging")
 
     def get_diagnostics_str(self, state: RMHMCState) -> Any:
@@ -164,7 +164,7 @@ class RMHMC(MCMCKernel):
         if init_params is None:
             draws, weights = self._starts
             chosen = jax.vmap(lambda key: jax.random.categorical(key, weights))(split[:, 1])
-            u = draws[chosen]
+            u = jnp.asarray(draws)[chosen]
         else:
             u = self._given(init_params, several)
         chains, dim = u.shape
@@ -206,7 +206,7 @@ class RMHMC(MCMCKernel):
         noise = jax.vmap(lambda key: jax.random.normal(key, u.shape[1:], u.dtype))(keys[:, 1])
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (), u.dtype))(keys[:, 2])
         steps = jnp.ceil(adapt.time * (0.5 + van_der_corput(i, u.dtype)) / adapt.step_size)
-        steps = jnp.clip(steps, 1.0, MOST_STEPS).astype(int)
+        steps = jnp.clip(steps, 1.0, MOST_POINTS).astype(int)
         end = travel(self._target, u, noise, adapt.step_size, steps)
         accept = jnp.exp(jnp.minimum(end.start_energy - end.energy, 0.0))
         accept = jnp.where(end.is_lost | jnp.isnan(accept), 0.0, accept)
@@ -215,7 +215,7 @@ class RMHMC(MCMCKernel):
         start_potential = end.start_energy - 0.5 * jnp.sum(noise**2, axis=1)
         adapt = jax.lax.cond(
             i < self._warmup,
-            lambda: adapted(adapt, i, self._warmup, u, moved, accept, end.steps),
+            lambda: learned(adapt, i, self._warmup, u, moved, accept, end.steps),
             lambda: adapt,
         )
         jax.lax.cond(
