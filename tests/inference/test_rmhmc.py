@@ -143,8 +143,8 @@ def test_a_funnel():
     posterior = vf.condition(vf.attach(funnel, vf.JointFisher()), 9)
     mcmc = MCMC(
         vf.RMHMC(posterior),
-        num_warmup=400,
-        num_samples=500,
+        num_warmup=200,
+        num_samples=400,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,
@@ -153,7 +153,7 @@ def test_a_funnel():
     mcmc.run(jax.random.key(0), extra_fields=(*fields, "accept_prob"))
     v = np.asarray(mcmc.get_samples(group_by_chain=True)["v"])
     extra = mcmc.get_extra_fields(group_by_chain=True)
-    assert v.shape == (4, 500)
+    assert v.shape == (4, 400)
     assert abs(z_score(v, 0.0)) < 4.0
     assert abs(z_score((v / 3.0) ** 2, 1.0)) < 4.0
     assert v.min() < -6.0
@@ -163,7 +163,7 @@ def test_a_funnel():
     assert extra["metric_evaluations"].sum() < 6 * extra["num_steps"].sum()
     assert effective_sample_size(v) > 10.0 * extra["num_steps"].sum() / 1000.0
     data = vf.to_arviz(mcmc)
-    assert data["posterior"]["x"].shape == (4, 500, 9)
+    assert data["posterior"]["x"].shape == (4, 400, 9)
 
 
 def run(mcmc, fields):
