@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 from numpyro.infer.hmc_util import dual_averaging
 
 TARGET_ACCEPT = 0.9
-# Also that of a warm-up that is too short to look for one. The slow coordinate of a hierarchy takes
-# that long, and the correlation of neighbors flatters short times: by it eight schools would stay at
-# 2, with a ninth of the effective draws that they have at 8.
+# Also that of a warm-up that is too short to look for one. The slow coordinate of a hierarchy needs
+# it, and the correlation of neighbors flatters short times: by it eight schools stayed at 2 for one
+# key of four, with a fifth of the effective draws for a gradient that they have at 8.
 FIRST_TIME = 8.0
 # Shares of the warm-up: the way from the start, and each of the times 8, 16 and 32.
 ON_THE_WAY, AT_ONE_TIME, TIMES = 0.1, 0.15, 3
