@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent
 X64 = os.environ.get("VOLFORM_TEST_X64", "1") != "0"
 STRICT_RANKS = {"linalg", "geometry", "kernels", "layers", "propagation"}
+SLOW = set((ROOT / "tests" / "slow.txt").read_text().splitlines())
 LEAKS = os.environ.get("VOLFORM_TEST_LEAKS", "0") != "0"
 
 # The same examples every time, so that a failure in CI is a failure at the desk. Look for new
@@ -52,10 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_check_tracer_leaks", LEAKS)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m slow` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wrong_leg = pytest.mark.skip(reason="belongs to the " + ("float32" if X64 else "x64") + " leg")
     slow = pytest.mark.skip(reason="takes minutes: run with -m slow")
     for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
         if bool(item.get_closest_marker("float32")) == X64:
             item.add_marker(wrong_leg)
         if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:

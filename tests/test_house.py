@@ -359,6 +359,13 @@ def test_choices_are_values_not_strings(house):
     none(string_options(house))
 
 
+def test_slow_tests_are_there():
+    for line in (ROOT / "tests" / "slow.txt").read_text().splitlines():
+        path, _, case = line.partition("::")
+        name = case.partition("[")[0]
+        assert line.startswith("#") or f"def {name}(" in (ROOT / path).read_text(), line
+
+
 def test_few_public_names(house):
     import volform
 
