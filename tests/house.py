@@ -16,7 +16,7 @@ FLOORS = (
     ("geometry",),
     ("operators", "models"),
     ("networks",),
-    ("inference", "kernels"),
+    ("inference", "kernels", "layers"),
     ("architectures",),
     ("plot",),
     ("cli", "__main__"),

@@ -61,11 +61,12 @@ if _typing.TYPE_CHECKING:
     from volform import (
         architectures as architectures,
         kernels as kernels,
+        layers as layers,
         plot as plot,
     )
 
 # Rooms that are imported when they are first asked for: .1 s that few programs need.
-_LATER = ("architectures", "kernels", "plot")
+_LATER = ("architectures", "kernels", "layers", "plot")
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_weight_norm():
 
 def figures(rows: list[list[str]], column: int) -> list[float]:
     return [float(row[column].split("±")[0].replace(",", "")) for row in rows]
+
+
+@pytest.mark.slow
+def test_layers_of_a_spiral(tmp_path):
+    out = run("layers_of_a_spiral.py", "--out", str(tmp_path), "--steps", "200")
+    assert "turned over at 0 of 400 points" in out
+    found = re.search(r"geodesic ([0-9.]+), chord of the last layer ([0-9.]+)", out)
+    assert found
+    assert found[1] == found[2]  # to eight digits
+    assert [path.name for path in tmp_path.iterdir()] == ["layers_200.png"]
 
 
 @pytest.mark.slow

@@ -141,10 +141,7 @@ class Layer(eqx.Module):
         >>> second(first(x)).shape
         (2, 3)
         """
-        return tuple(
-            lambda x, layer=layer, own=own, place=place: layer.forward(own, x, place)
-            for layer, own, place in self.steps(params, whole(parametrization))
-        )
+        return tuple(Step(*step) for step in self.steps(params, whole(parametrization)))
 
     def steps(self, params: Any, place: Place) -> list[tuple["Layer", Any, Place]]:
         """Layers one after the other, their parameters and places: itself, if it is but one."""
@@ -251,3 +248,21 @@ def _drawn(key: PRNGKeyArray, parameters: Any) -> Any:
         case _:
             keys = jax.random.split(key, len(parameters)) if parameters else ()
             return tuple(_drawn(own, part) for own, part in zip(keys, parameters, strict=True))
+
+
+class Step(eqx.Module):
+    """A layer at its parameters, as a function.
+
+    Attributes:
+        layer: the layer.
+        params: its parameters.
+        place: its place in the network.
+    """
+
+    layer: Layer
+    params: Any
+    place: Place
+
+    def __call__(self, x: Float[Array, "n ..."]) -> Array:
+        """The layer's outputs."""
+        return self.layer.forward(self.params, x, self.place)

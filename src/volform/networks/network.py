@@ -117,6 +117,19 @@ class Network(eqx.Module):
         """
         return self._forward(x, lambda parameter: _looked_up(params, parameter))
 
+    def maps(
+        self, params: Mapping[str, Array], inputs: int | tuple[int, ...]
+    ) -> tuple[Callable[[Float[Array, "n ..."]], Array], ...]:
+        """Functions of its layers at these parameters, whose composition is the network's.
+
+        Args:
+            params: coordinates by site.
+            inputs: the number of features, or the shape (height, width, channels) of an image.
+        """
+        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        nested = self._mapped(lambda parameter: _looked_up(params, parameter), shape)
+        return self.layers.maps(nested, parametrization=self.parametrization)
+
     def init(self, key: PRNGKeyArray, inputs: int | tuple[int, ...]) -> dict[str, Array]:
         """Parameters drawn from the prior.
 

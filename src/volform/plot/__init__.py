@@ -15,6 +15,10 @@ from volform.plot.kernels import (
     prior_functions as prior_functions,
     prior_readings as prior_readings,
 )
+from volform.plot.layer_pictures import (
+    distinguishable as distinguishable,
+    layers as layers,
+)
 from volform.plot.ranking import (
     evidence as evidence,
 )

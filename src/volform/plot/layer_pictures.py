@@ -1,0 +1,318 @@
+"""A network seen from within: balls of its metric carried through the layers, and magnification."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.errors import DataError, NetworkError
+from volform.geometry.metric import Metric, pullback
+from volform.layers import LayerSequence, Plane, principal
+from volform.plot import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GRID = 12  # balls, and lines, a side: 15 with eleven layers could not be read
+FINE = 121  # points a side for the boundary of classes and for folds
+BALL = 0.42  # of the distance of two balls, the median radius at the input
+CUT = 1.0  # of the same, where a ball is cut off and left hollow
+CIRCLE = np.stack([np.cos(t := np.linspace(0.0, 2.0 * np.pi, 41)), np.sin(t)], 1)
+CLASSES = (canvas.BLUE, canvas.VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FOLD = "#CC79A7"
+
+
+def layers(
+    sequence: LayerSequence,
+    x: Float[Array, "n ..."],
+    labels: Any = None,
+    *,
+    metric: Metric,
+    logits: Callable[[Array], Array] | None = None,
+    show: Sequence[int] | None = None,
+    plane: Plane | None = None,
+) -> "list[Axes]":
+    """Draw a plane of inputs as the layers bend it, with balls of one radius at the output.
+
+    Two tangents of the plane are carried through the layers, and measured once, by the metric of
+    the outputs: with G on the plane and the carried frame F_l, the ball behind layer l is
+    `{F_l u: u^T G u <= radius^2}`. So there is one formula for layers that widen, narrow or lose
+    rank. Layers with more than two coordinates are seen in their two principal directions. Where a
+    ball is too large it is cut off, and hollow. Folds, where the plane turns over, are dashed.
+
+    Args:
+        sequence: from `vf.layers.layerwise`.
+        x: examples, shape (n, ...); drawn as points.
+        labels: class of each, integers; then the boundary of classes is drawn too.
+        metric: of the outputs of one example.
+        logits: from the output of one example to its logits, of which a single one has its
+            boundary at zero; the outputs are logits themselves if left out.
+        show: layers to draw, 0 for the input; four by default.
+        plane: of the inputs; the inputs themselves where they have two coordinates, and else the
+            plane of their first two principal directions.
+
+    Returns:
+        The axes, one a layer.
+
+    Raises:
+        DataError: when labels are not one integer for each example.
+        NetworkError: when `show` names a layer that is not there.
+
+    >>> import jax.numpy as jnp, numpy as np, volform as vf
+    >>> sequence = vf.layers.layerwise([lambda x: x + 0.5 * jnp.tanh(x[::-1]), jnp.sinh])
+    >>> x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 2)))
+    >>> axes = vf.plot.layers(sequence, x, metric=vf.Euclidean())
+    >>> [ax.get_title() for ax in axes]
+    ['input', 'layer 1', 'layer 2']
+    """
+    count = len(sequence.maps)
+    show = _spread(count) if show is None else tuple(show)
+    if not show or not set(show) <= set(range(count + 1)):
+        raise NetworkError(
+            f"`show` is {show}; it should name layers from 0, the input, to {count}, the output."
+        )
+    labels = None if labels is None else _labels(labels, len(x))
+    plane = _plane_of(x) if plane is None else plane
+    low, high = _box(plane.coordinates(x))
+    balls = _grid(low, high, GRID)
+    spacing = float(np.max(high - low)) / (GRID - 1)
+    placed = jax.vmap(plane)
+    points, frames = sequence.carry(placed(jnp.asarray(balls)), plane.frame)
+    rows = sequence.pull_back(metric, placed(jnp.asarray(balls))).rows[0]
+    on_plane = np.asarray(rows) @ np.asarray(plane.frame).reshape(2, -1).T
+    circles, is_cut = _circles(np.einsum("nki,nkj->nij", on_plane, on_plane), spacing)
+    data = sequence.activations(x)
+    decide = None if labels is None else (logits or jnp.ravel)
+    curves = _curves(sequence, plane, low, high, decide)
+    axes = canvas.new_axes(len(show), 3.4, 3.6)
+    for ax, layer in zip(axes, show, strict=True):
+        view = _view(np.asarray(points[layer]), plane if layer == 0 else None)
+        _draw_balls(ax, view, points[layer], frames[layer], circles, is_cut)
+        for path, color, style in curves:
+            carried = np.asarray(sequence.activations(placed(jnp.asarray(path)))[layer])
+            ax.plot(*view(carried).T, color=color, linestyle=style, linewidth=1.3, zorder=3)
+        colors = canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
+        ax.scatter(*view(np.asarray(data[layer])).T, s=6, c=colors, zorder=4, linewidths=0)
+        ax.set_title("input" if layer == 0 else f"layer {layer}", fontsize=10.5)
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_xticks([])
+        ax.set_yticks([])
+    _legend(axes[0], count, curves)
+    return axes
+
+
+def distinguishable(
+    f: Callable[[Array], Array],
+    data: Float[Array, "n ..."],
+    labels: Any = None,
+    *,
+    metric: Metric,
+    plane: Plane | None = None,
+    lines: Mapping[str, Any] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw how finely a function tells inputs apart: the magnification factor on a plane.
+
+    Gray is `log10 sqrt(det G)` of the metric pulled back to the plane, the volume in which the
+    outputs see a unit of input; ellipses hold inputs that are equally far from their center.
+
+    Args:
+        f: of a single example.
+        data: examples, shape (n, ...).
+        labels: class of each, integers.
+        metric: of the outputs.
+        plane: of the inputs; as in `layers` by default.
+        lines: inputs along a line, shape (m, ...), by name: a geodesic, the straight line.
+        ax: matplotlib axes to draw on; by default a new figure.
+
+    Returns:
+        The axes.
+
+    References:
+        Bishop, Svensén & Williams (1997), Magnification factors for the GTM algorithm.
+
+    >>> import jax.numpy as jnp, numpy as np, volform as vf
+    >>> x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 2)))
+    >>> ax = vf.plot.distinguishable(jnp.tanh, x, metric=vf.Euclidean())
+    >>> ax.get_title()
+    'Dark: inputs are told apart.  Ellipses: equally far from the center'
+    """
+    labels = None if labels is None else _labels(labels, len(data))
+    plane = _plane_of(data) if plane is None else plane
+    ax = canvas.new_axes(1, 5.6, 4.6)[0] if ax is None else ax
+    low, high = _box(plane.coordinates(data))
+    fine, balls = _grid(low, high, 61), _grid(low, high, GRID)
+    gram = _plane_metrics(metric, f, plane, jnp.asarray(np.concatenate([fine, balls])))
+    values = np.maximum(np.linalg.eigvalsh(np.asarray(gram)), 0.0)
+    with np.errstate(divide="ignore"):
+        volume = 0.5 * np.log10(values).sum(1)[: len(fine)].reshape(61, 61)
+    top = np.max(volume[np.isfinite(volume)], initial=0.0)
+    levels = np.linspace(max(np.min(volume), top - 6.0), top, 13) if np.ptp(volume) else None
+    shape = (61, 61)
+    filled = ax.contourf(
+        fine[:, 0].reshape(shape), fine[:, 1].reshape(shape), volume, levels=levels, cmap="Greys",
+        extend="min",
+    )  # fmt: skip
+    label = "log$_{10}$ volume of a unit of input"
+    canvas.figure_of(ax).colorbar(filled, ax=ax, label=label, format="%.1f")
+    spacing = float(np.max(high - low)) / (GRID - 1)
+    circles, is_cut = _circles(np.asarray(gram)[len(fine) :], spacing)
+    for center, circle in zip(balls[~is_cut], circles[~is_cut], strict=True):
+        ax.plot(*(center + circle).T, color="#E69F00", linewidth=1.0)
+    colors = canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
+    ax.scatter(*plane.coordinates(data).T, s=7, c=colors, zorder=3, linewidths=0)
+    for (name, line), style in zip((lines or {}).items(), ("-", "--", ":", "-.") * 9, strict=False):
+        ax.plot(*plane.coordinates(line).T, color="black", linestyle=style, label=name, zorder=4)
+    if lines:
+        ax.legend(fontsize=8.5)
+    ax.set_title("Dark: inputs are told apart.  Ellipses: equally far from the center", fontsize=9)
+    ax.set_aspect("equal")
+    canvas.plain(ax)
+    return ax
+
+
+@eqx.filter_jit
+def _plane_metrics(
+    metric: Metric, f: Callable, plane: Plane, points: Float[Array, "m 2"]
+) -> Float[Array, "m 2 2"]:
+    pulled = pullback(metric, lambda point: f(plane(point)))
+    return jax.lax.map(lambda point: pulled(point).as_matrix(), points, batch_size=512)
+
+
+def _spread(count: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(np.linspace(0, count, 4).round().astype(int).tolist()))
+
+
+def _labels(labels: Any, count: int) -> np.ndarray:
+    found = np.asarray(labels)
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        raise DataError(
+            f"`labels` has shape {found.shape} and dtype {found.dtype}; it should be one integer "
+            f"for each of the {count} examples."
+        )
+    return found
+
+
+def _plane_of(x: Any) -> Plane:
+    if np.shape(x)[1:] == (2,):
+        return Plane(jnp.zeros(2, jnp.result_type(x)), jnp.eye(2, dtype=jnp.result_type(x)))
+    return principal(x)
+
+
+def _box(points: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
+    low, high = points.min(0), points.max(0)
+    room = 0.12 * np.max(high - low)
+    return low - room, high + room
+
+
+def _grid(low: np.ndarray, high: np.ndarray, side: int) -> Float[np.ndarray, "m 2"]:
+    mesh = np.meshgrid(*(np.linspace(a, b, side) for a, b in zip(low, high, strict=True)))
+    return np.stack(mesh, -1).reshape(-1, 2)
+
+
+def _circles(
+    gram: Float[np.ndarray, "n 2 2"], spacing: float
+) -> tuple[Float[np.ndarray, "n p 2"], np.ndarray]:
+    """Balls of one radius as curves in the plane, and which of them are cut off."""
+    values, vectors = np.linalg.eigh(gram)
+    roots = np.sqrt(np.maximum(values, 0.0))
+    scale = np.sqrt(np.prod(roots, 1))
+    radius = BALL * spacing * (np.median(scale[scale > 0.0]) if np.any(scale > 0.0) else 1.0)
+    with np.errstate(divide="ignore"):
+        axes = radius / roots
+    shown = np.minimum(axes, CUT * spacing)
+    circles = np.einsum("nij,nj,pj->npi", vectors, shown, CIRCLE)
+    return circles, np.any(shown < axes, axis=1)
+
+
+def _view(points: np.ndarray, plane: Plane | None) -> Callable[[Any], np.ndarray]:
+    """To two coordinates: those of the plane, the layer's own, or principal ones."""
+    if plane is not None:
+        return plane.coordinates
+    flat = points.reshape(len(points), -1)
+    if flat.shape[1] == 1:
+        return lambda z: np.stack([z.reshape(len(z)), np.zeros(len(z))], 1)
+    if flat.shape[1] == 2:
+        return lambda z: z.reshape(-1, 2)
+    mean = flat.mean(0)
+    frame = np.linalg.svd(flat - mean, full_matrices=False)[2][:2]
+    return lambda z: (z.reshape(len(z), -1) - mean) @ frame.T
+
+
+def _draw_balls(
+    ax: "Axes", view: Callable, points: Any, frames: Any, circles: np.ndarray, is_cut: np.ndarray
+) -> None:
+    points, frames = np.asarray(points), np.asarray(frames)
+    centers = view(points)
+    flat = frames.reshape(*frames.shape[:2], -1)
+    ends = [view(points + flat[:, i].reshape(points.shape)) - centers for i in range(2)]
+    pushed = np.stack(ends, 2)  # [n, coordinate, tangent]; the view is affine
+    curves = centers[:, None] + np.einsum("nij,npj->npi", pushed, circles)
+    for line in (centers.reshape(GRID, GRID, 2), centers.reshape(GRID, GRID, 2).swapaxes(0, 1)):
+        ax.plot(line[..., 0].T, line[..., 1].T, color=canvas.FAINT, linewidth=0.4, zorder=1)
+    for curve, cut in zip(curves, is_cut, strict=True):
+        face = "none" if cut else "#00000030"
+        ax.fill(*curve.T, facecolor=face, edgecolor="#00000080", linewidth=0.7, zorder=2)
+
+
+Curve = tuple[np.ndarray, str, Any]
+
+
+def _curves(
+    sequence: LayerSequence,
+    plane: Plane,
+    low: np.ndarray,
+    high: np.ndarray,
+    decide: Callable[[Array], Array] | None,
+) -> list[Curve]:
+    """The boundary of the classes and the folds, as curves in the plane."""
+    fine = _grid(low, high, FINE)
+    placed = jax.vmap(plane)(jnp.asarray(fine))
+    points, frames = sequence.carry(placed, plane.frame)
+    found: list[Curve] = []
+    if decide is not None:
+        outputs = np.asarray(jax.vmap(decide)(points[-1])).reshape(len(fine), -1)
+        for level in _margins(outputs):
+            found += [(path, "black", "-") for path in _level_lines(fine, level)]
+    square = [np.asarray(f) for f in frames if f.shape[2:] == (2,)]
+    if len(square) == len(frames):
+        for path in _level_lines(fine, np.linalg.det(square[-1])):
+            found.append((path, FOLD, "--"))
+    return found
+
+
+def _margins(outputs: Float[np.ndarray, "m k"]) -> list[np.ndarray]:
+    """Functions whose zeros are the boundaries of the classes."""
+    if outputs.shape[1] == 1:
+        return [outputs[:, 0]]
+    classes = range(1 if outputs.shape[1] == 2 else outputs.shape[1])
+    return [outputs[:, k] - np.delete(outputs, k, 1).max(1) for k in classes]
+
+
+def _level_lines(fine: Float[np.ndarray, "m 2"], values: np.ndarray) -> list[np.ndarray]:
+    if not (values.min() < 0.0 < values.max()):
+        return []
+    from contourpy import contour_generator  # noqa: PLC0415 - comes with matplotlib
+
+    shape = (FINE, FINE)
+    generator: Any = contour_generator(*(each.reshape(shape) for each in (*fine.T, values)))
+    return [np.asarray(line) for line in generator.lines(0.0) if len(line) > 1]
+
+
+def _legend(ax: "Axes", count: int, curves: list[Curve]) -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
+    ball = f"equally far from its center, as layer {count} measures (hollow: cut off)"
+    handles: list[Any] = [Patch(facecolor="#00000030", edgecolor="#00000080", label=ball)]
+    known: dict[Any, str] = {("black", "-"): "boundary of the classes", (FOLD, "--"): "folds"}
+    drawn = {(color, style) for _, color, style in curves}
+    for (color, style), text in known.items():
+        if (color, style) in drawn:
+            handles.append(Line2D([], [], color=color, linestyle=style, label=text))
+    figure = canvas.figure_of(ax)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8.5)
