@@ -30,6 +30,7 @@ from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.newton import newton_from
 from volform.inference.modes.newton_cg import newton_cg_from
 from volform.inference.samplers import nuts
+from volform.models import prior_draws
 
 Row = tuple[str, int, float, float]
 KEY = jax.random.key(0)
