@@ -383,3 +383,28 @@ def test_heteroscedastic_regression_is_refused_by_one_and_definite_by_the_other(
 def test_hessian_where_it_is_indefinite_is_refused(noisy: Any) -> None:
     with pytest.raises(SaddleError, match=r"The Hessian .* is not positive definite.*GGN\(\)"):
         vf.laplace(noisy, at=POINT)
+
+
+@pytest.mark.parametrize("mode", ["fill", "clip"])
+def test_rows_beyond_the_table_count_where_the_program_reads_them(mode):
+    """Padding: rows that are not there have no part in the curvature; those clipped have."""
+    numbers = jnp.array([[0, 1], [1, 3], [2, 3], [3, 3]])
+
+    def model(x, y):
+        table = numpyro.sample("E", dist.Normal(0.0, 1.0).expand([3, 1]).to_event(2))
+        found = table.at[x].get(mode=mode, fill_value=0.0).sum((1, 2))
+        numpyro.sample("y", dist.Normal(found, 0.5), obs=y)
+
+    posterior = vf.condition(model, numbers, jnp.ones(4))
+    at = {"E": jnp.array([[0.3], [0.2], [0.1]])}
+    found = {
+        structure: np.diag(
+            vf.laplace(
+                posterior, at=at, curvature=vf.GGN(), structure=structure
+            ).precision.as_matrix()
+        )
+        for structure in (Full(), Diagonal(), vf.Kronecker(corrected=True))
+    }
+    exact = found.pop(Full())
+    for diagonal in found.values():
+        np.testing.assert_allclose(diagonal, exact, rtol=1e-10)

@@ -8,7 +8,9 @@ import numpyro.distributions as dist
 import pytest
 import scipy.special
 import scipy.stats
+from numpyro import handlers
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density, potential_energy
 
 import volform as vf
@@ -154,6 +156,59 @@ def test_nuts_and_the_sites_again():
     for site in ("level", "scale", "effect"):
         off = (ours.mean[site] - joint.mean[site]) / joint.sd[site]
         assert np.all(np.abs(off) < 4.0 / 300**0.5)
+
+
+@pytest.mark.standard_promotion
+def test_handlers_around_see_what_is_left():
+    """Reparametrized, or given, a site that is left is the same in the evidence."""
+    marginal = vf.marginalize(schools, "theta")
+    values = {"mu": jnp.asarray(1.5), "tau": jnp.asarray(0.7)}
+
+    def density(model, given):
+        return log_density(model, (SIGMA, Y), {}, given)[0]
+
+    exact = density(schools_exact, values)
+    np.testing.assert_allclose(density(marginal, values), exact, rtol=1e-12)
+    for handler in (handlers.condition, handlers.substitute):
+        given = handler(marginal, {"tau": values["tau"]})
+        np.testing.assert_allclose(density(given, {"mu": values["mu"]}), exact, rtol=1e-12)
+    other = handlers.reparam(marginal, {"mu": LocScaleReparam(0.0)})
+    found = density(other, {"mu_decentered": values["mu"] / 5.0, "tau": values["tau"]})
+    np.testing.assert_allclose(found, exact + np.log(5.0), rtol=1e-12)
+
+
+@pytest.mark.standard_promotion
+def test_other_data_are_no_old_ones(monkeypatch):
+    marginal = vf.marginalize(schools, "theta")
+    values = {"mu": jnp.asarray(1.5), "tau": jnp.asarray(0.7)}
+
+    def gap(*args, **kwargs):
+        found, exact = (
+            log_density(model, args, kwargs, values)[0] for model in (marginal, schools_exact)
+        )
+        return abs(found - exact)
+
+    data = np.array(Y)
+    assert gap(SIGMA, data) < 1e-11
+    data[:] = data[::-1]
+    assert gap(SIGMA, data) < 1e-11
+    assert gap(sigma=SIGMA, y=Y) < 1e-11
+    assert gap(sigma=SIGMA[::-1], y=Y) < 1e-11
+    model = vf.marginalize(scaled, "theta")
+    first = log_density(model, (Y,), {}, {"phi": jnp.zeros(())})[0]
+    monkeypatch.setitem(globals(), "NOISE", 0.5)
+    second = log_density(model, (Y,), {}, {"phi": jnp.zeros(())})[0]
+    anew = log_density(vf.marginalize(scaled, "theta"), (Y,), {}, {"phi": jnp.zeros(())})[0]
+    assert second == anew != first
+
+
+NOISE = 1.0
+
+
+def scaled(y):
+    phi = numpyro.sample("phi", dist.Normal(0.0, 1.0))
+    theta = numpyro.sample("theta", dist.Normal(phi, 1.0))
+    numpyro.sample("y", dist.Normal(theta, NOISE), obs=y)
 
 
 def linked(y):

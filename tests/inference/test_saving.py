@@ -13,6 +13,7 @@ import pytest
 
 import volform as vf
 from volform.errors import DataError, ModelError
+from volform.inference import LastLayer
 from volform.networks import MLP, regression
 
 SCALE = 1.0
@@ -126,6 +127,13 @@ def test_bad_input(approx, tmp_path):
             )
         with pytest.raises(DataError, match=r"`path` .*names the class"):
             vf.load(path)
+    whole = vf.save(approx, path).read_bytes()
+    for broken in (whole[:200], whole[:60] + b"!!!!" + whole[64:], whole[:-400] + whole[-399:]):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"`path` .*damaged"):
+            vf.load(path, approx.posterior)
+    with pytest.raises(ModelError, match=r"`posterior` of load is of type function"):
+        vf.load(path, level)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("result.json", '{"format": 2}')
     with pytest.raises(DataError, match=r"`path` .*format 2"):
@@ -142,8 +150,12 @@ def test_a_metric_that_calls_a_function_is_kept_in_words(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"curvature": vf.GGN(), "structure": vf.Kronecker()}],
-    ids=["hessian", "kronecker"],
+    [
+        {},
+        {"curvature": vf.GGN(), "structure": vf.Kronecker()},
+        {"curvature": vf.GGN(), "structure": LastLayer()},
+    ],
+    ids=["hessian", "kronecker", "last layer"],
 )
 def test_networks(options, tmp_path):
     x = jnp.linspace(-1.0, 1.0, 6)[:, None]

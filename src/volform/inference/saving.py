@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volform.errors import DataError, ModelError
+from volform.errors import DataError, ModelError, VolformError
 from volform.geometry.metric import Metric
 from volform.inference.attached_metrics import SiteMetrics
 from volform.inference.evidence.comparison import Comparison
@@ -24,12 +25,14 @@ from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.samples import Samples
 from volform.inference.modes.mode import ExpansionPoint
 from volform.inference.summary import Summary
-from volform.models.posterior import Posterior
+from volform.models.attaching import FixedSites
+from volform.models.posterior import Posterior, with_sites_fixed
 from volform.models.signature import Signature, signature_of
 from volform.results import Evidence
 
 FORMAT = 1
 HEADER = "result.json"
+BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError, EOFError)
 # Classes of these packages are made again from a file, field by field, without a call.
 PACKAGES = ("volform", "lineax", "numpyro", "equinox")
 RESULTS = (
@@ -88,16 +91,24 @@ def save(result: Any, path: str | Path) -> Path:
     writer = _Writer()
     header: dict[str, Any] = {"format": FORMAT, "result": writer.written(result, "result")}
     if writer.posterior is not None:
-        signature = signature_of(writer.posterior, _mode_of(result).at.u)
+        mode = _mode_of(result)
+        signature = signature_of(writer.posterior, mode.at.u)
         header["posterior"] = writer.written(signature, "posterior")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        if isinstance(model := writer.posterior.model, FixedSites):  # of some sites, as `LastLayer`
+            header["fixed"] = writer.written(dict(model.values), "fixed")
+            header["values"] = writer.written(dict(mode.values), "values")
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(HEADER, json.dumps(header, indent=1))
         for name, array in writer.arrays.items():
             content = io.BytesIO()
             np.save(content, array, allow_pickle=False)
             archive.writestr(name, content.getvalue())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")  # a file of before stays until this one is whole
+    part.write_bytes(held.getvalue())
+    part.replace(path)
     return path
 
 
@@ -116,32 +127,49 @@ def load(path: str | Path, posterior: Posterior | None = None) -> Any:
         DataError: when there is no such file, or it is none of `save`.
         ModelError: when a posterior is missing, or is of another model, metric or data.
     """
+    if not isinstance(posterior, Posterior | None):
+        raise ModelError(
+            f"`posterior` of load is of type {type(posterior).__name__}; it should be the posterior "
+            "of the model, `vf.condition(model, data)`."
+        )
     try:
-        archive = zipfile.ZipFile(path)
-        header = json.loads(archive.read(HEADER))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            return _read(archive, path, posterior)
+    except VolformError:
+        raise
+    except (OSError, *BROKEN) as error:
         raise DataError(
-            f"`path` {str(path)!r} is no file that `vf.save` wrote ({type(error).__name__}: "
-            f"{error})."
+            f"`path` {str(path)!r} is no file that `vf.save` wrote, or a damaged one "
+            f"({type(error).__name__}: {error})."
         ) from error
+
+
+def _read(archive: zipfile.ZipFile, path: str | Path, posterior: Posterior | None) -> Any:
+    header = json.loads(archive.read(HEADER))
     if header["format"] != FORMAT:
         raise DataError(
             f"`path` {str(path)!r} is in format {header['format']}, of another version of volform; "
             f"this one reads format {FORMAT}."
         )
-    with archive:
-        read = _Reader(archive, posterior).read
-        if "posterior" in header:
-            signature: Signature = read(header["posterior"])
-            if posterior is None:
-                sites = ", ".join(f"{name}{list(shape) or ''}" for name, shape in signature.sites)
-                raise ModelError(
-                    f"`path` {str(path)!r} holds a result of `{signature.model}` ({sites}; metric "
-                    f"{signature.metric}), and no model. Pass its posterior: `vf.load(path, "
-                    "vf.condition(model, data))`."
-                )
-            signature.require(posterior, "the saved one")
+    read = _Reader(archive, None).read
+    if "posterior" not in header:
         return read(header["result"])
+    signature: Signature = read(header["posterior"])
+    if posterior is None:
+        sites = ", ".join(f"{name}{list(shape) or ''}" for name, shape in signature.sites)
+        raise ModelError(
+            f"`path` {str(path)!r} holds a result of `{signature.model}` ({sites}; metric "
+            f"{signature.metric}), and no model. Pass its posterior: `vf.load(path, "
+            "vf.condition(model, data))`."
+        )
+    fixed = read(header.get("fixed"))
+    names = [site.name for site in posterior.layout.sites]
+    if fixed and set(fixed) <= set(names):
+        values = {**fixed, **read(header["values"])}
+        if set(values) == set(names):
+            posterior = with_sites_fixed(posterior, posterior.unconstrain(values), list(fixed))
+    signature.require(posterior, "the saved one")
+    return _Reader(archive, posterior).read(header["result"])
 
 
 def _mode_of(result: Any) -> ExpansionPoint:

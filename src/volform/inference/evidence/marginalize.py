@@ -1,7 +1,7 @@
 """Latent sites of a NumPyro model integrated out by Laplace's method, inside the model."""
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import equinox as eqx
@@ -105,13 +105,13 @@ class Marginalized:
         self.model = attach(model, {} if metric is None else metric)
         self.sites, self.second_order = sites, second_order
         self.__name__ = getattr(model, "__name__", type(model).__name__)
-        self._joint: tuple[list[Any], Posterior] | None = None
+        self._joint: tuple[tuple[Any, list[Any]], Posterior] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Samples what is left, and adds the log evidence of what is not as a factor."""
         with handlers.block():
             joint = self.joint(*args, **kwargs)
-        outer = _Outer(self.model, self.sites)
+        outer = _Outer(self.model, self.sites, self._left(joint))
         with handlers.block(hide_fn=outer.hides):
             outer(*args, **kwargs)
         with handlers.block():
@@ -131,16 +131,21 @@ class Marginalized:
             ModelError: when a site that is left depends on one that is integrated out.
             UnknownSiteError: when the model has no such latent site.
         """
-        leaves = jax.tree.leaves((args, kwargs))
+        leaves, structure = jax.tree.flatten((args, kwargs))
         if any(isinstance(leaf, Tracer) for leaf in leaves):
             return self._checked(condition(self.model, *args, **kwargs))
-        known, joint = self._joint or ([], None)
-        is_known = len(known) == len(leaves) and all(map(operator.is_, known, leaves))
-        if joint is None or not is_known:
-            with jax.ensure_compile_time_eval():  # within a trace of its density, as of NUTS
-                joint = self._checked(condition(self.model, *args, **kwargs))
-            self._joint = leaves, joint
+        with jax.ensure_compile_time_eval():  # within a trace of its density, as of NUTS
+            if self._joint is not None and _are_same(self._joint[0], (structure, leaves)):
+                with suppress(ModelError):  # a global that the model reads has changed
+                    self._joint[1].program.require_unchanged()
+                    return self._joint[1]
+            joint = self._checked(condition(self.model, *args, **kwargs))
+        kept = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        self._joint = (structure, kept), joint
         return joint
+
+    def _left(self, joint: Posterior) -> list[str]:
+        return [name for name in joint.names if name not in self.sites]
 
     def draws(self, key: PRNGKeyArray, samples: Any, *args: Any, **kwargs: Any) -> Samples:
         """Draw the sites, one for each draw of those that are left.
@@ -165,7 +170,7 @@ class Marginalized:
         require_key(key, "key", "draws", ModelError)
         joint = self.joint(*args, **kwargs)
         found = samples.get_samples() if hasattr(samples, "get_samples") else samples
-        left = [name for name in joint.names if name not in self.sites]
+        left = self._left(joint)
         missing = [name for name in left if name not in found]
         if missing:
             raise UnknownSiteError(
@@ -204,7 +209,7 @@ class Marginalized:
                 f"`sites` of marginalize names all latent sites of `{self.__name__}`, so that "
                 "nothing is left to sample; `vf.evidence` integrates over all of them."
             )
-        left = [name for name in joint.names if name not in self.sites]
+        left = self._left(joint)
         values = joint.values(jnp.zeros(joint.dim))
 
         def densities(moving: dict[str, Array]) -> dict[str, Array]:
@@ -306,37 +311,39 @@ class _Outer(Messenger):
     Args:
         fn: the model.
         sites: names of these sites.
+        names: of the latent sites that are left.
     """
 
-    def __init__(self, fn: Callable, sites: tuple[str, ...]):
-        self.sites = sites
+    def __init__(self, fn: Callable, sites: tuple[str, ...], names: list[str]):
+        self.sites, self.names = sites, names
         self.placeholders: set[str] = set()
         self.left: dict[str, Any] = {}
-        self._open = False
+        self._open = ""
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
         """Gives a site that is integrated out a value, which nothing that is seen depends on."""
-        if msg["type"] != "sample" or msg["is_observed"] or self._open:
+        if msg["type"] != "sample" or self._open:
             return
-        self._open = msg["name"] not in self.sites
-        if not self._open:
+        if msg["name"] in self.names:
+            self._open = msg["name"]
+        elif msg["name"] in self.sites:
             chart = biject_to(msg["fn"].support)
             shape = chart.inverse_shape(msg["fn"].shape(msg["kwargs"]["sample_shape"]))
             msg["value"] = chart(jnp.zeros(shape))
             self.placeholders.add(msg["name"])
 
     def postprocess_message(self, msg: Any) -> None:
-        """Notes the values of what is left."""
-        if self._open and msg["type"] == "sample" and not msg["is_observed"]:
-            self.left[msg["name"]] = msg["value"]
-            self._open = False
+        """Notes the values of what is left, whatever handlers around have made of the sites."""
+        if self._open and msg.get("name") == self._open:
+            self.left[self._open] = msg["value"]
+            self._open = ""
 
     def hides(self, msg: Any) -> bool:
         """Tell whether a site is hidden: all of these and the likelihood, and what comes later.
 
         While a site that is left is open, others come from handlers around: NumPyro's samplers put
-        the log determinant of its chart there as a factor.
+        the log determinant of its chart there as a factor, `reparam` the site in its place.
         """
         if self._open:
             return False
@@ -358,6 +365,17 @@ def _drawn(
     height = jnp.sum(jnp.log(jnp.diagonal(lower))) - 0.5 * u.size * jnp.log(2.0 * jnp.pi)
     log_q = height - 0.5 * jnp.sum(normal**2)
     return conditional.point(u), conditional.log_density_lebesgue(u) - log_z - log_q
+
+
+def _are_same(known: tuple[Any, list[Any]], given: tuple[Any, list[Any]]) -> bool:
+    """Tell whether arguments are those known: by identity, and arrays of NumPy by their values."""
+
+    def is_same(one: Any, other: Any) -> bool:
+        if isinstance(other, np.ndarray):
+            return isinstance(one, np.ndarray) and np.array_equal(one, other, equal_nan=False)
+        return one is other
+
+    return known[0] == given[0] and all(map(is_same, known[1], given[1]))
 
 
 def _named(sites: Sequence[str]) -> str:

@@ -217,6 +217,9 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
         for piece in flow.layers.pieces:
             if piece.is_matrix:
                 slopes = _slopes(piece, deltas)
+                if piece.is_table:
+                    is_there = _rows(piece, flow.activations) < piece.entries.shape[1]
+                    slopes = jnp.where(is_there[..., None], slopes, 0)
                 slopes = slopes.sum(1, keepdims=True) if reduce else slopes
                 found.append(jnp.einsum("npi,npj->ij", slopes, slopes))
             else:
@@ -233,7 +236,8 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
         if piece.is_table and not reduce:  # its vectors would be as many numbers as n times rows
             rows = _rows(piece, flow.activations)
             counts = jnp.bincount(rows.ravel(), length=piece.entries.shape[1])
-            moments.append((left.sum(0) / rows.size, counts.astype(left.dtype)))
+            counts = counts.astype(left.dtype)
+            moments.append((left.sum(0) / jnp.maximum(counts.sum(), 1), counts))
             continue
         features = _features(piece, flow.activations)
         features = features.mean(1, keepdims=True) if reduce else features
@@ -278,9 +282,11 @@ def _features(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p 
 
 
 def _rows(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
-    """Numbers of the rows that are looked up, in their order in the table."""
+    """Numbers of the rows that are looked up, in their order in the table; else their count."""
     each = [
-        jnp.asarray(np.argsort(own))[r.rows(activations[r.equation])]
+        jnp.asarray(np.argsort(own))
+        .at[r.rows(activations[r.equation])]
+        .get(mode="fill", fill_value=len(own))
         for r, _, _, own in piece.readings
     ]
     return jnp.concatenate(each, 1)

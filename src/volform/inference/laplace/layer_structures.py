@@ -166,7 +166,10 @@ def forms_of(split: DataPriorSplit, *, reduce: bool = False, corrected: bool = F
     lacking = "" if split.names else "the curvature is the Hessian"
     layers = shaped(split) if split.names else None
     if layers is not None and not any(piece.is_matrix for piece in layers.pieces):
-        lacking = "the model runs no layer; use `Diagonal()`, `BySite()` or `LowRank(k)`"
+        lacking = (
+            "no array of parameters is such a matrix, or each is read in several ways, which have "
+            "an exact block; use `BySite()`, `Diagonal()` or `LowRank(k)`"
+        )
     if lacking or layers is None:
         raise StructureError(
             "`structure=Kronecker()` needs `curvature=GGN()`, or a Fisher matrix, and a model with "

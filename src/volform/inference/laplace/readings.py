@@ -126,9 +126,12 @@ class RowReading(LayerReading):
         return jax.nn.one_hot(found, self.entries.shape[-1], dtype=self.result.dtype)
 
     def rows(self, h: Array) -> Int[Array, "n positions"]:
-        """Numbers of the rows."""
+        """Numbers of the rows; of a row that is not there, as of padding, their count."""
         numbers = jnp.moveaxis(h[..., _place_of_row(self.eqn)], self.own_axis, 0)
-        return numbers.reshape(self.count, -1)
+        numbers, rows = numbers.reshape(self.count, -1), self.entries.shape[-1]
+        if self.eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
+            return jnp.clip(numbers, 0, rows - 1)
+        return jnp.where((numbers >= 0) & (numbers < rows), numbers, rows)
 
     def slopes(self, delta: Array) -> Float[Array, "1 n positions units"]:
         """The entries of a row last."""
