@@ -227,6 +227,13 @@ def test_single_precision():
     assert path.residual < 1e-4
 
 
+@pytest.mark.float32
+def test_rao_distance_in_float32():
+    found = distance(vf.Fisher(dist.Normal), (-1.0, 1.0), (1.0, 1.0))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, np.sqrt(2) * np.arccosh(2), rtol=1e-4)
+
+
 # --- Curvature
 
 sectional_curvature = eqx.filter_jit(riemann.sectional_curvature)

@@ -205,9 +205,11 @@ def test_bad_input():
         mcmc.run(jax.random.key(0), jnp.ones(1))
     for wrong in ({"sigma": jnp.ones(2)}, {"tau": jnp.ones(())}, jnp.ones(1)):
         with pytest.raises(DataError, match=r"`init_params` .* \{'sigma': \(\)\}"):
-            kernel.init(jax.random.key(0), 1, wrong)
-    state = kernel.init(jax.random.key(0), 1, {"sigma": 0.5})
+            kernel.init(jax.random.key(0), 100, wrong)
+    state = kernel.init(jax.random.key(0), 100, {"sigma": 0.5})
     assert state.z["sigma"] == 0.5
+    with pytest.warns(TrustWarning, match="`num_warmup` is 20"):
+        kernel.init(jax.random.key(0), 20)
 
 
 @pytest.mark.standard_promotion

@@ -13,7 +13,7 @@ import pytest
 
 import volform as vf
 from volform import networks as nn
-from volform.errors import DataError, NetworkError, SingularMetricError
+from volform.errors import DataError, MetricError, NetworkError, SingularMetricError
 from volform.layers import layerwise, mean_metric, momentum, plane, principal
 
 REFERENCE = json.loads((Path(__file__).parent / "layers_reference.json").read_text())
@@ -196,6 +196,16 @@ def test_bad_input():
         layerwise(net)
     with pytest.raises(NetworkError, match="`network` is a int"):
         layerwise(3)
+    with pytest.raises(NetworkError, match=r"`network` is a MLP; .* activations included"):
+        layerwise(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(0)))
+    with pytest.raises(NetworkError, match="`layer` is 9; layers go from 0 to 1"):
+        layerwise([jnp.tanh]).behind(9)
+    with pytest.raises(NetworkError, match=r"of shape \(2,\), and layer 1, .* of shape \(2,\)"):
+        layerwise([lambda x: jnp.ones(3) @ x]).pull_back(vf.Euclidean(), X)
+    with pytest.raises(MetricError, match="`metric` of pull_back holds"):
+        layerwise([jnp.tanh]).pull_back(dist.Categorical, X)
+    with pytest.raises(MetricError, match="`metric` of mean_metric holds"):
+        mean_metric(lambda p, x: x, vf.Euclidean(), jnp.ones(3))
     with pytest.raises(NetworkError, match="`functions`"):
         momentum([])
     sequence = layerwise([jnp.tanh])

@@ -15,7 +15,8 @@ LABELS = np.asarray(X[:, 0] > 0).astype(int)
 def test_balls_are_of_one_radius_at_the_output():
     shear = jnp.array([[1.0, 0.7], [0.0, 1.5]])
     sequence = vf.layers.layerwise([lambda x: shear @ x, lambda x: x - 1.0])
-    axes = vf.plot.layers(sequence, X, LABELS, metric=vf.Euclidean(), show=(0, 2))
+    metric, logits = vf.Euclidean(), lambda z: z
+    axes = vf.plot.layers(sequence, X, LABELS, metric=metric, logits=logits, show=(0, 2))
     first, last = ([patch.get_xy() for patch in ax.patches] for ax in axes)
     assert len(first) == len(last) == 144
     radii = [np.linalg.norm(ball - (ball[0] + ball[20]) / 2, axis=1) for ball in last]
@@ -40,6 +41,8 @@ def test_folds_are_dashed_only_where_there_are_some():
     smooth = vf.layers.layerwise([lambda x: 2.0 * x])
     (ax, _) = vf.plot.layers(smooth, X, metric=vf.Euclidean())
     assert not [line for line in ax.lines if line.get_linestyle() == "--"]
+    (ax, _) = vf.plot.layers(smooth, X, LABELS, metric=vf.Euclidean())
+    assert not [line for line in ax.lines if line.get_color() == "black"]  # no logits were given
 
 
 def test_magnification():

@@ -22,7 +22,7 @@ from volform.geometry.metric import Metric
 from volform.linalg.structured import Point
 
 # Relative to the length of the path: by how much it may miss its end, and two of them may differ.
-REACHED, ONE_WAY = 1e-8, 1e-6
+REACHED, SINGLE_REACHED, ONE_WAY = 1e-8, 1e-5, 1e-6
 
 
 class Geodesic(eqx.Module):
@@ -255,13 +255,14 @@ def _joined(metric: Metric, start: Point, end: Point) -> tuple[PyTree, Flow, Flo
     found = _shoot(metric, start, end)
     if is_traced(found):
         return found.velocity, found.flow, found.miss
-    if not float(found.miss) <= REACHED * float(found.flow.length):
+    reached = REACHED if found.miss.dtype == jnp.float64 else SINGLE_REACHED
+    if not float(found.miss) <= reached * float(found.flow.length):
         for point in (start, end):
             _require_positive(metric, point)
         raise ConvergenceError(
-            f"No geodesic was found from {shown(start)} to {shown(end)}: the best path misses it "
-            f"by {float(found.miss):.1e}. Go by points between the two, and look whether "
-            "`metric` is positive definite there and the way inside of one chart."
+            f"No geodesic was found from {shown(start)} to {shown(end)}: {_outcome(found.miss)}. "
+            "Go by points between the two, and look whether `metric` is positive definite there "
+            "and the way inside of one chart: angles are not taken for equal beyond a turn."
         )
     if float(found.apart) > ONE_WAY:
         lengths = ", ".join(f"{float(each):.6g}" for each in found.lengths if np.isfinite(each))
@@ -273,6 +274,12 @@ def _joined(metric: Metric, start: Point, end: Point) -> tuple[PyTree, Flow, Flo
             stacklevel=3,
         )
     return found.velocity, found.flow, found.miss
+
+
+def _outcome(miss: Any) -> str:
+    if np.isfinite(miss):
+        return f"the best path misses it by {float(miss):.1e}"
+    return "no path stays where the metric is positive definite, as beside a pole of its chart"
 
 
 def _floats(tree: PyTree) -> PyTree:
@@ -319,8 +326,9 @@ def _require_positive(metric: Metric, point: Point) -> None:
             "points inside of its support."
         )
     half = np.sqrt(np.abs(np.diagonal(matrix)))
-    smallest = np.linalg.eigvalsh(matrix / np.where(half > 0.0, np.outer(half, half), 1.0))[0]
-    if smallest <= 0.0:
+    units = np.outer(half, half)
+    smallest = np.linalg.eigvalsh(matrix / np.where(units > 0.0, units, 1.0))[0]
+    if smallest <= len(matrix) * np.finfo(matrix.dtype).eps:  # singular to rounding
         raise SingularMetricError(
             f"`metric` is not positive definite at {shown(point)}: relative to its diagonal its "
             f"smallest eigenvalue is {smallest:.1e}, so that no geodesic goes through. Leave out "

@@ -129,8 +129,8 @@ def load(path: str | Path, posterior: Posterior | None = None) -> Any:
     """
     if not isinstance(posterior, Posterior | None):
         raise ModelError(
-            f"`posterior` of load is of type {type(posterior).__name__}; it should be the posterior "
-            "of the model, `vf.condition(model, data)`."
+            f"`posterior` of load is of type {type(posterior).__name__}; it should be the "
+            "posterior of the model, `vf.condition(model, data)`."
         )
     try:
         with zipfile.ZipFile(path) as archive:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from volform.errors import DataError
 from volform.geometry.metric import Metric, pullback
 from volform.linalg.structured import DenseOperator, Point
+from volform.models import require_metric
 
 
 class MeanMetric(Metric):
@@ -53,6 +54,7 @@ def mean_metric(metric: Metric, f: Callable[[Any, Any], Array], draws: Any) -> M
 
     Raises:
         DataError: when draws are of unequal number, or none.
+        MetricError: when `metric` is none.
 
     References:
         Tosi et al. (2014), Metrics for probabilistic geometries, section 3.
@@ -63,6 +65,7 @@ def mean_metric(metric: Metric, f: Callable[[Any, Any], Array], draws: Any) -> M
     >>> metric(jnp.ones(1)).as_matrix().tolist()
     [[5.0]]
     """
+    require_metric(metric, "`metric` of mean_metric")
     counts = {len(leaf) if getattr(leaf, "ndim", 0) else 0 for leaf in jax.tree.leaves(draws)}
     if len(counts) != 1 or not min(counts):
         raise DataError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from volform.errors import NetworkError
 from volform.geometry.metric import Metric
 from volform.layers.field import LayerField
+from volform.models import require_metric
 from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer
 from volform.networks.network import Network
@@ -37,7 +38,13 @@ class LayerSequence(eqx.Module):
         return x
 
     def behind(self, layer: int) -> "LayerSequence":
-        """The rest of the network behind a layer: 0 for all of it, `len(maps)` for nothing."""
+        """The rest of the network behind a layer: 0 for all of it, `len(maps)` for nothing.
+
+        Raises:
+            NetworkError: when there is no such layer.
+        """
+        if not 0 <= layer <= len(self.maps):
+            raise NetworkError(f"`layer` is {layer}; layers go from 0 to {len(self.maps)}.")
         return LayerSequence(self.maps[layer:], self.names[layer:])
 
     def activations(self, x: Float[Array, "n ..."]) -> tuple[Array, ...]:
@@ -93,15 +100,29 @@ class LayerSequence(eqx.Module):
         [2.197, 2.197, 0.0]
         """
         x = require_inputs(x, "x")
+        require_metric(metric, "`metric` of pull_back")
         try:
             points, rows = _swept(self.maps, metric, x)
         except (TypeError, ValueError) as error:
-            shape = jax.eval_shape(self, jax.ShapeDtypeStruct(x.shape[1:], x.dtype)).shape
+            shape = self._output_shape(x)
             raise NetworkError(
                 f"`metric` {metric!r} has no matrix at outputs of shape {shape}: {error}. It "
                 "should be a metric on the output of one example, as `vf.Euclidean()` is."
             ) from error
         return LayerField(self, metric, points, rows)
+
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
+        """Raises NetworkError with the layer that does not take what it is given."""
+        found = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        for number, (layer, name) in enumerate(zip(self.maps, self.names, strict=True), 1):
+            try:
+                found = jax.eval_shape(layer, found)
+            except Exception as error:
+                raise NetworkError(
+                    f"`x` has examples of shape {x.shape[1:]}, and layer {number}, {name}, does "
+                    f"not take what reaches it, of shape {found.shape}: {error}"
+                ) from error
+        return found.shape
 
     def __repr__(self) -> str:
         return f"LayerSequence of {len(self.maps)}: {', '.join(self.names)}"
@@ -118,7 +139,7 @@ def layerwise(
 
     Args:
         network: layers or a `Network` of the package; a list of functions of a single example; or
-            an object whose `layers` are such functions, as `equinox.nn.Sequential`.
+            an `equinox.nn.Sequential`. Of other networks write the list, activations included.
         params: of a network of the package, as `init` or a posterior's values give them.
         inputs: of a `Network`, the number of features or the shape of an image.
         parametrization: of layers of the package; `NTP()` if left out. A `Network` has its own.
@@ -148,12 +169,13 @@ def layerwise(
             steps = network.maps(params, parametrization=parametrization)
         names = [type(getattr(step, "layer", step)).__name__ for step in steps]
         return LayerSequence(tuple(map(_Single, steps)), tuple(names))
-    found = getattr(network, "layers", network)
-    if not isinstance(found, Sequence) or not found or not all(map(callable, found)):
+    # Of other objects `layers` need not be all: those of `equinox.nn.MLP` lack its activations.
+    found = network.layers if isinstance(network, eqx.nn.Sequential) else network
+    if not isinstance(found, list | tuple) or not found or not all(map(callable, found)):
         raise NetworkError(
-            f"`network` is a {type(network).__name__}, {network!r}; it should be a network of "
-            "`vf.networks` with its parameters, a list of functions of a single example, or an "
-            "object whose `layers` are such functions."
+            f"`network` is a {type(network).__name__}; it should be a network of "
+            "`vf.networks` with its parameters, an `equinox.nn.Sequential`, or a list of functions "
+            "of a single example: all that the network does, activations included."
         )
     names = [getattr(layer, "__name__", type(layer).__name__) for layer in found]
     return LayerSequence(tuple(found), tuple(names))

@@ -2,7 +2,9 @@
 
 from volform.models.attaching import (
     Attached as Attached,
+    FixedSites as FixedSites,
     attach as attach,
+    require_metric as require_metric,
 )
 from volform.models.binding import (
     Unconstrained as Unconstrained,

@@ -47,10 +47,10 @@ def layers(
     Args:
         sequence: from `vf.layers.layerwise`.
         x: examples, shape (n, ...); drawn as points.
-        labels: class of each, integers; then the boundary of classes is drawn too.
+        labels: class of each, integers.
         metric: of the outputs of one example.
-        logits: from the output of one example to its logits, of which a single one has its
-            boundary at zero; the outputs are logits themselves if left out.
+        logits: from the output of one example to its logits, `lambda z: z` where it is logits
+            itself; then the boundary of the classes is drawn, of a single one its zero.
         show: layers to draw, 0 for the input; four by default.
         plane: of the inputs; the inputs themselves where they have two coordinates, and else the
             plane of their first two principal directions.
@@ -86,8 +86,7 @@ def layers(
     on_plane = np.asarray(rows) @ np.asarray(plane.frame).reshape(2, -1).T
     circles, is_cut = _circles(np.einsum("nki,nkj->nij", on_plane, on_plane), spacing)
     data = sequence.activations(x)
-    decide = None if labels is None else (logits or jnp.ravel)
-    curves = _curves(sequence, plane, low, high, decide)
+    curves = _curves(sequence, plane, low, high, logits)
     axes = canvas.new_axes(len(show), 3.4, 3.6)
     for ax, layer in zip(axes, show, strict=True):
         view = _view(np.asarray(points[layer]), plane if layer == 0 else None)
@@ -139,7 +138,7 @@ def distinguishable(
     >>> x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 2)))
     >>> ax = vf.plot.distinguishable(jnp.tanh, x, metric=vf.Euclidean())
     >>> ax.get_title()
-    'Dark: inputs are told apart.  Ellipses: equally far from the center'
+    'Ellipses: equally far from their center'
     """
     labels = None if labels is None else _labels(labels, len(data))
     plane = _plane_of(data) if plane is None else plane
@@ -157,7 +156,7 @@ def distinguishable(
         fine[:, 0].reshape(shape), fine[:, 1].reshape(shape), volume, levels=levels, cmap="Greys",
         extend="min",
     )  # fmt: skip
-    label = "log$_{10}$ volume of a unit of input"
+    label = r"log$_{10}\sqrt{\det G}$, magnification"
     canvas.figure_of(ax).colorbar(filled, ax=ax, label=label, format="%.1f")
     spacing = float(np.max(high - low)) / (GRID - 1)
     circles, is_cut = _circles(np.asarray(gram)[len(fine) :], spacing)
@@ -166,10 +165,16 @@ def distinguishable(
     colors = canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
     ax.scatter(*plane.coordinates(data).T, s=7, c=colors, zorder=3, linewidths=0)
     for (name, line), style in zip((lines or {}).items(), ("-", "--", ":", "-.") * 9, strict=False):
-        ax.plot(*plane.coordinates(line).T, color="black", linestyle=style, label=name, zorder=4)
+        path = plane.coordinates(line).T
+        ax.plot(*path, color="white", linewidth=3.4, zorder=4)  # seen on black too
+        ax.plot(*path, color="black", linestyle=style, label=name, zorder=5)
     if lines:
         ax.legend(fontsize=8.5)
-    ax.set_title("Dark: inputs are told apart.  Ellipses: equally far from the center", fontsize=9)
+    ax.set_title("Ellipses: equally far from their center", fontsize=9.5)
+    for name, line in (("first", ax.set_xlabel), ("second", ax.set_ylabel)):
+        line(f"{name} coordinate of the plane", color=canvas.INK)
+    ax.set_xlim(low[0], high[0])
+    ax.set_ylim(low[1], high[1])
     ax.set_aspect("equal")
     canvas.plain(ax)
     return ax
@@ -307,7 +312,7 @@ def _legend(ax: "Axes", count: int, curves: list[Curve]) -> None:
     from matplotlib.lines import Line2D  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    ball = f"equally far from its center, as layer {count} measures (hollow: cut off)"
+    ball = f"equally far from its center, as layer {count} measures (hollow: larger, cut off)"
     handles: list[Any] = [Patch(facecolor="#00000030", edgecolor="#00000080", label=ball)]
     known: dict[Any, str] = {("black", "-"): "boundary of the classes", (FOLD, "--"): "folds"}
     drawn = {(color, style) for _, color, style in curves}

@@ -20,6 +20,7 @@ from volform.models.prior_draws import tempered, weighed_draws
 
 MOST_POINTS = 1024  # of a trajectory
 TOO_SMALL = 0.02  # a step size at which metric and coordinates do not fit: its scale is 1
+FEWEST_WARMUP = 100  # a tenth leads from the prior to the posterior
 BITS = 24  # of the sequence that jitters times
 
 
@@ -116,7 +117,7 @@ class RMHMC(MCMCKernel):
     @property
     def default_fields(self) -> Any:
         """Fields that NumPyro keeps of every draw."""
-        return ("z", "diverging")
+        return ("z", "diverging", "nonreversible")
 
     def get_diagnostics_str(self, state: RMHMCState) -> Any:
         """The line beside NumPyro's progress bar."""
@@ -156,6 +157,14 @@ class RMHMC(MCMCKernel):
             raise DataError(
                 "`mcmc.run` was given data, which the posterior of RMHMC has already; call "
                 "`mcmc.run(key)`, and condition the model on other data by `vf.condition`."
+            )
+        if num_warmup < FEWEST_WARMUP:
+            warnings.warn(
+                f"`num_warmup` is {num_warmup}, of which RMHMC has to come from the prior to the "
+                "posterior, and to find the time of its trajectories and the size of its steps: "
+                "the first draws may be none of the posterior. Give it 1,000.",
+                TrustWarning,
+                stacklevel=2,
             )
         self._warmup = num_warmup
         several = not is_prng_key(rng_key)
