@@ -358,7 +358,7 @@ def test_what_is_no_real_value_does_not_stand_in_the_way() -> None:
     at = {"a": jnp.array(0.3), "b": jnp.array(0.6)}
     found = vf.laplace(posterior, at=at, curvature=GGN(), structure=Subset(("a",)))
     assert_allclose(found.precision.as_matrix(), [[1.0]])
-    with pytest.raises(StructureError, match=r"here the model runs no layer"):
+    with pytest.raises(StructureError, match=r"here no array of parameters is such a matrix"):
         vf.laplace(posterior, at=at, curvature=GGN(), structure=Kronecker())
 
 
