@@ -31,6 +31,7 @@ from volform.geometry.geodesics import (
 )
 from volform.geometry.jacobians import (
     along_coordinates as along_coordinates,
+    held as held,
     lacks_forward_mode as lacks_forward_mode,
 )
 from volform.geometry.metric import (

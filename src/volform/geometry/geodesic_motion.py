@@ -10,6 +10,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from volform.geometry.jacobians import held
 from volform.geometry.metric import Metric
 from volform.linalg.structured import Point, whiten
 
@@ -85,11 +86,6 @@ class Frame(eqx.Module):
         """Length of a tangent vector, with a derivative of zero at zero."""
         square = v @ self.lower(s, v)
         return jnp.where(square == 0.0, 0.0, jnp.sqrt(jnp.where(square == 0.0, 1.0, square)))
-
-
-def held(tree: PyTree) -> PyTree:
-    """Take a pytree for constant: its arrays without their derivatives."""
-    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 def framed(metric: Metric, point: Point, vector: PyTree) -> Frame:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from volform.geometry.scores import tangent_like
 
@@ -60,3 +61,8 @@ def _in_reverse(f: Callable[[Array], Any], u: Float[Array, " d"]) -> tuple[Any, 
 
 def _is_real(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def held(tree: PyTree) -> PyTree:
+    """Take a pytree for constant: its arrays without their derivatives."""
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)

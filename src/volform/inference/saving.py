@@ -156,17 +156,15 @@ def _read(archive: zipfile.ZipFile, path: str | Path, posterior: Posterior | Non
         return read(header["result"])
     signature: Signature = read(header["posterior"])
     if posterior is None:
-        sites = ", ".join(f"{name}{list(shape) or ''}" for name, shape in signature.sites)
         raise ModelError(
-            f"`path` {str(path)!r} holds a result of `{signature.model}` ({sites}; metric "
-            f"{signature.metric}), and no model. Pass its posterior: `vf.load(path, "
-            "vf.condition(model, data))`."
+            f"`path` {str(path)!r} holds a result of `{signature.model}` "
+            f"({signature.sites_in_words}; metric {signature.metric}), and no model. Pass its "
+            "posterior: `vf.load(path, vf.condition(model, data))`."
         )
-    fixed = read(header.get("fixed"))
-    names = [site.name for site in posterior.layout.sites]
-    if fixed and set(fixed) <= set(names):
+    if "fixed" in header:
+        fixed = read(header["fixed"])
         values = {**fixed, **read(header["values"])}
-        if set(values) == set(names):
+        if set(values) == set(posterior.names):
             posterior = with_sites_fixed(posterior, posterior.unconstrain(values), list(fixed))
     signature.require(posterior, "the saved one")
     return _Reader(archive, posterior).read(header["result"])

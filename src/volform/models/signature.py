@@ -32,6 +32,11 @@ class Signature(NamedTuple):
     log_density: float
     point: np.ndarray
 
+    @property
+    def sites_in_words(self) -> str:
+        """Names and shapes of the latent sites."""
+        return ", ".join(f"{name}{list(shape) or ''}" for name, shape in self.sites)
+
     def require(self, posterior: Any, what: str) -> None:
         """Check that a posterior is the one.
 
@@ -45,14 +50,14 @@ class Signature(NamedTuple):
         given = signature_of(posterior, self.point if self.sites == _sites(posterior) else None)
         advice = "Condition the same model on the same data, with the same metric."
         for word, mine, its in (
-            ("latent sites", self.sites, given.sites),
+            ("latent sites", self.sites_in_words, given.sites_in_words),
             ("metric", self.metric, given.metric),
             ("data of digest", self.data, given.data),
         ):
             if mine != its:
                 raise ModelError(
-                    f"`posterior` of `{given.model}` has {word} {_in_words(its)} and {what}, of "
-                    f"`{self.model}`, has {_in_words(mine)}. {advice}"
+                    f"`posterior` of `{given.model}` has {word} {its} and {what}, of "
+                    f"`{self.model}`, has {mine}. {advice}"
                 )
         if not np.isclose(
             self.log_density,
@@ -87,7 +92,3 @@ _log_density = Compiled(lambda posterior, u: posterior.log_density(u), QUICK)
 
 def _sites(posterior: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((site.name, site.shape) for site in posterior.layout.sites)
-
-
-def _in_words(mark: Any) -> str:
-    return mark if isinstance(mark, str) else ", ".join(f"{n}{list(s) or ''}" for n, s in mark)

@@ -126,7 +126,7 @@ class Network(eqx.Module):
             params: coordinates by site.
             inputs: the number of features, or the shape (height, width, channels) of an image.
         """
-        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        shape = _shape_of(inputs)
         nested = self._mapped(lambda parameter: _looked_up(params, parameter), shape)
         return self.layers.maps(nested, parametrization=self.parametrization)
 
@@ -173,7 +173,7 @@ class Network(eqx.Module):
         Args:
             inputs: the number of features, or the shape (height, width, channels) of an image.
         """
-        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        shape = _shape_of(inputs)
         found: list[Parameter] = []
         self._mapped(found.append, shape)
         return tuple(found)
@@ -203,6 +203,10 @@ class Network(eqx.Module):
                     return tuple(mapped(own, "") for own in part)
 
         return mapped(self.layers.parameters(shape, self._place)[0], "")
+
+
+def _shape_of(inputs: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (inputs,) if isinstance(inputs, int) else tuple(inputs)
 
 
 def _looked_up(params: Mapping[str, Array], parameter: Parameter) -> Array:

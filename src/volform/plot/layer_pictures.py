@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GRID = 12  # balls, and lines, a side: 15 with eleven layers could not be read
 FINE = 121  # points a side for the boundary of classes and for folds
+SHADES = 61  # points a side for the magnification
 BALL = 0.42  # of the distance of two balls, the median radius at the input
 CUT = 1.0  # of the same, where a ball is cut off and left hollow
 CIRCLE = np.stack([np.cos(t := np.linspace(0.0, 2.0 * np.pi, 41)), np.sin(t)], 1)
@@ -94,8 +95,7 @@ def layers(
         for path, color, style in curves:
             carried = np.asarray(sequence.activations(placed(jnp.asarray(path)))[layer])
             ax.plot(*view(carried).T, color=color, linestyle=style, linewidth=1.3, zorder=3)
-        colors = canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
-        ax.scatter(*view(np.asarray(data[layer])).T, s=6, c=colors, zorder=4, linewidths=0)
+        ax.scatter(*view(np.asarray(data[layer])).T, s=6, c=_colors(labels), zorder=4, linewidths=0)
         ax.set_title("input" if layer == 0 else f"layer {layer}", fontsize=10.5)
         ax.set_aspect("equal", adjustable="datalim")
         ax.set_xticks([])
@@ -144,14 +144,14 @@ def distinguishable(
     plane = _plane_of(data) if plane is None else plane
     ax = canvas.new_axes(1, 5.6, 4.6)[0] if ax is None else ax
     low, high = _box(plane.coordinates(data))
-    fine, balls = _grid(low, high, 61), _grid(low, high, GRID)
+    fine, balls = _grid(low, high, SHADES), _grid(low, high, GRID)
     gram = _plane_metrics(metric, f, plane, jnp.asarray(np.concatenate([fine, balls])))
     values = np.maximum(np.linalg.eigvalsh(np.asarray(gram)), 0.0)
+    shape = (SHADES, SHADES)
     with np.errstate(divide="ignore"):
-        volume = 0.5 * np.log10(values).sum(1)[: len(fine)].reshape(61, 61)
+        volume = 0.5 * np.log10(values).sum(1)[: len(fine)].reshape(shape)
     top = np.max(volume[np.isfinite(volume)], initial=0.0)
     levels = np.linspace(max(np.min(volume), top - 6.0), top, 13) if np.ptp(volume) else None
-    shape = (61, 61)
     filled = ax.contourf(
         fine[:, 0].reshape(shape), fine[:, 1].reshape(shape), volume, levels=levels, cmap="Greys",
         extend="min",
@@ -162,8 +162,7 @@ def distinguishable(
     circles, is_cut = _circles(np.asarray(gram)[len(fine) :], spacing)
     for center, circle in zip(balls[~is_cut], circles[~is_cut], strict=True):
         ax.plot(*(center + circle).T, color="#E69F00", linewidth=1.0)
-    colors = canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
-    ax.scatter(*plane.coordinates(data).T, s=7, c=colors, zorder=3, linewidths=0)
+    ax.scatter(*plane.coordinates(data).T, s=7, c=_colors(labels), zorder=3, linewidths=0)
     for (name, line), style in zip((lines or {}).items(), ("-", "--", ":", "-.") * 9, strict=False):
         path = plane.coordinates(line).T
         ax.plot(*path, color="white", linewidth=3.4, zorder=4)  # seen on black too
@@ -200,6 +199,10 @@ def _labels(labels: Any, count: int) -> np.ndarray:
             f"for each of the {count} examples."
         )
     return found
+
+
+def _colors(labels: np.ndarray | None) -> Any:
+    return canvas.INK if labels is None else [CLASSES[k % len(CLASSES)] for k in labels]
 
 
 def _plane_of(x: Any) -> Plane:

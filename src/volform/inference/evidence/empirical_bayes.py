@@ -15,6 +15,7 @@ from numpyro.distributions.constraints import Constraint
 
 from volform.checks import key_of, require_whole
 from volform.errors import ModelError
+from volform.geometry import held
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.correction import correction
 from volform.inference.laplace.log_evidence import first_order
@@ -186,7 +187,14 @@ def evidence_at(
 
     First order, or second; NaN where there is no strict mode.
     """
-    still = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, posterior)
+    return laplace_at(posterior, u, second_order)[0]
+
+
+def laplace_at(
+    posterior: Posterior, u: Float[Array, " d"], second_order: bool = False
+) -> tuple[Float[Array, ""], Float[Array, " d"], Float[Array, "d d"]]:
+    """`evidence_at`, the mode, and the lower Cholesky factor of the Hessian there."""
+    still = held(posterior)
     tolerance = default_tolerance(u.dtype)
     at = newton(still, jax.lax.stop_gradient(u), tolerance, INNER_STEPS).at
     # The derivative of one Newton step, H^-1 held, is that of the mode: at the mode the step is 0.
@@ -198,6 +206,6 @@ def evidence_at(
     log_det = jnp.sum(jnp.log(jnp.diagonal(lower)))
     log_z = -value + 0.5 * u.size * jnp.log(2.0 * jnp.pi) - log_det + posterior.log_volume(mode)
     if not second_order:
-        return log_z
+        return log_z, mode, lower
     whitener = solve_triangular(lower.T, jnp.eye(u.size, dtype=u.dtype), lower=False)
-    return log_z + jnp.log1p(correction(posterior, mode, whitener))
+    return log_z + jnp.log1p(correction(posterior, mode, whitener)), mode, lower

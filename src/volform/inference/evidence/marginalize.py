@@ -22,11 +22,9 @@ from volform.errors import ConvergenceError, ModelError, UnknownSiteError
 from volform.geometry.dependence import dependence, moves
 from volform.geometry.metric import Metric
 from volform.inference.arviz_compat import smoothed
-from volform.inference.evidence.empirical_bayes import INNER_STEPS, evidence_at
+from volform.inference.evidence.empirical_bayes import evidence_at, laplace_at
 from volform.inference.laplace.gaussian_chart import LEBESGUE
 from volform.inference.laplace.samples import Samples
-from volform.inference.modes.mode import default_tolerance
-from volform.inference.modes.newton import newton
 from volform.linalg.structured import exact_logdet
 from volform.models.attaching import attach
 from volform.models.layout import Layout
@@ -204,12 +202,12 @@ class Marginalized:
                 f"`{self.__name__}` are {list(joint.names)}. Sites that are observed or "
                 "deterministic are not integrated out."
             )
-        if set(joint.names) <= set(self.sites):
+        left = self._left(joint)
+        if not left:
             raise ModelError(
                 f"`sites` of marginalize names all latent sites of `{self.__name__}`, so that "
                 "nothing is left to sample; `vf.evidence` integrates over all of them."
             )
-        left = self._left(joint)
         values = joint.values(jnp.zeros(joint.dim))
 
         def densities(moving: dict[str, Array]) -> dict[str, Array]:
@@ -316,9 +314,8 @@ class _Outer(Messenger):
 
     def __init__(self, fn: Callable, sites: tuple[str, ...], names: list[str]):
         self.sites, self.names = sites, names
-        self.placeholders: set[str] = set()
         self.left: dict[str, Any] = {}
-        self._open = ""
+        self._open, self._is_past = "", False  # a site that is left; the first placeholder
         super().__init__(fn)
 
     def process_message(self, msg: Any) -> None:
@@ -331,7 +328,7 @@ class _Outer(Messenger):
             chart = biject_to(msg["fn"].support)
             shape = chart.inverse_shape(msg["fn"].shape(msg["kwargs"]["sample_shape"]))
             msg["value"] = chart(jnp.zeros(shape))
-            self.placeholders.add(msg["name"])
+            self._is_past = True
 
     def postprocess_message(self, msg: Any) -> None:
         """Notes the values of what is left, whatever handlers around have made of the sites."""
@@ -349,19 +346,16 @@ class _Outer(Messenger):
             return False
         if msg["type"] == "sample":
             return msg["is_observed"] or msg["name"] in self.sites
-        return msg["type"] == "deterministic" and bool(self.placeholders)
+        return msg["type"] == "deterministic" and self._is_past
 
 
 def _drawn(
     conditional: Any, key: PRNGKeyArray, second_order: bool
 ) -> tuple[Float[Array, " D"], Float[Array, ""]]:
     """A draw of the Gaussian at the mode, in u of the joint posterior, and its log weight."""
-    origin: Any = conditional.origin
-    at = newton(conditional, origin, default_tolerance(origin.dtype), INNER_STEPS).at
-    log_z = evidence_at(conditional, at.u, second_order)
-    lower = jnp.linalg.cholesky(at.hessian)
-    normal = jax.random.normal(key, at.u.shape, at.u.dtype)
-    u = at.u + jax.scipy.linalg.solve_triangular(lower.T, normal, lower=False)
+    log_z, mode, lower = laplace_at(conditional, conditional.origin, second_order)
+    normal = jax.random.normal(key, mode.shape, mode.dtype)
+    u = mode + jax.scipy.linalg.solve_triangular(lower.T, normal, lower=False)
     height = jnp.sum(jnp.log(jnp.diagonal(lower))) - 0.5 * u.size * jnp.log(2.0 * jnp.pi)
     log_q = height - 0.5 * jnp.sum(normal**2)
     return conditional.point(u), conditional.log_density_lebesgue(u) - log_z - log_q

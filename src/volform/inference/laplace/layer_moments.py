@@ -211,14 +211,19 @@ def _square_in(
 
 
 def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
+    tables = {
+        number: _rows(piece, flow.activations)
+        for number, piece in enumerate(flow.layers.pieces)
+        if piece.is_table
+    }
 
     def of_root(root: Float[Array, "n o"]) -> list[Float[Array, "i i"]]:
         deltas, found = flow.deltas(root), []
-        for piece in flow.layers.pieces:
+        for number, piece in enumerate(flow.layers.pieces):
             if piece.is_matrix:
                 slopes = _slopes(piece, deltas)
-                if piece.is_table:
-                    is_there = _rows(piece, flow.activations) < piece.entries.shape[1]
+                if number in tables:
+                    is_there = tables[number] < piece.entries.shape[1]
                     slopes = jnp.where(is_there[..., None], slopes, 0)
                 slopes = slopes.sum(1, keepdims=True) if reduce else slopes
                 found.append(jnp.einsum("npi,npj->ij", slopes, slopes))
@@ -229,13 +234,12 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
 
     moments: list[LayerMoments] = []
     lefts = mapped(of_root, flow.roots, _TOGETHER)
-    for piece, left in zip(flow.layers.pieces, lefts, strict=True):
+    for number, (piece, left) in enumerate(zip(flow.layers.pieces, lefts, strict=True)):
         if not piece.is_matrix:
             moments.append((left.sum(0), None))
             continue
-        if piece.is_table and not reduce:  # its vectors would be as many numbers as n times rows
-            rows = _rows(piece, flow.activations)
-            counts = jnp.bincount(rows.ravel(), length=piece.entries.shape[1])
+        if number in tables and not reduce:  # its vectors would be n times rows numbers
+            counts = jnp.bincount(tables[number].ravel(), length=piece.entries.shape[1])
             counts = counts.astype(left.dtype)
             moments.append((left.sum(0) / jnp.maximum(counts.sum(), 1), counts))
             continue
