@@ -11,7 +11,13 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
 import volform as vf
-from volform.errors import ConvergenceError, DataError, ModelError, TrustWarning
+from volform.errors import (
+    ConvergenceError,
+    DataError,
+    ModelError,
+    SingularMetricError,
+    TrustWarning,
+)
 from volform.inference.samplers import leapfrog, rmhmc, search_time
 
 D = 3
@@ -195,10 +201,18 @@ def test_one_chain_and_more_draws(monkeypatch):
     assert data["log_likelihood"]["y"].shape[:2] == (1, 300)
 
 
+def sum_of_two(y):
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
 @pytest.mark.standard_promotion
 def test_bad_input():
     with pytest.raises(ModelError, match=r"`posterior` of RMHMC .* `vf.condition"):
         vf.RMHMC(y_of_scale)
+    with pytest.raises(SingularMetricError, match=r"Fisher\(\)` is singular: rank 1 of 2"):
+        vf.RMHMC(vf.condition(vf.attach(sum_of_two, vf.LikelihoodFisher()), jnp.ones(2)))
     kernel = vf.RMHMC(scale_posterior())
     mcmc = MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
     with pytest.raises(DataError, match=r"given data, which the posterior of RMHMC has already"):

@@ -217,4 +217,6 @@ def test_bad_input():
         sequence.pull_back(vf.Euclidean(), jnp.ones((1, 2, 2))).curvature()
     with pytest.raises(DataError, match="`draws`"):
         mean_metric(vf.Euclidean(), lambda p, x: x, {"a": jnp.ones(2), "b": jnp.ones(3)})
+    with pytest.raises(NetworkError, match=r"`x` leads to .* in 1 of 2 examples, .* number 1\."):
+        layerwise([lambda x: 1 / x]).pull_back(vf.Euclidean(), jnp.array([[1.0, 1.0], [0.0, 2.0]]))
     assert math.isinf(layerwise([lambda x: 0 * x]).pull_back(vf.Euclidean(), X).condition[0, 0])

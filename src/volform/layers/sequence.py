@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import is_traced
 from volform.errors import NetworkError
 from volform.geometry.metric import Metric
 from volform.layers.field import LayerField
@@ -88,7 +90,8 @@ class LayerSequence(eqx.Module):
 
         Raises:
             DataError: when `x` is empty, not finite, or of integers.
-            NetworkError: when the outputs are no point of the metric.
+            NetworkError: when the outputs are no point of the metric, or activations or derivatives
+                are not finite.
 
         References:
             Hauser & Ray (2017), Principles of Riemannian geometry in neural networks.
@@ -109,7 +112,22 @@ class LayerSequence(eqx.Module):
                 f"`metric` {metric!r} has no matrix at outputs of shape {shape}: {error}. It "
                 "should be a metric on the output of one example, as `vf.Euclidean()` is."
             ) from error
+        if not is_traced(points, rows):
+            self._require_finite(points, rows)
         return LayerField(self, metric, points, rows)
+
+    def _require_finite(self, points: tuple[Array, ...], rows: tuple[Array, ...]) -> None:
+        """Raises NetworkError with the first layer whose activations or metric are not."""
+        for number, (each, own) in enumerate(zip(points, rows, strict=True)):
+            flat = np.asarray(each).reshape(len(each), -1), np.asarray(own).reshape(len(own), -1)
+            bad = np.asarray(~np.isfinite(np.concatenate(flat, 1)).all(1))
+            if bad.any():
+                raise NetworkError(
+                    f"`x` leads to values or derivatives that are NaN or infinite at layer "
+                    f"{number} ({('the input', *self.names)[number]}) in {bad.sum()} of "
+                    f"{len(bad)} examples, the first of them number {int(np.argmax(bad))}. Leave "
+                    "these out, or look where that layer overflows."
+                )
 
     def _output_shape(self, x: Array) -> tuple[int, ...]:
         """Raises NetworkError with the layer that does not take what it is given."""

@@ -37,4 +37,5 @@ from volform.inference.modes.verdicts import (
     NotConverged as NotConverged,
     Saddle as Saddle,
     Stationary as Stationary,
+    require_positive_definite_at as require_positive_definite_at,
 )

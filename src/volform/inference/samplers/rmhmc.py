@@ -13,6 +13,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from volform.errors import ConvergenceError, DataError, ModelError, TrustWarning
+from volform.inference.modes.verdicts import require_positive_definite_at
 from volform.inference.samplers.leapfrog import Target, travel
 from volform.inference.samplers.search_time import WarmUp, begin, learned
 from volform.models.posterior import Posterior
@@ -74,6 +75,7 @@ class RMHMC(MCMCKernel):
 
     Raises:
         ModelError: when `posterior` is none.
+        SingularMetricError: when its metric is not positive definite at a likely start.
         DataError: when `mcmc.run` is given data, or starts of other sites.
         ConvergenceError: when no draw from the prior has a likelihood.
 
@@ -101,7 +103,9 @@ class RMHMC(MCMCKernel):
             )
         self.posterior = posterior
         self._warmup = 0
-        self._starts = self._pool  # before a trace
+        self._starts = draws, weights = self._pool  # before a trace
+        # A metric that is singular everywhere rejects every step, and draws would stay where it is.
+        require_positive_definite_at(posterior, jnp.asarray(draws[np.argmax(weights)]))
 
     @property
     def model(self) -> Callable[[], Any]:
