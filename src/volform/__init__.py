@@ -28,6 +28,7 @@ from volform.inference import (
     Quadrature as Quadrature,
     Tempered as Tempered,
     compare as compare,
+    credible_region as credible_region,
     evidence as evidence,
     find_map as find_map,
     laplace as laplace,
@@ -49,7 +50,9 @@ from volform.models import (
     Unconstrained as Unconstrained,
     VolumeDensity as VolumeDensity,
     attach as attach,
+    check_invariance as check_invariance,
     condition as condition,
+    flow_metric as flow_metric,
 )
 from volform.moved import moved_from as _moved_from
 from volform.operators import (

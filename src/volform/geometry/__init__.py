@@ -21,6 +21,9 @@ from volform.geometry.fisher_routes import (
     NoInformation as NoInformation,
     choose_route as choose_route,
 )
+from volform.geometry.flow_coordinates import (
+    FlowCoordinates as FlowCoordinates,
+)
 from volform.geometry.geodesics import (
     Geodesic as Geodesic,
     distance as distance,
@@ -51,6 +54,7 @@ from volform.geometry.metric import (
 )
 from volform.geometry.questions import (
     Coordinates as Coordinates,
+    flat_coordinates as flat_coordinates,
     is_elementwise as is_elementwise,
     is_flat_in as is_flat_in,
     is_symmetric as is_symmetric,

@@ -24,6 +24,8 @@ from typing import Any
 
 from numpyro.distributions.transforms import IndependentTransform
 
+from volform.geometry.flow_coordinates import FlowCoordinates
+
 
 class Coordinates(enum.Enum):
     """The two kinds of coordinates of a latent site."""
@@ -53,6 +55,21 @@ def is_flat_in(metric: Any, coordinates: Coordinates) -> bool:
     False
     """
     return False
+
+
+@singledispatch
+def flat_coordinates(metric: Any) -> FlowCoordinates | None:
+    """Coordinates of u in which a metric read off a whole model is Euclidean; None if not known.
+
+    Args:
+        metric: a metric, bound to a model.
+
+    >>> import volform as vf
+    >>> from volform.geometry import flat_coordinates
+    >>> flat_coordinates(vf.Euclidean()) is None  # of one site: `is_flat_in`
+    True
+    """
+    return None
 
 
 @singledispatch

@@ -9,6 +9,10 @@ from volform.inference.arviz_export import (
 from volform.inference.attached_metrics import (
     SiteMetrics as SiteMetrics,
 )
+from volform.inference.credible import (
+    CredibleRegion as CredibleRegion,
+    credible_region as credible_region,
+)
 from volform.inference.evidence import (
     FEWEST_DRAWS as FEWEST_DRAWS,
     Automatic as Automatic,

@@ -28,6 +28,11 @@ from volform.models.fisher_metrics import (
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,
 )
+from volform.models.flows import (
+    BoundFlow as BoundFlow,
+    FlowMetric as FlowMetric,
+    flow_metric as flow_metric,
+)
 from volform.models.layout import (
     Layout as Layout,
     Site as Site,
@@ -66,6 +71,10 @@ from volform.models.symmetries import (
     find_symmetries as find_symmetries,
     images as images,
     is_fixed_point as is_fixed_point,
+)
+from volform.models.transformation_rules import (
+    Invariance as Invariance,
+    check_invariance as check_invariance,
 )
 from volform.moved import moved_from as _moved_from
 

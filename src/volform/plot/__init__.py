@@ -10,6 +10,9 @@ from volform.plot.canvas import (
 from volform.plot.density import (
     density as density,
 )
+from volform.plot.intervals import (
+    credible as credible,
+)
 from volform.plot.kernels import (
     kernel_by_angle as kernel_by_angle,
     prior_functions as prior_functions,

@@ -13,6 +13,10 @@ from volform.inference.laplace.curvatures import (
     ExpectedFisher as ExpectedFisher,
     MonteCarloFisher as MonteCarloFisher,
 )
+from volform.inference.laplace.draws import (
+    draws_of_sites as draws_of_sites,
+    located as located,
+)
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
     SiteShare as SiteShare,
@@ -46,7 +50,9 @@ from volform.inference.laplace.mixture import (
     proposal_at as proposal_at,
 )
 from volform.inference.laplace.samples import (
+    FEWEST_FOR_TIMES as FEWEST_FOR_TIMES,
     Samples as Samples,
+    weighted_quantiles as weighted_quantiles,
     widening as widening,
 )
 from volform.inference.laplace.structure import (

@@ -20,6 +20,7 @@ from volform.inference.laplace.samples import Samples
 from volform.linalg.operator import require_dense
 from volform.linalg.structured import exact_logdet
 from volform.linalg.under_metric import whitening_maps
+from volform.models.layout import Layout
 from volform.models.posterior import Posterior
 
 
@@ -92,7 +93,20 @@ def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> A
         UnknownSiteError: when a latent site is missing.
         DataError: when a value has the wrong shape.
     """
-    sites = tangent.posterior.layout.sites
+    flat, lead = draws_of_sites(tangent.posterior.layout, values)
+    return np.asarray(_log_prob_of_values(tangent, flat)).reshape(lead)
+
+
+def draws_of_sites(
+    layout: Layout, values: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
+    """Draws of all latent sites along one axis, and the shape of the axes that they came in.
+
+    Raises:
+        UnknownSiteError: when a latent site is missing.
+        DataError: when a value has the wrong shape.
+    """
+    sites = layout.sites
     missing = [site.name for site in sites if site.name not in values]
     if missing:
         raise UnknownSiteError(
@@ -108,25 +122,25 @@ def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> A
             f"`values` have the shapes {shapes}; they should be the sites' own, "
             f"{ {s.name: s.shape for s in sites} }, after the same axes of draws, if any."
         )
-    flat = {s.name: found[s.name].reshape(-1, *s.shape) for s in sites}
-    return np.asarray(_log_prob_of_values(tangent, flat)).reshape(lead)
+    return {s.name: found[s.name].reshape(-1, *s.shape) for s in sites}, lead
+
+
+def located(layout: Layout, values: dict[str, Any]) -> tuple[Array, Array, Array]:
+    """The point u of values, `log |det dv/du|`, and whether they are in the support."""
+    u = layout.unconstrain(values)
+    back, log_det = layout.constrain_with_log_det(u)
+    same = jnp.all(jnp.isfinite(u))
+    for site in layout.sites:
+        if not site.circular:  # which are the same by whole turns
+            gap = jnp.max(jnp.abs(back[site.name] - values[site.name]), initial=0.0)
+            same &= gap <= 1e-6 * jnp.max(jnp.abs(values[site.name]), initial=1e-30)
+    return u, log_det, same
 
 
 @eqx.filter_jit
 def _log_prob_of_values(tangent: TangentGaussian, values: dict[str, Any]) -> Float[Array, " n"]:
     layout = tangent.posterior.layout
-
-    def place(values: dict[str, Any]) -> tuple[Array, Array, Array]:
-        u = layout.unconstrain(values)
-        back, log_det = layout.constrain_with_log_det(u)
-        same = jnp.all(jnp.isfinite(u))
-        for site in layout.sites:
-            if not site.circular:  # which are the same by whole turns
-                gap = jnp.max(jnp.abs(back[site.name] - values[site.name]), initial=0.0)
-                same &= gap <= 1e-6 * jnp.max(jnp.abs(values[site.name]), initial=1e-30)
-        return u, log_det, same
-
-    u, log_det, same = jax.vmap(place)(values)
+    u, log_det, same = jax.vmap(lambda values: located(layout, values))(values)
     return jnp.where(same, tangent.log_prob(u) - log_det, -jnp.inf)
 
 

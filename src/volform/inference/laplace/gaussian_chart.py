@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from volform.compilation import compiled
-from volform.geometry.questions import Coordinates, is_flat_in
+from volform.geometry.flow_coordinates import FlowCoordinates
+from volform.geometry.questions import Coordinates, flat_coordinates, is_flat_in
 from volform.models.posterior import Posterior
 
 BATCH, BATCHES = 100, 10  # points evaluated at once, which bounds the memory, and in one call
@@ -112,8 +113,36 @@ class FlatChart(GaussianChart):
         return f"draws Gaussian where the metric is flat (values of {flat or 'no site'})"
 
 
+class FlowChart(GaussianChart):
+    """Base coordinates of a normalizing flow, in which its metric is flat."""
+
+    flow: FlowCoordinates
+    name: str = eqx.field(static=True)
+
+    def flatten(
+        self, posterior: Posterior, u: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        """z at u, by the inverse of the flow."""
+        z = self.flow.base(u)
+        return z, -jnp.linalg.slogdet(self.flow.derivative(z))[1]
+
+    def unflatten(
+        self, posterior: Posterior, w: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
+        """u at z, by the flow."""
+        u = self.flow.pushed(w)
+        return u, jnp.all(jnp.isfinite(u))
+
+    def __str__(self) -> str:
+        return f"draws Gaussian in the base coordinates of {self.name}"
+
+
 def sampling_chart(posterior: Posterior) -> GaussianChart:
     """The chart that the metric is flat in, where it is known to be flat."""
+    if len(posterior.parts) == 1:
+        flow = flat_coordinates(posterior.parts[0].metric)
+        if flow is not None:
+            return FlowChart(flow, posterior.metric_name)
     in_values: list[str] = []
     seen: list[str] = []
     for part in posterior.parts:

@@ -165,7 +165,7 @@ class Samples(eqx.Module):
         kept = self.weights > 0.0
         weights, columns = self.weights[kept], x[kept].T
         if self.cells is None:
-            return np.array([_weighted_quantiles(x, weights, at) for x in columns]).T
+            return np.array([weighted_quantiles(x, weights, at) for x in columns]).T
         cells = np.reshape(self._located[3][name], x.shape)[kept].T
         pairs = zip(columns, cells, strict=True)
         return np.array([_quantiles_of_cells(x, weights, cell, at) for x, cell in pairs]).T
@@ -268,7 +268,7 @@ def _around_direction(
     return center + np.mod(x - center + np.pi, 2.0 * np.pi) - np.pi
 
 
-def _weighted_quantiles(
+def weighted_quantiles(
     x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], at: Sequence[float]
 ) -> Float[np.ndarray, " q"]:
     """Quantiles of weighted draws, linear between the middles of their weights."""
