@@ -60,6 +60,9 @@ from volform.models.priors import (
     Jeffreys as Jeffreys,
     VolumeDensity as VolumeDensity,
 )
+from volform.models.rotations import (
+    Rotations as Rotations,
+)
 from volform.models.signature import (
     Signature as Signature,
     signature_of as signature_of,
@@ -68,6 +71,7 @@ from volform.models.symmetries import (
     SAME as SAME,
     Symmetry as Symmetry,
     count_images as count_images,
+    find_rotations as find_rotations,
     find_symmetries as find_symmetries,
     images as images,
     is_fixed_point as is_fixed_point,

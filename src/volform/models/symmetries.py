@@ -1,8 +1,8 @@
-"""Symmetries of a density: exchanges and changes of sign of its parameters, found by evaluation."""
+"""Symmetries of a density: exchanges, changes of sign and rotations, found by evaluation."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.compilation import compiled
 from volform.models.bound_model import BoundModel
 from volform.models.prior_draws import prior_draws
+from volform.models.rotations import Rotations
 
 MOST_AXES = 6  # axes of one length that are tried together: 63 subsets
 TRIALS = 3  # points at which the densities have to agree, to rounding
 UNCHANGED = 1e-9
+ROTATIONS_TRIED = 2  # random orthogonal matrices, each at every trial point
 SAME = 1e-6  # of a mode's coordinates, relative: two images that agree so far are one
 
 Values = dict[str, Any]
@@ -80,18 +82,22 @@ def find_symmetries(model: BoundModel, key: PRNGKeyArray) -> tuple[Symmetry, ...
         model: the model with its data.
         key: key of the prior draws.
     """
-    draws = jax.tree.map(np.asarray, _trial_values(model, key))
-    points = [jax.tree.map(lambda value, i=i: value[i], draws) for i in range(TRIALS)]
-    density = compiled(_density)
+    points = _trial_points(model, key)
     found: list[Symmetry] = []
-    at = [float(density(model, values)) for values in points]
+    at = _densities(model, points)
     for candidate in _candidates(model):
         if any(_is_within(other, candidate) for other in found):
             continue
         moves = candidate.generators(points[0])
-        if all(_keeps(density, model, move, points, at) for move in moves):
+        if all(_keeps_density(model, move, points, at) for move in moves):
             found.append(candidate)
     return tuple(found)
+
+
+def _trial_points(model: BoundModel, key: PRNGKeyArray) -> list[Values]:
+    """Values at which densities have to agree: a few draws of the prior."""
+    draws = jax.tree.map(np.asarray, _trial_values(model, key))
+    return [jax.tree.map(lambda value, i=i: value[i], draws) for i in range(TRIALS)]
 
 
 @compiled
@@ -99,15 +105,61 @@ def _trial_values(model: BoundModel, key: PRNGKeyArray) -> Values:
     return jax.vmap(model.layout.constrain)(prior_draws(model, key, TRIALS))
 
 
-def _density(model: BoundModel, values: Values) -> Float[Array, ""]:
+@compiled
+def _density_at(model: BoundModel, values: Values) -> Float[Array, ""]:
     return jnp.stack([jnp.sum(d) for d in model.program.site_densities(values).values()]).sum()
 
 
-def _keeps(density: Any, model: BoundModel, move: Any, points: list[Values], at: Any) -> bool:
+def _keeps_density(
+    model: BoundModel, move: Any, points: list[Values], at: Sequence[float] | None = None
+) -> bool:
+    """Tell whether a map of the values leaves the density unchanged at all of the points.
+
+    Args:
+        model: the model with its data.
+        move: the map.
+        points: values of the latent sites.
+        at: the log density at them, if it is known.
+    """
+    before = _densities(model, points) if at is None else at
     return all(
-        abs(float(density(model, move(values))) - before) < UNCHANGED * (1.0 + abs(before))
-        for values, before in zip(points, at, strict=True)
+        abs(float(_density_at(model, move(values))) - density) < UNCHANGED * (1.0 + abs(density))
+        for values, density in zip(points, before, strict=True)
     )
+
+
+def find_rotations(model: BoundModel, key: PRNGKeyArray) -> tuple[Rotations, ...]:
+    """The rotations that leave the density unchanged, of sites on the whole line.
+
+    Tried where exchanges and changes of sign along the axes do so, at prior draws.
+
+    Args:
+        model: the model with its data.
+        key: key of the draws and of the rotations.
+    """
+    symmetries = find_symmetries(model, key)
+    exchanged = [set(s.parts) for s in symmetries if s.exchanges]
+    points, found = _trial_points(model, key), list[Rotations]()
+    random = np.random.default_rng(0)
+    for symmetry in (s for s in symmetries if not s.exchanges):
+        parts = tuple((name, axis) for name, axis in symmetry.parts if axis is not None)
+        if set(parts) not in exchanged:  # which have axes, of length two and more
+            continue
+        size = points[0][parts[0][0]].shape[parts[0][1]]
+        rotations = Rotations(parts, size)
+        turns = [np.linalg.qr(random.normal(size=(size, size)))[0] for _ in range(ROTATIONS_TRIED)]
+        moves = [_move(model, rotations, turn) for turn in turns]
+        if all(_keeps_density(model, move, points) for move in moves):
+            found.append(rotations)
+    return tuple(found)
+
+
+def _move(model: BoundModel, rotations: Rotations, turn: Any) -> Any:
+    return lambda values: jax.tree.map(np.asarray, rotations.turned(values, jnp.asarray(turn)))
+
+
+def _densities(model: BoundModel, points: list[Values]) -> list[float]:
+    return [float(_density_at(model, values)) for values in points]
 
 
 def _candidates(model: BoundModel) -> Iterator[Symmetry]:

@@ -106,6 +106,8 @@ class Problem:
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Symmetries of the density, looked for where the modes show any: copies, or zeros."""
         found, model = self._found, self.posterior.bound_model
+        if self.fit.orbit is not None:  # which holds the exchanges and signs
+            return ()
         if len(without_copies(found)) == len(found) and not _has_zeros(model, found[0].u):
             return ()
         return find_symmetries(model, jax.random.fold_in(self.key, 5))

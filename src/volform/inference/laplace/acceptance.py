@@ -38,11 +38,17 @@ def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, re
             if curvature is None
             else "or train the model yourself and give the end in `at=`"
         )
+        asked = ""
+        if isinstance(verdict, Flat):
+            asked = (
+                "A continuous symmetry? Rotations of axes of sites are found and integrated along; "
+                "other groups are not: fix a convention in the model, as triangular loadings. "
+            )
         raise (SaddleError if is_indefinite else ConvergenceError)(
             f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
-            f"evidence is not defined there ({verdict}). Try more `starts=` or `max_steps=` in "
-            f"`find_map`, another metric, {other}; `refuse=False` goes on and says so in the "
-            "result."
+            f"evidence is not defined there ({verdict}). {asked}Try more `starts=` or "
+            f"`max_steps=` in `find_map`, another metric, {other}; `refuse=False` goes on and says "
+            "so in the result."
         )
     return str(verdict)
 

@@ -28,7 +28,7 @@ from volform.inference.laplace.linearized import Linearized, linearized_predicti
 from volform.inference.laplace.log_evidence import (
     curved_evidence,
     laplace_evidence,
-    without_copies,
+    note_on_others,
 )
 from volform.inference.laplace.marginals import summary_of
 from volform.inference.laplace.samples import Samples
@@ -119,12 +119,7 @@ class LaplaceApproximation(eqx.Module):
         """
         provenance = provenance_of(self.posterior)
         provenance.require_proper(self.allow_improper)
-        modes = [mode.at for mode in self.mode.modes] if isinstance(self.mode, MAP) else []
-        # Copies are counted by the number that is declared.
-        others = len(without_copies(modes) if provenance.equivalent_modes else modes) - 1
-        found = "1 other mode is" if others == 1 else f"{others} other modes are"
-        uncounted = f"{found} not counted; `vf.evidence` sums them"
-        notes = [self.note, uncounted if others > 0 else ""]
+        notes = [self.note, note_on_others(self.mode, provenance)]
         at = self.at
         if self.title or not isinstance(self.mode, MAP) or not isinstance(at, SecondOrder):
             log_det = exact_logdet(self.precision)
@@ -170,7 +165,8 @@ class LaplaceApproximation(eqx.Module):
     def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
         """Draw from the Gaussian in the tangent space, mapped back by `chart`.
 
-        Draws that fall outside the support are replaced and counted in `Samples.outside`.
+        Draws that fall outside the support are replaced and counted in `Samples.outside`. Of a
+        mode along an orbit each is turned by a random rotation.
 
         Args:
             key: key of the draws.
@@ -182,7 +178,8 @@ class LaplaceApproximation(eqx.Module):
 
     @property
     def _gaussian(self) -> TangentGaussian:
-        return TangentGaussian(self.posterior, self.chart, self.at.u, self.precision)
+        at, orbit = self.at, self.mode.orbit
+        return TangentGaussian(self.posterior, self.chart, at.u, self.precision, orbit)
 
     def summary(self, probability: float = 0.9) -> Summary:
         """Mode, mean, standard deviation and credible interval of every parameter, in its values.
@@ -247,6 +244,7 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             UnknownSiteError: when a latent site is missing.
             DataError: when a value has the wrong shape.
+            ModelError: along an orbit, where the density has no closed form.
         """
         return log_prob_of_values(self._gaussian, values)
 

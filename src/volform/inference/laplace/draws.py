@@ -15,13 +15,18 @@ from numpyro.infer import Predictive
 
 from volform.checks import require_key
 from volform.errors import ConvergenceError, DataError, ModelError, UnknownSiteError
+from volform.generators import generator
 from volform.inference.laplace.gaussian_chart import LEBESGUE, GaussianChart
 from volform.inference.laplace.samples import Samples
+from volform.inference.modes.turning import turned_draws
+from volform.inference.modes.verdicts import Orbit
 from volform.linalg.operator import require_dense
 from volform.linalg.structured import exact_logdet
 from volform.linalg.under_metric import whitening_maps
 from volform.models.layout import Layout
 from volform.models.posterior import Posterior
+
+TURNS = 3  # of a key, whose other streams are those of the draws themselves
 
 
 class TangentGaussian(eqx.Module):
@@ -32,12 +37,14 @@ class TangentGaussian(eqx.Module):
         chart: the coordinates w.
         u: the center.
         precision: an operator on flat tangent vectors at u.
+        orbit: that which u is a point of, if it is one of a mode along an orbit.
     """
 
     posterior: Posterior
     chart: GaussianChart
     u: Float[Array, " d"]
     precision: lx.AbstractLinearOperator
+    orbit: Orbit | None = None
 
     def sample(
         self, key: PRNGKeyArray, draws: int
@@ -92,7 +99,13 @@ def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> A
     Raises:
         UnknownSiteError: when a latent site is missing.
         DataError: when a value has the wrong shape.
+        ModelError: along an orbit, where the density has no closed form.
     """
+    if tangent.orbit is not None:
+        raise ModelError(
+            "`log_prob` has no closed form along an orbit: the draws are turned at random. Take "
+            "`vf.evidence(posterior, by=vf.Tempered())` for weighted draws."
+        )
     flat, lead = draws_of_sites(tangent.posterior.layout, values)
     return np.asarray(_log_prob_of_values(tangent, flat)).reshape(lead)
 
@@ -163,6 +176,9 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
                 "Gaussian in `chart` does not fit it. Use a metric such as `Unconstrained()`."
             )
     u, log_q = (np.concatenate(part)[:draws] for part in zip(*kept, strict=True))
+    if proposal.orbit is not None:
+        u = turned_draws(posterior, proposal.orbit.rotations, proposal.u, u, generator(key, TURNS))
+        return Samples(posterior, LEBESGUE, u, outside=outside)
     return Samples(posterior, LEBESGUE, u, outside=outside, log_q_points=log_q)
 
 

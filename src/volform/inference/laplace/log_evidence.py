@@ -20,7 +20,7 @@ from volform.inference.laplace.stencil import correction_by_differences
 from volform.inference.modes.expansion import FirstOrder, SecondOrder, volume_error
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import lies_within
-from volform.inference.modes.verdicts import Flat, NotConverged, Saddle
+from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
 from volform.models.posterior import Posterior
 from volform.progress import waiting
@@ -51,7 +51,8 @@ def laplace_evidence(
     each = np.array([np.nan if has_none else log_evidence(at) for at in modes])
     one = float(scipy.special.logsumexp(each))  # pyright: ignore[reportArgumentType]
     weights = np.exp(each - one)
-    corrected = _mean_correction(fit, modes, weights) if second_order else None
+    orbit = fit.orbit
+    corrected = _mean_correction(fit, modes, weights) if second_order and not orbit else None
     c, gap, spent = corrected or (None, 0.0, Cost())
     copies, counted, overlap = _copies(fit, provenance, one)
     every = [*notes, counted]
@@ -59,7 +60,8 @@ def laplace_evidence(
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
         every.append(f"sum over {len(modes)} modes, weights {shares}")
     if second_order and c is None and fit.converged:
-        every.append(f"no second-order correction: {_why_not(posterior.dim)}")
+        why = "along an orbit there is none" if orbit else _why_not(posterior.dim)
+        every.append(f"no second-order correction: {why}")
     noise = volume_error(posterior, fit.at.u)
     if noise is not None:
         every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
@@ -68,6 +70,7 @@ def laplace_evidence(
     number = functools.partial(scalar, dtype=fit.at.value.dtype)
     half = np.nan if has_none else -0.5 * float(modes[0].log_det)
     terms = _terms(modes[0], half)
+    terms = terms if orbit is None else _terms_along(orbit, terms)
     terms |= {"other modes": number(one - each[0])} if len(modes) > 1 else {}
     terms |= {name: number(added) for name, added in copies.items()}
     terms |= {} if c is None else {"log(1 + c)": number(_log1p(c))}
@@ -132,6 +135,15 @@ def log_evidence(at: SecondOrder) -> float:
 def first_order(at: FirstOrder, log_det: Float[Array, ""]) -> Float[Array, ""]:
     """First-order log evidence from the log determinant of the precision matrix in u."""
     return at.log_volume - at.value + 0.5 * (at.u.size * math.log(2.0 * math.pi) - log_det)
+
+
+def note_on_others(place: ExpansionPoint, provenance: Provenance) -> str:
+    """Note on the modes that an evidence of the best alone does not count."""
+    modes = [mode.at for mode in place.modes] if isinstance(place, MAP) else []
+    # Copies are counted by the number that is declared.
+    others = len(without_copies(modes) if provenance.equivalent_modes else modes) - 1
+    found = "1 other mode is" if others == 1 else f"{others} other modes are"
+    return f"{found} not counted; `vf.evidence` sums them" if others > 0 else ""
 
 
 def without_copies(modes: Sequence[SecondOrder]) -> list[SecondOrder]:
@@ -251,6 +263,24 @@ def _terms(at: FirstOrder, half: float | Float[Array, ""]) -> OrderedDict[str, F
     return OrderedDict(
         (name, scalar(value, at.value.dtype)) for name, value in zip(names, values, strict=True)
     )
+
+
+def _terms_along(
+    orbit: Orbit, terms: OrderedDict[str, Float[Array, ""]]
+) -> OrderedDict[str, Float[Array, ""]]:
+    """The summands with the directions of the orbit taken off, and its volume."""
+    # Each of the k directions has the curvature 2 pi / Vol^(2/k).
+    height, gauss, half = (float(value) for value in terms.values())
+    part = 0.5 * orbit.dimension * math.log(2.0 * math.pi)
+    values = height, gauss - part, half + part - orbit.log_volume, orbit.log_volume
+    names = (
+        "log q^G at the mode",
+        "(d-k)/2 log 2 pi",
+        "-1/2 log det'(G^-1 H)",
+        "log volume of the orbit",
+    )
+    dtype = next(iter(terms.values())).dtype
+    return OrderedDict((n, scalar(v, dtype)) for n, v in zip(names, values, strict=True))
 
 
 def _copies(

@@ -79,6 +79,9 @@ def summary_of(
         ConvergenceError: when draws are needed, and hardly any lies in the support.
     """
     require_probability(probability, "summary")
+    if tangent.orbit is not None:
+        notes = [*words.pop("notes", ()), f"by {DRAWN:,} draws, turned along the orbit"]
+        return samples(DRAWN).summary(probability, notes=notes, **words)
     layout = tangent.posterior.layout
     modes = {name: np.asarray(v, float) for name, v in layout.constrain(tangent.u).items()}
     known = None if layout.dim > EXPLAINED_UP_TO else marginals_of(tangent)

@@ -31,10 +31,12 @@ from volform.inference.modes.search import (
     lies_within as lies_within,
     stationary_point as stationary_point,
 )
+from volform.inference.modes.turning import turned_draws as turned_draws
 from volform.inference.modes.verdicts import (
     Flat as Flat,
     Minimum as Minimum,
     NotConverged as NotConverged,
+    Orbit as Orbit,
     Saddle as Saddle,
     Stationary as Stationary,
     require_positive_definite_at as require_positive_definite_at,

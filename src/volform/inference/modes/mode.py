@@ -93,8 +93,13 @@ class ExpansionPoint(eqx.Module):
 
     @property
     def converged(self) -> bool:
-        """Tell whether this is a strict local maximum of q^G, to tolerance."""
+        """Tell whether this is a local maximum of q^G, strict or along an orbit, to tolerance."""
         return isinstance(self.verdict, verdicts.Minimum)
+
+    @property
+    def orbit(self) -> verdicts.Orbit | None:
+        """The orbit along which this is a mode; None of a strict one."""
+        return self.verdict if isinstance(self.verdict, verdicts.Orbit) else None
 
     def __repr__(self) -> str:
         return "\n".join(self.described())
@@ -139,7 +144,10 @@ class MAP(ExpansionPoint):
 
     @property
     def eigenvalues(self) -> Float[Array, " d"]:
-        """Eigenvalues of E = G^-1 H in ascending order; invariant."""
+        """Eigenvalues of E = G^-1 H in ascending order; invariant.
+
+        Along an orbit its k directions have 2 pi / Vol^(2/k), by which a Gaussian has its volume.
+        """
         return self.at.eigenvalues
 
     def _facts(self) -> list[str]:

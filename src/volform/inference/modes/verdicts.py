@@ -10,6 +10,7 @@ import numpy as np
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.linalg.operator import fits
 from volform.models.posterior import Posterior
+from volform.models.rotations import Rotations
 
 _Matrix = Any
 
@@ -27,6 +28,27 @@ class Minimum(Verdict):
 
     def __str__(self) -> str:
         return "converged: a strict local maximum of q^G"
+
+
+class Orbit(Minimum):
+    """A mode along an orbit of rotations, strict in all other directions.
+
+    Attributes:
+        dimension: k, that of the orbit.
+        log_volume: its log volume in the metric, all components together.
+        rotations: the groups.
+    """
+
+    dimension: int
+    log_volume: float
+    rotations: tuple[Rotations, ...]
+
+    def __str__(self) -> str:
+        groups = ", ".join(map(str, self.rotations))
+        return (
+            f"converged: a mode along an orbit of dimension {self.dimension}, of log volume "
+            f"{self.log_volume:.3f}, by {groups}"
+        )
 
 
 class Saddle(Verdict):
