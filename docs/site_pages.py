@@ -21,14 +21,14 @@ PAGES = {
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages before MkDocs reads the others."""
     made = {
-        page: on_site((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()
+        page: turned((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()
     }
     for page, text in (made | {"examples.md": examples()}).items():
         files.append(File.generated(config, page, content=text))
     return files
 
 
-def on_site(text: str) -> str:
+def turned(text: str) -> str:
     """The Markdown with its links to files of the repository turned to pages of the site."""
     for name, page in PAGES.items():
         text = text.replace(f"]({name}", f"]({page}")
