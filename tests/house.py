@@ -16,7 +16,7 @@ FLOORS = (
     ("geometry",),
     ("operators", "models"),
     ("networks",),
-    ("inference", "kernels", "layers"),
+    ("inference", "kernels", "layers", "optimizers"),
     ("architectures",),
     ("plot",),
     ("cli", "__main__"),

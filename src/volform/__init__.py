@@ -65,11 +65,12 @@ if _typing.TYPE_CHECKING:
         architectures as architectures,
         kernels as kernels,
         layers as layers,
+        optimizers as optimizers,
         plot as plot,
     )
 
 # Rooms that are imported when they are first asked for: .1 s that few programs need.
-_LATER = ("architectures", "kernels", "layers", "plot")
+_LATER = ("architectures", "kernels", "layers", "optimizers", "plot")
 
 
 def __getattr__(name: str) -> _typing.Any:

@@ -37,6 +37,10 @@ class KernelError(VolformError):
     """A Gaussian process that cannot be: its covariance is not positive definite, or its noise."""
 
 
+class OptimizerError(VolformError):
+    """An update of an optimizer that cannot be: no loss, gradients of another layout, or NaN."""
+
+
 class ConvergenceError(VolformError):
     """An iteration did not converge: no mode to expand around was found, or no solution."""
 

@@ -75,6 +75,7 @@ from volform.geometry.scores import (
 from volform.geometry.tensors import (
     flat as flat,
     gradient as gradient,
+    implied_metric as implied_metric,
     inner as inner,
     norm as norm,
     pull_covector as pull_covector,

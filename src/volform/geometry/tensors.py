@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from volform.errors import VolformError
-from volform.geometry.metric import Metric, call_at, jacobian_of
+from volform.geometry.metric import Euclidean, Metric, call_at, jacobian_of, pullback
 from volform.linalg.structured import Point, whiten
 
 Matrix = Float[Array, "n n"]
@@ -140,6 +140,28 @@ def push_operator(f: Callable[..., Any], point: Point, operator: Matrix) -> Matr
     """
     jacobian = _square_jacobian(f, point)[1]
     return jnp.linalg.solve(jacobian.T, (jacobian @ operator).T).T
+
+
+def implied_metric(f: Callable[..., Any]) -> Metric:
+    """The metric that optimization in the coordinates psi = f(theta) implies in theta: `J^T J`.
+
+    Gradient descent on `L o f^-1`, as everyone writes it in psi, is steepest in the Euclidean
+    metric of psi. In theta that is this metric, and the descent its natural gradient.
+
+    Args:
+        f: a smooth map of pytrees from theta to psi.
+
+    Returns:
+        `pullback(Euclidean(), f)`.
+
+    References:
+        Kristiadi, Dangel & Hennig (2023), section 3.1.
+
+    >>> import jax.numpy as jnp
+    >>> implied_metric(jnp.log)(jnp.array(0.5)).as_matrix().tolist()  # of optimizing log sigma
+    [[4.0]]
+    """
+    return pullback(Euclidean(), f)
 
 
 def flat(metric: Metric, point: Point, vector: PyTree) -> PyTree:

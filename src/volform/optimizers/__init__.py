@@ -1,0 +1,40 @@
+"""Optimizers under a metric, as transformations of optax; and gradient flows."""
+
+from volform.optimizers.dissimilarities import (
+    Bregman as Bregman,
+    Dissimilarity as Dissimilarity,
+    KullbackLeibler as KullbackLeibler,
+    PulledBack as PulledBack,
+    SquaredDistance as SquaredDistance,
+    log_sum_exp as log_sum_exp,
+    negative_entropy as negative_entropy,
+)
+from volform.optimizers.flows import (
+    FlowPath as FlowPath,
+    PathComparison as PathComparison,
+    compare_paths as compare_paths,
+    gradient_flow as gradient_flow,
+)
+from volform.optimizers.function_space import (
+    function_space_distance as function_space_distance,
+    gn_hvp as gn_hvp,
+    pullback_mvp as pullback_mvp,
+)
+from volform.optimizers.geodesic_steps import along_geodesics as along_geodesics
+from volform.optimizers.newton_steps import (
+    TrustRegionState as TrustRegionState,
+    damped_newton as damped_newton,
+    trust_region as trust_region,
+)
+from volform.optimizers.preconditioning import (
+    AdaptiveDamping as AdaptiveDamping,
+    AdaptiveDampingState as AdaptiveDampingState,
+    natural_gradient as natural_gradient,
+    precondition as precondition,
+)
+from volform.optimizers.proximal import (
+    implicit_gradient_descent as implicit_gradient_descent,
+    mirror_descent as mirror_descent,
+    output_space_descent as output_space_descent,
+    proximal_point as proximal_point,
+)
