@@ -41,24 +41,27 @@ def _gradient(fn):
     return jax.jit(jax.grad(fn))
 
 
-def walk(tx, fn, x, steps):
-    """Points after each of some updates, under `jax.jit` and `lax.scan`; with the first."""
+def walker(tx, fn, steps):
+    """Compiled: from a point to those after each of some updates, itself in front."""
     tx = optax.with_extra_args_support(tx)
 
     def one(carry, _):
-        x, state = step(tx, fn, *carry)
-        return (x, state), x
+        x, state = carry
+        updates, state = tx.update(jax.grad(fn)(x), state, x, value_fn=fn)
+        return (x + updates, state), x + updates
 
     @jax.jit
     def run(x):
-        return jax.lax.scan(one, (x, tx.init(x)), None, length=steps)[1]
+        return jnp.concatenate([x[None], jax.lax.scan(one, (x, tx.init(x)), None, steps)[1]])
 
-    return jnp.concatenate([x[None], run(x)])
+    return run
 
 
-def least(fn=loss):
+@functools.cache
+def least():
     """The minimum in theta, by Newton's method."""
-    x = START
-    for _ in range(30):
-        x = x - jnp.linalg.solve(jax.hessian(fn)(x), jax.grad(fn)(x))
-    return x
+
+    def newton(_, x):
+        return x - jnp.linalg.solve(jax.hessian(loss)(x), jax.grad(loss)(x))
+
+    return jax.jit(lambda x: jax.lax.fori_loop(0, 30, newton, x))(START)

@@ -29,6 +29,7 @@ from volform.optimizers.update_checks import (
 )
 
 _MOST_STEPS, _MOST_CORRECTIONS = 1000, 8
+_ROUNDINGS = 64.0  # of the objective, by which it may seem to rise at a minimum
 
 
 def proximal_point(
@@ -150,10 +151,11 @@ def _proximal(
         slope = jax.grad(objective)
         newton = optx.Newton(fine, fine)
         exact = optx.root_find(slope, newton, found, max_steps=_MOST_CORRECTIONS, throw=False).value
-        least, before = (jnp.sum(slope(u, None) ** 2) for u in (exact, found))
-        found = jnp.where(least < before, exact, found)
-    descends = objective(found, None) <= objective(start, None)
-    return unravel(jnp.where(descends, found - start, jnp.nan))
+        least, rough = (jnp.sum(slope(u, None) ** 2) for u in (exact, found))
+        found = jnp.where(least < rough, exact, found)
+    before, after = objective(start, None), objective(found, None)
+    rounding = _ROUNDINGS * jnp.finfo(start.dtype).eps * (1.0 + jnp.abs(before))
+    return unravel(jnp.where(after <= before + rounding, found - start, jnp.nan))
 
 
 def mirror_descent(
@@ -163,7 +165,9 @@ def mirror_descent(
 
     With a divergence of Bregman `d phi(u) = d phi(params) - learning_rate d loss`: with
     `SquaredDistance()` gradient descent, with `negative_entropy()` the exponentiated gradient, both
-    exactly. It is the proximal point method with the loss replaced by its tangent.
+    exactly. It is the proximal point method with the loss replaced by its tangent in the
+    coordinates at hand, and so invariant under affine changes of them, and to the first order in
+    the learning rate under others.
 
     Args:
         dissimilarity: rho; in closed form where it has one, else by Newton's method, O(n^3).
