@@ -73,6 +73,16 @@ def test_layers_of_a_spiral(tmp_path):
 
 
 @pytest.mark.slow
+def test_optimizer_charts(tmp_path):
+    out = run("optimizer_charts.py", "--out", str(tmp_path))  # asserts that carried paths agree
+    assert "straight 0.52 apart" in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "optimizer_flows.png",
+        "optimizer_steps.png",
+    }
+
+
+@pytest.mark.slow
 def test_sharpness_in_quick_mode(tmp_path):
     out = run("sharpness.py", "--quick", "--out", str(tmp_path))  # asserts the ratios 4 and 1/4
     assert words(out, "theta")[0][2:3] == ["1"]

@@ -74,6 +74,11 @@ CASES = {
         MetricError,
         "`metric` of precondition acts on",
     ),
+    "a metric of other names": (
+        lambda: precondition(vf.Fisher(dist.Normal)).init({"a": X}),
+        MetricError,
+        r"Fisher\(Normal\), cannot be taken at `params`.*'a'.*by their names",
+    ),
     "a function that returns no operator": (
         lambda: precondition(lambda x: x).init(X),
         MetricError,

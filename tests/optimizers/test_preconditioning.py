@@ -222,6 +222,18 @@ def test_minutes_to_seconds():
 
 
 @pytest.mark.float32
+def test_products_of_many_parameters_in_single_precision():
+    """lineax alone takes a curvature below 100 n eps for a singular one: NaN."""
+    scale = jnp.linspace(1e-3, 1.0, 50_000)
+    metric = vf.geometry.DiagonalField(lambda x: scale)
+    cg = lx.CG(rtol=1e-4, atol=1e-8, max_steps=50)
+    damping = 1e-2 * vf.Euclidean()
+    w = jnp.sin(jnp.arange(50_000.0)).at[:7].set(0.0)
+    found = preconditioned(metric, w, jnp.zeros_like(scale), damping=damping, solve=cg)
+    assert_allclose(found, w / (scale + 1e-2), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.float32
 def test_single_precision_stays_single():
     tx = natural_gradient(CURVED, 0.1, damping=AdaptiveDamping(vf.Euclidean()))
     x = jnp.array([0.7, -0.4])

@@ -34,6 +34,7 @@ from volform.optimizers.update_checks import (
 _LEAST_FACTOR, _FIRST_GROWTH, _MOST_STRENGTH = 1.0 / 3.0, 2.0, 1e16
 # A predicted decrease of fewer units of rounding of the loss says nothing about the model.
 _ROUNDINGS = 8.0
+_UNIT = 2.0**20
 
 Form = Callable[[Point, Any], lx.AbstractLinearOperator]
 
@@ -108,8 +109,9 @@ def precondition(
         damping: a metric D to add, as `0.1 * vf.Euclidean()`; a number is none, since the same
             number is another damping in other coordinates. `AdaptiveDamping(D)` finds the strength
             by the loss, which `tx.update` is then given as `value_fn=`.
-        solve: solver of lineax, such as `lineax.CG(rtol=1e-3, atol=0.0, max_steps=30)`, which needs
-            products only. By default exactly, at the cost of the structure: O(n) for diagonals, by
+        solve: solver of lineax, such as `lineax.CG(rtol=1e-3, atol=1e-8, max_steps=30)`, which
+            needs products only; it compares entry by entry, and with an `atol` of zero an entry of
+            zero ends it. By default exactly, at the cost of the structure: O(n) for diagonals, by
             Cholesky for a matrix, O(n^3).
 
     Returns:
@@ -215,7 +217,7 @@ def transformation(
     if solve is not None and not isinstance(solve, lx.AbstractLinearSolver):
         raise OptimizerError(
             f"`solve` of {function} is {solve!r}; it should be a solver of lineax, such as "
-            "`lineax.CG(rtol=1e-3, atol=0.0)`, or None for the exact one."
+            "`lineax.CG(rtol=1e-3, atol=1e-8)`, or None for the exact one."
         )
     adaptive = damping if isinstance(damping, AdaptiveDamping) else None
     fixed: Any = damping if adaptive is None else adaptive.metric
@@ -288,9 +290,13 @@ def _by_products(
     if damping is not None:
         total = lx.AddLinearOperator(total, damping)
     tag = lx.positive_semidefinite_tag if definite else lx.symmetric_tag
-    total = lx.TaggedLinearOperator(total, tag)
+    # lineax's CG takes `p^T A p <= 100 n eps p^T p` for singular and gives NaN: in single precision
+    # that is any curvature below 1 for 85,000 parameters. Both sides in other units are not.
+    unit = jnp.asarray(_UNIT, ravel_pytree(covector)[0].dtype)
+    total = lx.TaggedLinearOperator(lx.MulLinearOperator(total, unit), tag)
+    right = jax.tree.map(lambda w: unit * w, covector)
     # What a solver has after its last step is a direction too, as in Hessian-free optimization.
-    return lx.linear_solve(total, covector, solve, throw=False).value
+    return lx.linear_solve(total, right, solve, throw=False).value
 
 
 @eqx.filter_jit

@@ -133,7 +133,14 @@ def operator_at(
     Raises:
         MetricError: when it is no operator, or one on other vectors than those at the point.
     """
-    operator = metric(params)
+    try:
+        operator = metric(params)
+    except TypeError as error:
+        raise MetricError(
+            f"`{argument}` of {function}, {name_of(metric)}, cannot be taken at `params`: {error}. "
+            "A metric of volform gets the entries of a dict by their names, those of a tuple one "
+            "after the other, and anything else as it is."
+        ) from error
     if not isinstance(operator, lx.AbstractLinearOperator):
         raise MetricError(
             f"`{argument}` of {function} returned {type(operator).__name__} at `params`; it should "
