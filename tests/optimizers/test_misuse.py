@@ -14,6 +14,7 @@ from volform.errors import (
     MetricError,
     OptimizerError,
     SingularMetricError,
+    SizeError,
     VolformError,
 )
 from volform.optimizers import (
@@ -131,6 +132,13 @@ CASES = {
         lambda: precondition(FLAT, solve="cg"),
         OptimizerError,
         "lineax.CG",
+    ),
+    "a matrix of 26 GiB": (
+        lambda: precondition(lambda p: vf.operators.hessian(bowl, p), damping=FLAT).init(
+            jnp.zeros(60_000)
+        ),
+        SizeError,
+        "60,000 parameters.*solve=lineax.CG",
     ),
     "a learning rate that is none": (
         lambda: natural_gradient(FLAT, jnp.nan),

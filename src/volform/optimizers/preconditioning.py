@@ -13,8 +13,18 @@ from jaxtyping import Array, Float, PyTree
 
 from volform.checks import require_positive
 from volform.compilation import is_traced
-from volform.errors import OptimizerError
-from volform.linalg import Point, added, scaled, whiten
+from volform.errors import OptimizerError, SizeError
+from volform.linalg import (
+    BlockDiagonal,
+    FlatBlocks,
+    KroneckerSum,
+    Point,
+    added,
+    dtype_of,
+    fits,
+    scaled,
+    whiten,
+)
 from volform.optimizers.update_checks import (
     Loss,
     MetricFunction,
@@ -122,7 +132,8 @@ def precondition(
         SingularMetricError: where metric and damping are not positive definite at the start (`init`
             looks, outside of `jit`) or later.
         OptimizerError: for gradients that are not finite or laid out otherwise, and for adaptive
-            damping without `value_fn`. Inside of `jit` such an update is NaN.
+            damping without `value_fn`. Inside of `jit` an update of such gradients is NaN.
+        SizeError: where a matrix would not fit, and no `solve` that needs none is given.
 
     References:
         Amari (1998), Natural gradient works efficiently in learning; Martens (2020), New insights
@@ -228,7 +239,7 @@ def transformation(
         if fixed is not None:
             require_definite_at(fixed, params, "damping", function, strictly=False)
         if metric is not None:
-            operator_at(metric, params, "metric", function)
+            _require_fitting(operator_at(metric, params, "metric", function), solve, function)
             if fixed is None and solve is None:
                 require_definite_at(metric, params, "metric", function)
         if adaptive is None:
@@ -240,6 +251,7 @@ def transformation(
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         w, at = pair(updates, params, function)
         operator = form(at, extra)
+        _require_fitting(operator, solve, function)
         if fixed is None:
             found, state = solve_damped(operator, None, solve, w, definite), state
         elif adaptive is None:
@@ -258,6 +270,34 @@ def transformation(
         return laid_out_like(updates, found), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+_STRUCTURED = (
+    lx.IdentityLinearOperator,
+    lx.DiagonalLinearOperator,
+    BlockDiagonal,
+    FlatBlocks,
+    KroneckerSum,
+)
+
+
+def _require_fitting(
+    operator: lx.AbstractLinearOperator, solve: lx.AbstractLinearSolver | None, function: str
+) -> None:
+    """Check that the matrix fits where an operator without structure is solved exactly.
+
+    Raises:
+        SizeError: when it does not.
+    """
+    size = operator.in_size()
+    if solve is not None or isinstance(operator, _STRUCTURED):
+        return
+    if not fits(size, size, dtype_of(operator)):
+        raise SizeError(
+            f"The matrix of {function} for {size:,} parameters would not fit into memory; give a "
+            "solver that takes products only, as "
+            "`solve=lineax.CG(rtol=1e-3, atol=1e-8, max_steps=30)`."
+        )
 
 
 @eqx.filter_jit
