@@ -117,14 +117,14 @@ def in_both_charts(here, there):
     return np.abs(PHI(x) - p).max()
 
 
-@pytest.mark.parametrize("name", some(EXACT, ("natural by exp", "proximal")))
+@pytest.mark.parametrize("name", some(EXACT, ("proximal",)))
 def test_exactly_invariant(name):
     build = EXACT[name]
     defect = in_both_charts(build(CURVED, lambda x: x), build(carried(CURVED), PHI.inv))
     assert defect < 1e-9
 
 
-@pytest.mark.parametrize("name", some(FIRST_ORDER, ("natural", "mirror")))
+@pytest.mark.parametrize("name", some(FIRST_ORDER, ("natural",)))
 def test_invariant_to_the_first_order(name):
     build = FIRST_ORDER[name]
     here, there = (CURVED, lambda x: x), (carried(CURVED), PHI.inv)

@@ -7,6 +7,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 from tests.geometry.laws import CURVED, PHI, close, law
 
@@ -96,17 +97,19 @@ def params():
 
 def test_products_only(params):
     slope = jax.grad(net_loss)(params)
-    exact = preconditioned(gauss_newton, slope, params, damping=1e-2 * vf.Euclidean())
     cg = lx.CG(rtol=1e-10, atol=1e-10)
     found = preconditioned(gauss_newton, slope, params, damping=1e-2 * vf.Euclidean(), solve=cg)
-    close(found, exact, 1e-6)
+    matrix = np.asarray(gauss_newton(params).as_matrix()) + 1e-2 * np.eye(24)
+    exact = np.linalg.solve(matrix, ravel_pytree(slope)[0])
+    close(ravel_pytree(found)[0], exact, 1e-6)
+
+
+@pytest.mark.slow
+def test_what_conjugate_gradients_have_after_few_products_is_downhill(params):
+    slope = jax.grad(net_loss)(params)
     few = lx.CG(rtol=1e-10, atol=1e-10, max_steps=3)
     rough = preconditioned(gauss_newton, slope, params, damping=1e-2 * vf.Euclidean(), solve=few)
-    assert np.abs(rough["v"] - exact["v"]).max() > 1e-6
-    assert (
-        sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (rough, slope)), strict=True))
-        > 0.0
-    )
+    assert sum(map(jnp.vdot, *map(jax.tree.leaves, (rough, slope)))) > 0.0
 
 
 def test_the_metric_of_a_batch(params):
@@ -134,6 +137,7 @@ def test_adaptive_damping_fits_a_network(params):
     assert np.isfinite(states.gain_ratio).all()
 
 
+@pytest.mark.slow
 def test_adaptive_damping_is_the_same_in_affine_charts():
     matrix = jnp.array([[3.0, 1.0], [0.2, 0.05]])
     there = lambda p: loss(jnp.linalg.solve(matrix, p))  # noqa: E731

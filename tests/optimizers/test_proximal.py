@@ -40,7 +40,10 @@ DISSIMILARITIES = [
 ]
 
 
-@pytest.mark.parametrize("rho", DISSIMILARITIES)
+SLOW = [pytest.param(rho, marks=pytest.mark.slow) for rho in DISSIMILARITIES[:3]]
+
+
+@pytest.mark.parametrize("rho", [*SLOW, DISSIMILARITIES[3]])
 def test_the_proximal_point(rho):
     u, _ = step(proximal_point(rho, 3.0), loss, START)
     residual = jax.grad(loss)(u) + 3.0 * jax.grad(lambda u: rho(u, START))(u)
@@ -80,7 +83,7 @@ def test_implicit_gradient_descent(rate):
     assert_allclose(u, START / (1.0 + 1000.0 * rate), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("rho", DISSIMILARITIES[1:])
+@pytest.mark.parametrize("rho", [*SLOW[1:], DISSIMILARITIES[3]])
 def test_mirror_descent_solves_its_equation(rho):
     u, _ = step(mirror_descent(rho, 0.2), loss, START)
     slope = jax.grad(lambda u: rho(u, START))(u)
