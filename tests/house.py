@@ -15,6 +15,7 @@ FLOORS = (
     ("linalg",),
     ("geometry",),
     ("operators", "models"),
+    ("equivalence",),
     ("networks",),
     ("inference", "kernels", "layers", "optimizers"),
     ("architectures",),

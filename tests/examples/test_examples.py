@@ -83,6 +83,18 @@ def test_optimizer_charts(tmp_path):
 
 
 @pytest.mark.slow
+def test_equivalent_networks(tmp_path):
+    out = run("equivalent_networks.py", "--out", str(tmp_path), "--draws", "1000")
+    assert "dimension 2 of 4, 2 directions change nothing" in out
+    assert "dimension 1 of 4, 3 directions change nothing" in out
+    heights = [float(height) for height in re.findall(r"barrier ([0-9.e-]+) at most", out)]
+    assert 0.125 <= heights[0] < 0.126
+    assert heights[1] < 1e-5
+    assert out.count("of 12/2 at power") == 5
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.slow
 def test_sharpness_in_quick_mode(tmp_path):
     out = run("sharpness.py", "--quick", "--out", str(tmp_path))  # asserts the ratios 4 and 1/4
     assert words(out, "theta")[0][2:3] == ["1"]

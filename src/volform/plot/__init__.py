@@ -10,6 +10,11 @@ from volform.plot.canvas import (
 from volform.plot.density import (
     density as density,
 )
+from volform.plot.equivalence_pictures import (
+    equivalents as equivalents,
+    learning as learning,
+    rank as rank,
+)
 from volform.plot.intervals import (
     credible as credible,
 )
@@ -21,6 +26,9 @@ from volform.plot.kernels import (
 from volform.plot.layer_pictures import (
     distinguishable as distinguishable,
     layers as layers,
+)
+from volform.plot.profiles import (
+    profile as profile,
 )
 from volform.plot.ranking import (
     evidence as evidence,

@@ -26,6 +26,11 @@ from volform.inference.evidence.importance import (
     log_mean as log_mean,
     trust_of as trust_of,
 )
+from volform.inference.evidence.learning import (
+    LearningCoefficient as LearningCoefficient,
+    TemperedNUTS as TemperedNUTS,
+    learning_coefficient as learning_coefficient,
+)
 from volform.inference.evidence.marginalize import (
     Marginalized as Marginalized,
     marginalize as marginalize,
@@ -35,6 +40,9 @@ from volform.inference.evidence.quadrature import (
 )
 from volform.inference.evidence.tempered import (
     Tempered as Tempered,
+)
+from volform.inference.evidence.thermodynamic import (
+    Thermodynamic as Thermodynamic,
 )
 from volform.inference.evidence.training import (
     train_by_evidence as train_by_evidence,

@@ -88,7 +88,7 @@ class Tempered(Estimator):
     def estimate(self, problem: Problem) -> Evidence:
         """The log of the mean evidence of the last round."""
         posterior = problem.posterior
-        _require_draws(problem)
+        require_draws(problem, "vf.Tempered")
         batches, moves, used = self.particles // PRIOR_DRAWS, _Moves.of(posterior.dim).first, 0
         rounds: list[Round] = []
         with waiting("tempering", show=True) as phase:
@@ -143,7 +143,7 @@ def _run(
     posterior: Posterior, key: PRNGKeyArray, random: np.random.Generator, batches: int, count: int
 ) -> Run:
     model, moves = posterior.bound_model, _Moves.of(posterior.dim)
-    u, fit = _drawn(model, key, random, batches)
+    u, fit = drawn(model, key, random, batches)
     log_z, power, scale, used = 0.0, 0.0, moves.scale, len(u)
     for _ in range(MOST_POWERS):
         enough = KEPT * np.isfinite(fit).sum()
@@ -169,7 +169,7 @@ def _run(
     )
 
 
-def _drawn(
+def drawn(
     model: BoundModel, key: PRNGKeyArray, random: np.random.Generator, batches: int
 ) -> tuple[np.ndarray, ...]:
     """Draws from the prior and their log likelihood, more of them while few have any.
@@ -269,8 +269,8 @@ def _move(
 _moved = Compiled(_move, STEADY)  # which millions of evaluations repay
 
 
-def _require_draws(problem: Problem) -> None:
-    """Refuse priors that cannot be drawn from.
+def require_draws(problem: Problem, estimator: str) -> None:
+    """Refuse priors that cannot be drawn from, in the name of an estimator.
 
     Raises:
         ModelError: a prior that is improper, or that has no sampler.
@@ -279,7 +279,7 @@ def _require_draws(problem: Problem) -> None:
     sites = sorted({*problem.provenance.improper, *_without_sampler(posterior)})
     if sites:
         raise ModelError(
-            f"`vf.Tempered` begins with draws from the prior, and the sites {sites} have no proper "
+            f"`{estimator}` begins with draws from the prior, and the sites {sites} have no proper "
             "prior that can be drawn from; use `vf.Importance()` or `vf.Bridge()`."
         )
 

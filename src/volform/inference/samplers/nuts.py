@@ -1,7 +1,7 @@
 """Posterior draws in unconstrained coordinates: by NUTS, or those that the user has."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -45,8 +45,21 @@ class Chains(eqx.Module):
         return np.atleast_1d(effective_sample_size(np.asarray(self.u)))
 
 
+class Density(Protocol):
+    """A log density on R^d with respect to Lebesgue measure, such as a `Posterior`'s."""
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates."""
+        ...
+
+    def log_density_lebesgue(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+        """Log density at u."""
+        ...
+
+
 def run_nuts(
-    posterior: Posterior,
+    posterior: Density,
     key: PRNGKeyArray,
     starts: Float[Array, "c d"],
     covariance: Float[Array, "d d"],
@@ -60,7 +73,7 @@ def run_nuts(
     Compiled once for each model and shape of data, which `numpyro.infer.MCMC` is not.
 
     Args:
-        posterior: the posterior.
+        posterior: the posterior, or another density in a pytree.
         key: key of the chains.
         starts: starting points in u, dispersed.
         covariance: the inverse mass matrix to begin with; it is adapted.
@@ -82,7 +95,7 @@ def run_nuts(
 
 
 def _one_chain(
-    posterior: Posterior,
+    posterior: Density,
     key: PRNGKeyArray,
     number: Int[Array, ""],
     start: Float[Array, " d"],
