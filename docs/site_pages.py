@@ -20,9 +20,7 @@ PAGES = {
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages before MkDocs reads the others."""
-    made = {
-        page: turned((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()
-    }
+    made = {page: turned((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
     for page, text in (made | {"examples.md": examples()}).items():
         files.append(File.generated(config, page, content=text))
     return files

@@ -19,7 +19,7 @@ BETWEEN = 10  # points on each segment of a path at which its height is looked f
 EQUAL = 1e-4  # of the height of the straight line, by which two paths are equally high
 WAVES = 3  # of sines, by which a first string departs from the straight line
 
-Loss = Callable[[Any], Float[Array, ""]]
+_Loss = Callable[[Any], Float[Array, ""]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +51,7 @@ class Path(eqx.Module):
 
     @abc.abstractmethod
     def lay(
-        self, loss: Loss, a: Float[Array, " d"], b: Float[Array, " d"]
+        self, loss: _Loss, a: Float[Array, " d"], b: Float[Array, " d"]
     ) -> Float[Array, "s n d"]:
         """Paths from a to b; `loss` is of flat parameters."""
 
@@ -73,7 +73,7 @@ class Line(Path):
         _require_nodes(self.nodes, "Line")
 
     def lay(
-        self, loss: Loss, a: Float[Array, " d"], b: Float[Array, " d"]
+        self, loss: _Loss, a: Float[Array, " d"], b: Float[Array, " d"]
     ) -> Float[Array, "s n d"]:
         """One path."""
         return _line(a, b, self.nodes)[None]
@@ -117,7 +117,7 @@ class String(Path):
         _require_nodes(self.nodes, "String")
 
     def lay(
-        self, loss: Loss, a: Float[Array, " d"], b: Float[Array, " d"]
+        self, loss: _Loss, a: Float[Array, " d"], b: Float[Array, " d"]
     ) -> Float[Array, "s n d"]:
         """All strings, relaxed."""
         keys = jax.random.split(self.key, self.starts)
@@ -126,7 +126,7 @@ class String(Path):
             return _relaxed(loss, a, b, keys, self.nodes, self.steps, rate)
 
 
-def barrier(loss: Loss, a: Any, b: Any, *, by: Path) -> Barrier:
+def barrier(loss: _Loss, a: Any, b: Any, *, by: Path) -> Barrier:
     """Height of the loss that has to be crossed from a to b.
 
     Args:
@@ -185,7 +185,7 @@ def barrier(loss: Loss, a: Any, b: Any, *, by: Path) -> Barrier:
 class _OfFlat(eqx.Module):
     """A loss of flat parameters; a module, so that equal losses are compiled once."""
 
-    loss: Loss
+    loss: _Loss
     unravel: Callable[[Array], Any] = eqx.field(static=True)
 
     def __call__(self, flat: Float[Array, " d"]) -> Float[Array, ""]:
@@ -227,7 +227,7 @@ def _line(a: Float[Array, " d"], b: Float[Array, " d"], nodes: int) -> Float[Arr
 
 @eqx.filter_jit
 def _relaxed(
-    loss: Loss,
+    loss: _Loss,
     a: Float[Array, " d"],
     b: Float[Array, " d"],
     keys: PRNGKeyArray,
@@ -277,7 +277,7 @@ def _evenly(string: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 
 @eqx.filter_jit
-def _heights(loss: Loss, paths: Float[Array, "s n d"]) -> tuple[Array, Array]:
+def _heights(loss: _Loss, paths: Float[Array, "s n d"]) -> tuple[Array, Array]:
     """Losses at the nodes of each path, and the highest on it, between the nodes too."""
     at = jnp.linspace(0.0, 1.0, BETWEEN, endpoint=False, dtype=paths.dtype)
 
