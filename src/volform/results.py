@@ -115,9 +115,14 @@ def html_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
         f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         for name, *cells in body
     ]
-    below = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
+    below = html_notes(notes)
     thead, tbody = f"<thead><tr>{head}</tr></thead>", f"<tbody>{''.join(lines)}</tbody>"
     return f"<table>{thead}{tbody}</table>{below}"
+
+
+def html_notes(notes: Sequence[str]) -> str:
+    """Lines of text as HTML, escaped here."""
+    return "".join(f"<div>{html.escape(note)}</div>" for note in notes)
 
 
 PRNG_KEY = "numpyro.prng_key()"  # stands among what is held, beside names of sites

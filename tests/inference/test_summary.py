@@ -276,7 +276,8 @@ def many() -> None:
 
 
 def test_long_sites_are_cut_in_print_and_not_in_data() -> None:
-    table = fitted(many, vf.Euclidean()).summary()
+    approx = fitted(many, vf.Euclidean())
+    table = approx.summary()
     lines = repr(table).splitlines()
     assert lines[11].startswith("x[9] ")
     assert lines[12] == "x: 15 more"
@@ -284,7 +285,10 @@ def test_long_sites_are_cut_in_print_and_not_in_data() -> None:
     assert list(frame.index) == [*(f"x[{i}]" for i in range(25)), "<b>"]
     assert list(frame.columns) == ["mode", "mean", "sd", "5%", "95%"]
     assert_allclose(frame["95%"], Z_90, rtol=1e-8)
-    assert "<th>&lt;b&gt;</th>" in table._repr_html_()
+    for shown in (table, approx, approx.mode, approx.posterior):
+        assert "<th>&lt;b&gt;</th>" in shown._repr_html_()
+    assert approx._repr_html_().startswith(table._repr_html_())
+    assert "a strict local maximum" in approx._repr_html_()
     assert list(table["<b>"].to_dataframe().index) == ["<b>"]
 
 

@@ -33,7 +33,7 @@ from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
 from volform.models.signature import Signature, signature_of
 from volform.progress import waiting
-from volform.results import notes_on_held
+from volform.results import html_table, notes_on_held
 
 
 class Attachment(eqx.Module):
@@ -160,6 +160,11 @@ class Posterior(eqx.Module):
 
     # By identity, since arrays have no hash: `jax.jit(posterior.log_density)` asks for one.
     __hash__ = object.__hash__
+
+    def _repr_html_(self) -> str:
+        sites = [[site.name, str(site.shape), str(site.size)] for site in self.layout.sites]
+        title, *notes = repr(self).split("\n")
+        return html_table([["", "shape", "parameters"], *sites], [title, *map(str.strip, notes)])
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)

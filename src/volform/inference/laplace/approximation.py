@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_key, require_whole
 from volform.errors import ModelError, VolformError
-from volform.inference.laplace.acceptance import expanded, note_on, require_definite
+from volform.inference.laplace.acceptance import (
+    expanded,
+    note_on,
+    precision_of,
+    require_definite,
+)
 from volform.inference.laplace.draws import (
     TangentGaussian,
     draw,
@@ -22,7 +27,7 @@ from volform.inference.laplace.draws import (
     predicted,
 )
 from volform.inference.laplace.explanation import Explanation, explained
-from volform.inference.laplace.gauss_newton import Curvature, DataPriorSplit
+from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
 from volform.inference.laplace.linearized import Linearized, linearized_predictive
 from volform.inference.laplace.log_evidence import (
@@ -40,10 +45,10 @@ from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import find_map, stationary_point
 from volform.inference.summary import Summary
 from volform.limits import HESSIAN_UP_TO
-from volform.linalg.structured import DenseOperator, exact_logdet
+from volform.linalg.structured import exact_logdet
 from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
-from volform.results import Evidence, Regime, in_words
+from volform.results import Evidence, Regime, html_notes, in_words
 
 
 class LaplaceApproximation(eqx.Module):
@@ -281,15 +286,24 @@ class LaplaceApproximation(eqx.Module):
         return predicted(self.posterior, self.sample(inner, draws).values, outer, args, kwargs)
 
     def __repr__(self) -> str:
+        table = None if (found := self._table()) is None else found.lines
+        return "\n".join([*self._facts(), *self.mode.described(table)])
+
+    def _repr_html_(self) -> str:
+        place, table = self.mode, self._table()
+        if table is None:
+            return place._repr_html_() + html_notes(self._facts())
+        return table._repr_html_() + html_notes([*self._facts(), *place.described([])[1:]])
+
+    def _facts(self) -> list[str]:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
-        if self.title:
-            rows.append(f"curvature {self.title}")
+        rows += [f"curvature {self.title}"] if self.title else []
         note = "" if self.note == str(self.mode.verdict) else self.note
-        rows += [text for text in (note, in_words(self.regimes[1:])) if text]
+        return rows + [text for text in (note, in_words(self.regimes[1:])) if text]
+
+    def _table(self) -> Summary | None:
         with suppress(VolformError):  # print shows what there is
-            table = self.summary().lines if self.posterior.dim <= HESSIAN_UP_TO else None
-            return "\n".join([*rows, *self.mode.described(table)])
-        return "\n".join([*rows, *self.mode.described()])
+            return self.summary() if self.posterior.dim <= HESSIAN_UP_TO else None
 
 
 def laplace(
@@ -375,24 +389,10 @@ def laplace(
         place = (map_at if is_judged else place_at)(target, at)
     note = note_on(place, curvature, at is not None, refuse)
     mode = structure.restricted(place)
-    precision = _precision(mode, curvature, structure)
+    precision = precision_of(mode, curvature, structure)
     is_judged = curvature is None and isinstance(structure, Full) and at is None
     if refuse and not is_judged:
         require_definite(precision, mode, curvature, structure)
     return LaplaceApproximation(
         mode, precision, second_order, allow_improper, curvature, structure, note
     )
-
-
-def _precision(
-    mode: ExpansionPoint, curvature: Curvature | None, structure: Structure
-) -> lx.AbstractLinearOperator:
-    posterior, at = mode.posterior, mode.at
-    if curvature is None and isinstance(structure, Full) and isinstance(at, SecondOrder):
-        return DenseOperator(at.hessian, at.u)
-    split = (
-        DataPriorSplit(posterior, at.u, ())
-        if curvature is None
-        else curvature.split(posterior, at.u)
-    )
-    return structure.precision(split)

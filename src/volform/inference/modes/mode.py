@@ -18,7 +18,7 @@ from volform.inference.modes.expansion import (
 from volform.limits import DENSE_GIB
 from volform.linalg.operator import fits, gib_of
 from volform.models.posterior import Posterior
-from volform.results import Cost, Regime, in_words
+from volform.results import Cost, Regime, html_table, in_words
 
 
 class Mode(eqx.Module):
@@ -114,6 +114,11 @@ class ExpansionPoint(eqx.Module):
             f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
             *self._facts(),
         ]
+
+    def _repr_html_(self) -> str:
+        title, *lines = self.described([])
+        values = [[name, _short(value)] for name, value in self.values.items()]
+        return html_table([["", "mode"], *values], [title, *(line.strip() for line in lines)])
 
     def _facts(self) -> list[str]:
         """The verdict, and the regime where the number of parameters decided it."""
