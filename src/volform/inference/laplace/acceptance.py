@@ -6,9 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 
 from volform.errors import ConvergenceError, SaddleError
-from volform.inference.laplace.gauss_newton import Curvature, DataPriorSplit
-from volform.inference.laplace.structure import Structure
-from volform.inference.laplace.structures import Full
+from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
 from volform.inference.modes.mode import ExpansionPoint
 from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
@@ -107,18 +105,3 @@ def require_definite(
     raise SaddleError(
         f"{name} with `structure={structure}` is not positive definite at the mode{found}. {reason}"
     )
-
-
-def precision_of(
-    mode: ExpansionPoint, curvature: Curvature | None, structure: Structure
-) -> lx.AbstractLinearOperator:
-    """The precision matrix of a curvature at a point, as far as a structure keeps it."""
-    posterior, at = mode.posterior, mode.at
-    if curvature is None and isinstance(structure, Full) and isinstance(at, SecondOrder):
-        return DenseOperator(at.hessian, at.u)
-    split = (
-        DataPriorSplit(posterior, at.u, ())
-        if curvature is None
-        else curvature.split(posterior, at.u)
-    )
-    return structure.precision(split)

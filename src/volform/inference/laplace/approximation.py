@@ -13,12 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_key, require_whole
 from volform.errors import ModelError, VolformError
-from volform.inference.laplace.acceptance import (
-    expanded,
-    note_on,
-    precision_of,
-    require_definite,
-)
+from volform.inference.laplace.acceptance import expanded, note_on, require_definite
 from volform.inference.laplace.draws import (
     TangentGaussian,
     draw,
@@ -38,7 +33,7 @@ from volform.inference.laplace.log_evidence import (
 from volform.inference.laplace.marginals import summary_of
 from volform.inference.laplace.samples import Samples
 from volform.inference.laplace.structure import Structure
-from volform.inference.laplace.structures import Full
+from volform.inference.laplace.structures import Full, precision_of
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
 from volform.inference.modes.given_point import map_at, place_at
 from volform.inference.modes.mode import MAP, ExpansionPoint

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.errors import StructureError, UnknownSiteError
 from volform.inference.laplace.gauss_newton import (
+    Curvature,
     DataPriorSplit,
     blocks_of,
     data_sites,
@@ -19,6 +20,7 @@ from volform.inference.laplace.gauss_newton import (
 from volform.inference.laplace.layer_moments import shaped
 from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.woodbury import woodbury_precision
+from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.given_point import place_at
 from volform.inference.modes.mode import ExpansionPoint, require_room
 from volform.limits import MATRIX_UP_TO
@@ -251,3 +253,18 @@ class _DataProduct(eqx.Module):
 
     def __call__(self, v: Float[Array, " d"]) -> Float[Array, " d"]:
         return self.split.data_product()(v)
+
+
+def precision_of(
+    mode: ExpansionPoint, curvature: Curvature | None, structure: Structure
+) -> lx.AbstractLinearOperator:
+    """The precision matrix of a curvature at a point, as far as a structure keeps it."""
+    posterior, at = mode.posterior, mode.at
+    if curvature is None and isinstance(structure, Full) and isinstance(at, SecondOrder):
+        return DenseOperator(at.hessian, at.u)
+    split = (
+        DataPriorSplit(posterior, at.u, ())
+        if curvature is None
+        else curvature.split(posterior, at.u)
+    )
+    return structure.precision(split)
