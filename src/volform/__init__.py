@@ -4,6 +4,7 @@ import importlib as _importlib
 import typing as _typing
 
 from volform import (
+    equivalence as equivalence,
     geometry as geometry,
     inference as inference,
     linalg as linalg,

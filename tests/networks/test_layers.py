@@ -14,6 +14,7 @@ import volform as vf
 from volform import architectures, kernels as k, networks as nn
 from volform.errors import KernelError, MovedError, NetworkError
 from volform.inference import GGN, Diagonal, Full
+from volform.models import provenance_of
 
 RNG = np.random.default_rng(7)
 VECTORS, SEQUENCES = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(3, 4, 2)))
@@ -111,31 +112,43 @@ def test_curvature_by_layers_is_that_of_the_matrix(name: str) -> None:
 # --- Copies
 
 
-def _copies(*layers: nn.Layer, inputs: Any = 2) -> dict[str, int | None]:
-    parameters = nn.Network(nn.serial(*layers)).parameters(inputs)
-    return {p.name: p.copies for p in parameters if p.copies != 1}
+def _copies(*layers: nn.Layer, x: jax.Array = VECTORS) -> int | None:
+    model = nn.regression(nn.Network(nn.serial(*layers)), 0.5)
+    provenance = provenance_of(vf.condition(model, x, jnp.ones((len(x), 1))))
+    assert not provenance.uncounted
+    return provenance.equivalent_modes
 
 
-def test_copies_are_counted_where_units_are_seen_one_by_one() -> None:
-    dense, last = nn.Dense(3), nn.Dense(1)
-    assert _copies(dense, nn.Erf(), last) == {"layer0.w": 6 * 8}
-    assert _copies(dense, nn.Relu(), dense, nn.Cos(), last) == {"layer0.w": 6, "layer1.w": 48}
-    assert _copies(dense, nn.LayerNorm(), nn.Erf(), last) == {"layer0.w": 6 * 2}
-    assert _copies(dense, nn.LayerNorm(), nn.Relu(), last) == {"layer0.w": 6}
-    assert _copies(dense, nn.Cos(), nn.LayerNorm(), last) == {"layer0.w": 48}
-    far = nn.Elementwise(lambda u: jnp.where(jnp.abs(u) > 4.0, u, jnp.tanh(u) ** 2))
-    small = nn.Elementwise(lambda u: 1e-8 * jnp.exp(u))
-    clipped = nn.Elementwise(lambda u: jnp.clip(u, -7.0, 10.0))
-    for odd_nowhere in (far, small, clipped):
-        assert _copies(dense, odd_nowhere, last) == {"layer0.w": 6}
-    assert _copies(nn.serial(dense, nn.Erf()), nn.Identity(), last) == {"layer0.w": 48}
-    assert _copies(dense, last) == {}  # a continuum, of which none counts
-    pooled = nn.Conv(3, (2, 2)), nn.Erf(), nn.AvgPool((2, 2)), nn.Flatten(), last
-    assert _copies(*pooled, inputs=(4, 4, 1)) == {"layer0.w": 48}
-    skip = nn.residual(nn.Erf(), nn.Dense(3))
-    assert _copies(dense, skip, nn.Erf(), last) == {"layer0.w": None, "layer1.w": None}
-    attention = nn.GlobalSelfAttention(3, 1, 2, 2), nn.GlobalAvgPool(), last
-    assert _copies(*attention, inputs=(4, 2)) == {"layer0.key.w": None}
+LAST = nn.Dense(1)
+FAR = nn.Elementwise(lambda u: jnp.where(jnp.abs(u) > 4.0, u, jnp.tanh(u) ** 2))
+POOLED = nn.Conv(3, (2, 2)), nn.Erf(), nn.AvgPool((2, 2)), nn.Flatten(), LAST
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        ((nn.Dense(3), nn.Erf(), LAST), 6 * 8),
+        ((nn.Dense(3), nn.Relu(), nn.Dense(3), nn.Cos(), LAST), 6 * 48),
+        ((nn.Dense(3), nn.LayerNorm(), nn.Erf(), LAST), 6 * 2),
+        ((nn.Dense(3), nn.LayerNorm(), nn.Relu(), LAST), 6),
+        ((nn.Dense(3), nn.Cos(), nn.LayerNorm(), LAST), 48),
+        ((nn.Dense(3), FAR, LAST), 6),
+        ((nn.Dense(3), nn.Elementwise(lambda u: 1e-8 * jnp.exp(u)), LAST), 6),
+        ((nn.Dense(3), nn.Elementwise(lambda u: jnp.clip(u, -7.0, 10.0)), LAST), 6),
+        ((nn.Dense(3), nn.Erf(), nn.Identity(), LAST), 48),
+        ((nn.Dense(3), LAST), 1),  # a continuum, of which none counts
+        ((nn.Dense(3), nn.residual(nn.Erf(), nn.Dense(3)), nn.Erf(), LAST), 48),
+    ],
+)
+def test_copies_of_units(layers: tuple[nn.Layer, ...], count: int) -> None:
+    assert _copies(*layers) == count
+
+
+def test_copies_of_channels_and_heads() -> None:
+    assert _copies(*POOLED, x=IMAGES[..., :1]) == 48
+    attention = nn.GlobalSelfAttention(3, 2, 2, 2), nn.GlobalAvgPool(), LAST
+    # Heads change places; what lies within one can be rotated, and the last units too.
+    assert _copies(*attention, x=SEQUENCES) == 2
 
 
 def test_layer_norm_leaves_places_and_not_signs() -> None:
@@ -151,7 +164,7 @@ def test_layer_norm_leaves_places_and_not_signs() -> None:
     assert np.abs(net.apply(turned, VECTORS) - wanted).max() > 1e-3
 
 
-def test_what_is_not_counted_is_said() -> None:
+def test_all_copies_are_counted() -> None:
     y = jnp.sin(VECTORS[:, :1])
     plain = nn.serial(nn.Dense(2), nn.Erf(), nn.Dense(1))
     skip = nn.serial(nn.Dense(2), nn.residual(nn.Erf(), nn.Dense(2)), nn.Dense(1))
@@ -163,7 +176,7 @@ def test_what_is_not_counted_is_said() -> None:
         posterior = vf.condition(nn.regression(net, 0.5), VECTORS, y)
         found = vf.laplace(posterior, curvature=vf.GGN(), refuse=False).evidence
         notes.append("copies by symmetries of a network are not counted" in found.note)
-    assert notes == [False, True, True]
+    assert notes == [False, False, False]
 
 
 def test_of_copies_as_high_as_each_other_the_one_that_converged_counts() -> None:

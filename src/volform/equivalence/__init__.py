@@ -1,8 +1,41 @@
 """Parameters of the same function: their dimension, search, walks, and barriers between them."""
 
+from volform.equivalence.alignment import (
+    Ambiguous as Ambiguous,
+    Match as Match,
+    Representatives as Representatives,
+    match as match,
+    representatives as representatives,
+)
+from volform.equivalence.balance import (
+    Balanced as Balanced,
+    balance as balance,
+    quotient as quotient,
+)
+from volform.equivalence.canonical import (
+    Stabilizer as Stabilizer,
+)
+from volform.equivalence.copies import (
+    Copies as Copies,
+    copies as copies,
+)
 from volform.equivalence.dimension import (
     FunctionalDimension as FunctionalDimension,
     functional_dimension as functional_dimension,
+)
+from volform.equivalence.flows import (
+    Generators as Generators,
+)
+from volform.equivalence.group import (
+    Element as Element,
+    Group as Group,
+    Units as Units,
+)
+from volform.equivalence.invariance import (
+    Invariance as Invariance,
+    is_invariant as is_invariant,
+    is_isometry as is_isometry,
+    preserving as preserving,
 )
 from volform.equivalence.on_inputs import (
     OnInputs as OnInputs,
@@ -14,6 +47,9 @@ from volform.equivalence.paths import (
     Path as Path,
     String as String,
     barrier as barrier,
+)
+from volform.equivalence.proving import (
+    symmetry as symmetry,
 )
 from volform.equivalence.searching import (
     Equivalents as Equivalents,

@@ -9,6 +9,7 @@ import numpy as np
 from numpyro.distributions import ImproperUniform, Unit
 
 from volform.geometry.dependence import dependence, moves
+from volform.models.counting import counted
 from volform.models.data_checks import core_of, on_host, used_entries
 from volform.models.posterior import Posterior
 from volform.models.priors import VolumeDensity
@@ -32,8 +33,13 @@ def provenance_of(posterior: Posterior) -> Provenance:
     counts = [
         require_count(count, f"`infer` of the site `{name}`")
         for name, count in modes.items()
-        if count is not None
+        if count is not None and not callable(count)
     ]
+    uncounted = [name for name, count in modes.items() if count is None]
+    found = counted(posterior, {name: count for name, count in modes.items() if callable(count)})
+    if found is not None:
+        counts += [found.modes]
+        uncounted += [] if found.is_all else found.names
     observed = {name: sites[name] for name in posterior.observed}
     data = {n: site for n, site in observed.items() if not isinstance(core_of(site["fn"]), Unit)}
     factors = tuple(name for name in posterior.observed if name not in data)
@@ -49,7 +55,7 @@ def provenance_of(posterior: Posterior) -> Provenance:
         masked=tuple((name, _masked(site)) for name, site in data.items() if _is_masked(site)),
         held=posterior.held,
         unobserved=not posterior.observed,
-        uncounted=tuple(name for name, count in modes.items() if count is None),
+        uncounted=tuple(uncounted),
     )
 
 

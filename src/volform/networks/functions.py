@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from volform.checks import require_key
+from volform.equivalence.copies import copies
 from volform.errors import NetworkError
 from volform.networks.network import require_real
 
@@ -34,10 +35,9 @@ class Function(eqx.Module):
 
     def __call__(self, x: Any) -> Array:
         """Samples the parameters as NumPyro sites; the value of the function."""
-        infer = {self.names[0]: {"equivalent_modes": None}}  # that nobody looked for
         params = {
-            name: jnp.asarray(numpyro.sample(name, self.priors[name], infer=infer.get(name)))
-            for name in self.names
+            name: jnp.asarray(numpyro.sample(name, prior, infer={"equivalent_modes": copies}))
+            for name, prior in self.priors.items()
         }
         return self.apply(params, x)
 

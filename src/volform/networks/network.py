@@ -12,9 +12,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import require_key
+from volform.equivalence.copies import copies
 from volform.errors import NetworkError
 from volform.geometry.metric import Euclidean
-from volform.networks.copies import equivalent_units
 from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer, ParameterArray, Place, whole
 from volform.networks.parametrization import (
@@ -32,14 +32,11 @@ class Parameter(NamedTuple):
         name: name of the site, `layer0.w` or `layer0.b`.
         shape: shape of the coordinates; weights have one row for each unit.
         scaling: multiplier in the function, and standard deviation of the prior.
-        copies: number of equivalent modes that units make of one by their symmetries; None where
-            there may be some, and they are not counted.
     """
 
     name: str
     shape: tuple[int, ...]
     scaling: Scaling
-    copies: int | None
 
 
 class Network(eqx.Module):
@@ -48,11 +45,11 @@ class Network(eqx.Module):
     `network.apply(params, x)` is the function. `network(x)` inside a NumPyro model samples the
     parameters at sites `layer0.w`, `layer0.b`, ..., the layers with weights numbered in order, and
     returns the function's value. Each site has the prior that the parametrization says and, in
-    `infer`, its flat metric `Euclidean()` and the number of equivalent modes, which is known of
-    units between two dense layers or convolutions one after the other; else Laplace's evidence
-    says that copies are not counted. The number counts the copies of a mode whose units all differ
-    and lie apart: it is too large for networks with more units than the data ask for. Two networks
-    in one model are kept apart by `numpyro.handlers.scope`.
+    `infer`, its flat metric `Euclidean()` and `equivalence.copies`, by which an evidence counts the
+    equivalent modes that exchanges and changes of sign of units make of one. The number counts the
+    copies of a mode whose units all differ and lie apart: it is too large for networks with more
+    units than the data ask for. Two networks in one model are kept apart by
+    `numpyro.handlers.scope`.
 
     Attributes:
         layers: what it computes.
@@ -90,9 +87,7 @@ class Network(eqx.Module):
 
         def sampled(parameter: Parameter) -> Array:
             prior = dist.Normal(0.0, parameter.scaling.deviation)
-            infer: dict[str, Any] = {"metric": Euclidean()}
-            if parameter.copies != 1:
-                infer["equivalent_modes"] = parameter.copies
+            infer = {"metric": Euclidean(), "equivalent_modes": copies}
             prior = prior.expand(parameter.shape).to_event(len(parameter.shape))
             return jnp.asarray(numpyro.sample(parameter.name, prior, infer=infer))
 
@@ -188,14 +183,12 @@ class Network(eqx.Module):
 
     def _mapped(self, f: Callable[[Parameter], Any], shape: tuple[int, ...]) -> Any:
         """The tree of parameters with f of each."""
-        copies = equivalent_units(self.layers)
         numbers = itertools.count()
 
         def mapped(part: Any, name: str) -> Any:
             match part:
                 case ParameterArray(shape, scaling):
-                    known = copies.pop(name.partition(".")[0], 1)  # said once for each layer
-                    return f(Parameter(name, shape, scaling, known))
+                    return f(Parameter(name, shape, scaling))
                 case dict():
                     name = name or f"layer{next(numbers)}"
                     return {key: mapped(own, f"{name}.{key}") for key, own in part.items()}

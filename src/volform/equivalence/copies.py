@@ -1,0 +1,97 @@
+"""Number of equivalent modes that the units of a network make of one."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from volform.equivalence.group import Group, Units, arrays_of, independent, named
+from volform.equivalence.signs import defects, group_of, rounding_of, with_signs
+from volform.equivalence.tracing import traced
+
+_ANGLE = 0.7  # of the rotation of two units by which a continuum is told
+
+
+class Copies(NamedTuple):
+    """Number of equivalent modes, and whether that is all of them."""
+
+    modes: int
+    is_all: bool
+
+
+def copies(
+    density: Callable[[Mapping[str, Any]], Array],
+    densities: Callable[[list[dict[str, np.ndarray]]], Float[np.ndarray, " k"]],
+    points: Sequence[Mapping[str, Any]],
+) -> Copies:
+    """Exchanges and changes of sign of units that leave a joint density as it is.
+
+    What `infer={"equivalent_modes": copies}` of the sites of a network stands for: counted where
+    an evidence asks, on the density as handlers and priors left it. Exchanges are read off its
+    program. Units that may be rotated into each other, as of linear layers, have a continuum of
+    equivalent modes, of which none counts.
+
+    Args:
+        density: log joint density, of values of the sites of networks.
+        densities: the same at several points.
+        points: random points.
+
+    Returns:
+        The number, and False where a primitive was not understood, or a density is not finite.
+    """
+    names, leaves = named(dict(points[0]))
+    arrays = [[np.asarray(x) for x in named(dict(point))[1]] for point in points]
+    factors, unknown = traced(jax.make_jaxpr(density)(dict(points[0])), len(leaves))
+    group = group_of(names, leaves, arrays_of(dict(points[0]))[1], factors, unknown)
+
+    def values(found: list[list[Any]]) -> np.ndarray:
+        return densities([dict(zip(names, point, strict=True)) for point in found])[:, None]
+
+    found = values(arrays)
+    arrays = [point for point, one in zip(arrays, found, strict=True) if np.isfinite(one[0])]
+    if not group.units or not arrays:
+        return Copies(1, not unknown and bool(arrays))
+    group = replace(group, units=tuple(with_signs(group, arrays, values)))
+    turned = [defects(values([*_rotated(group, at)]), values([at])[0]) for at in arrays]
+    is_discrete = np.max(turned, axis=0) > rounding_of(arrays[0])
+    group = _without(group, [number for number, one in enumerate(is_discrete) if not one])
+    if not _keeps(group, arrays[-1], values):
+        each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
+        group = _without(group, [number for number, one in enumerate(each) if not one])
+    return Copies(group.order, not unknown)
+
+
+def _without(group: Group, numbers: Sequence[int]) -> Group:
+    """The group without sets of units, and without the signs of others that are theirs too."""
+    gone = [group.units[n] for n in numbers]
+    span = independent(units.arrays(pattern) for units in gone for pattern in units.signs)
+    kept = list[Units]()
+    for number, units in enumerate(group.units):
+        if number not in numbers:
+            whole = [(p, [*span, units.arrays(p)]) for p in units.signs]
+            signs = tuple(p for p, sets in whole if len(independent(sets)) > len(span))
+            kept.append(replace(units, signs=signs))
+    return replace(group, units=tuple(kept))
+
+
+def _rotated(group: Group, at: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """By set of units the point with two of them rotated into each other, in all of its arrays."""
+    for units in group.units:
+        matrix = np.eye(units.size)
+        cos, sin = math.cos(_ANGLE), math.sin(_ANGLE)
+        matrix[:2, :2] = [[cos, -sin], [sin, cos]]
+        parts = group.split(at)
+        for leaf, place in units.members:
+            turned = np.moveaxis(parts[leaf], place, -1) @ matrix.astype(parts[leaf].dtype)
+            parts[leaf] = np.moveaxis(turned, -1, place)
+        yield [x.reshape(shape) for x, shape in zip(parts, group.shapes, strict=True)]
+
+
+def _keeps(group: Group, at: list[Any], values: Callable[[list[list[Any]]], np.ndarray]) -> bool:
+    moved = group.drawn(np.random.default_rng(4)).of_leaves(at)
+    before, after = values([at, moved])
+    return bool(defects(after[None], before)[0] <= rounding_of(at))

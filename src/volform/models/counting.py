@@ -1,0 +1,94 @@
+"""Equivalent modes that a network leaves to be counted on the joint density."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro import handlers
+
+from volform.compilation import compiled
+from volform.models.model_with_data import ModelWithData, Source
+from volform.models.posterior import Posterior
+
+_SIZES = 1.0, 3.0, 10.0, 30.0  # of the points at which copies are counted: clipping is seen far out
+_AT_ONCE = 8  # points at which the density is evaluated by one call
+_Values = dict[str, Any]
+
+
+class Counted(NamedTuple):
+    """Equivalent modes that were counted, of which sites, and whether these are all."""
+
+    modes: int
+    names: tuple[str, ...]
+    is_all: bool
+
+
+def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) -> Counted | None:
+    """The number that sites leave to a function, which sees the joint density; None without any.
+
+    Sites that `handlers.reparam` rewrote are counted in the model as it was written.
+
+    Args:
+        posterior: the posterior.
+        counters: by site what `infer={"equivalent_modes": ...}` said, a function such as
+            `equivalence.copies`; all sites of one model together are one network's, or several.
+    """
+    names = tuple(counters)
+    if not names:
+        return None
+    random, program, sites = np.random.default_rng(0), posterior.program, posterior.layout.sites
+    if set(names) <= set(posterior.names):
+        scales = [np.full(site.size, _scale(site.size, len(site.shape))) for site in sites]
+        drawn = [f * np.concatenate(scales) * random.normal(size=posterior.dim) for f in _SIZES]
+        points = [dict(posterior.values(jnp.asarray(u))) for u in drawn]
+    else:
+        start = posterior.values(jnp.zeros(posterior.dim), names)
+        points = [{n: _drawn(value, f, random) for n, value in start.items()} for f in _SIZES]
+        program = ModelWithData(Source(_as_written(program.model)), program.data)
+    rest = {name: value for name, value in points[0].items() if name not in names}
+
+    def density(values: Mapping[str, Any]) -> Array:
+        return program.log_density({**rest, **values})
+
+    def densities(several: list[_Values]) -> Float[np.ndarray, " k"]:
+        filled = np.arange(-(-len(several) // _AT_ONCE) * _AT_ONCE) % len(several)
+        chunks = np.split(filled, len(filled) // _AT_ONCE)
+        stacks = ({n: np.stack([several[i][n] for i in chunk]) for n in names} for chunk in chunks)
+        found = [np.asarray(_densities(program, rest, stack)) for stack in stacks]
+        return np.concatenate(found)[: len(several)]
+
+    own = [{name: point[name] for name in names} for point in points]
+    modes, is_all = counters[names[0]](density, densities, own)
+    return Counted(modes, names, is_all)
+
+
+@compiled
+def _densities(program: ModelWithData, rest: _Values, stack: _Values) -> Float[Array, " k"]:
+    return jax.lax.map(lambda values: program.log_density({**rest, **values}), stack)
+
+
+def _scale(size: int, ndim: int) -> float:
+    """A size of entries at which activations are not flat: of matrices that of weights."""
+    return max(size, 1) ** (-0.25 if ndim > 1 else 0.0)
+
+
+def _drawn(like: Any, factor: float, random: np.random.Generator) -> np.ndarray:
+    scale = factor * _scale(like.size, like.ndim)
+    return (scale * random.normal(size=like.shape)).astype(like.dtype)
+
+
+def _as_written(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model without `handlers.reparam`, which makes other sites of those that it names."""
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        kept = handlers.reparam.process_message
+        handlers.reparam.process_message = lambda self, msg: None
+        try:
+            return model(*args, **kwargs)
+        finally:
+            handlers.reparam.process_message = kept
+
+    return plain
