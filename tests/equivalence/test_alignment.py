@@ -205,3 +205,38 @@ def test_quotient_metric_of_a_product() -> None:
         eq.quotient(vf.Euclidean(), group, product, start)
     with pytest.raises(NetworkError, match="`invariants` of quotient change"):
         eq.quotient(scale_free, group, lambda p: p["a"], start)
+
+
+# --- Draws in ArviZ, and in a picture
+
+
+def test_draws_in_arviz_are_representatives(tanh: eq.Group) -> None:
+    y = jnp.sin(2.0 * X[:, :1])
+    posterior = vf.condition(nn.regression(TANH, 0.3), X[:, :1], y)
+    samples = vf.laplace(posterior, refuse=False).sample(KEY, 50)
+    element = tanh.draw(jax.random.key(1))
+    plain, data = vf.to_arviz(samples), vf.to_arviz(samples, symmetry=tanh)
+    for i in (0, 20):
+        pair = ({n: jnp.asarray(d["posterior"][n].values[0, i]) for n in tanh.names}
+                for d in (plain, data))  # fmt: skip
+        one, other = (TANH.apply(params, X[:, :1]) for params in pair)
+        assert_allclose(one, other, rtol=0, atol=1e-12)
+    aligned = {n: data["posterior"][n].values for n in tanh.names}
+    again = eq.representatives(tanh, aligned, {n: np.sqrt(4.0 / np.shape(v)[-1]) if n.endswith("w")
+                                               else 1.0 for n, v in aligned.items()})  # fmt: skip
+    assert all(np.array_equal(again[n], aligned[n]) for n in aligned)
+    assert element.group is tanh
+    with pytest.raises(DataError, match="should be draws of the arrays"):
+        vf.to_arviz(samples, symmetry=eq.symmetry(lambda p, x: x * p["a"], {"a": X[0]}, X))
+
+
+def test_picture_of_units(stored: Draws) -> None:
+    ax = vf.plot.units(stored, "layer0.w", "layer1.w")
+    offsets = np.asarray(ax.collections[1].get_offsets())
+    assert offsets.shape == (2500, 2)
+    assert_allclose(offsets[:, 0], stored["layer0.w"][..., 1, 0].ravel())
+    assert_allclose(offsets[:, 1], stored["layer1.w"][..., 0, 1].ravel())
+    with pytest.raises(DataError, match="lacks"):
+        vf.plot.units(stored, "layer0.w", "layer2.w")
+    with pytest.raises(DataError, match="should end in"):
+        vf.plot.units(stored, "layer0.w", "layer0.b")

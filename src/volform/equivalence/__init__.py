@@ -24,7 +24,7 @@ from volform.equivalence.dimension import (
     functional_dimension as functional_dimension,
 )
 from volform.equivalence.flows import (
-    Generators as Generators,
+    FlowFamily as FlowFamily,
 )
 from volform.equivalence.group import (
     Element as Element,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from volform.equivalence.axes import Factor
-from volform.equivalence.flows import FieldTerm, Generators, Kind, typed
+from volform.equivalence.flows import FieldTerm, FlowFamily, Kind, typed
 from volform.equivalence.group import Group
 from volform.errors import NetworkError
 
@@ -60,7 +60,7 @@ class Candidates(NamedTuple):
         return (*sizes, sizes[-1]) if self.kind == "mixing" else sizes
 
 
-def flows_of(group: Group, factors: LeafFactors, probe: Probe) -> tuple[Generators, ...]:
+def flows_of(group: Group, factors: LeafFactors, probe: Probe) -> tuple[FlowFamily, ...]:
     """Families of continuous symmetries, none of them a combination of others.
 
     Candidates act on all units of a set alike. A combination that leaves the function as it is at
@@ -79,10 +79,10 @@ def flows_of(group: Group, factors: LeafFactors, probe: Probe) -> tuple[Generato
         (*_of_units(group, factors), *_of_arrays(group, factors)),
         key=lambda one: (one.units < 0, one.kind != "mixing", -len(one.along)),
     )
-    found = list[tuple[Candidates, Generators]]()
+    found = list[tuple[Candidates, FlowFamily]]()
     for one, nulls in zip(sets, _null_spaces(sets, group, probe), strict=True):
         for weights in _beyond(one, nulls, found, factors):
-            flow = Generators("", one.kind, one.shape, one.terms, weights)
+            flow = FlowFamily("", one.kind, one.shape, one.terms, weights)
             names = dict.fromkeys(group.names[term.leaf] for term in flow.used)
             title = group.units[one.units].name if one.units >= 0 else " and ".join(names)
             found.append((one, replace(flow, name=title, kind=_kind_of(one, flow.used))))
@@ -150,7 +150,7 @@ def _of_arrays(group: Group, factors: LeafFactors) -> Iterator[Candidates]:
 def _beyond(
     one: Candidates,
     nulls: Sequence[Weights],
-    found: Sequence[tuple[Candidates, Generators]],
+    found: Sequence[tuple[Candidates, FlowFamily]],
     factors: LeafFactors,
 ) -> Iterator[Weights]:
     """Null vectors that are no sums, over units or blocks, of families that were found."""

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from volform.equivalence.assignment import unit_lengths
-from volform.equivalence.flows import Generators
+from volform.equivalence.flows import FlowFamily
 from volform.equivalence.group import Group
 from volform.equivalence.invariance import is_isometry
 from volform.errors import MetricError, NetworkError
@@ -95,7 +95,7 @@ def _energy(parts: Sequence[np.ndarray], units: Sequence[Any]) -> float:
     return 0.5 * math.fsum(float(np.sum((x / s) ** 2)) for x, s in zip(parts, units, strict=True))
 
 
-def _amounts(flow: Generators, parts: Sequence[np.ndarray], units: Sequence[Any]) -> np.ndarray:
+def _amounts(flow: FlowFamily, parts: Sequence[np.ndarray], units: Sequence[Any]) -> np.ndarray:
     """Amounts t of least `sum S_p exp(2 p t) + S_q exp(2 q t)`; none where a sum vanishes."""
     high, low = (f({w for w in flow.weights if w}) for f in (max, min))
     sums = {high: np.zeros(flow.shape), low: np.zeros(flow.shape)}

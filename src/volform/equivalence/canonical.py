@@ -32,6 +32,11 @@ class Stabilizer:
     alike: tuple[tuple[str, tuple[int, ...]], ...]
     idle: tuple[tuple[str, tuple[int, ...]], ...]
 
+    @property
+    def order(self) -> int:
+        """Number of exchanges and changes of sign."""
+        return round(math.exp(self.log_order))
+
 
 def element_to_canonical(group: Any, params: PyTree) -> Any:
     """The element that takes parameters to their canonical form.

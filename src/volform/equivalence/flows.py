@@ -51,7 +51,7 @@ class FieldTerm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Generators:
+class FlowFamily:
     """A family of continuous symmetries, one for each entry of the amounts.
 
     Attributes:

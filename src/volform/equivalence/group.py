@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from volform.checks import require_key
 from volform.equivalence.canonical import Stabilizer, element_to_canonical, stabilizer_of
-from volform.equivalence.flows import Generators, typed
+from volform.equivalence.flows import FlowFamily, typed
 from volform.errors import NetworkError
 from volform.generators import generator
 
@@ -72,7 +72,7 @@ class Group:
     factors: tuple[tuple[int, ...], ...]
     treedef: Any
     units: tuple[Units, ...] = ()
-    flows: tuple[Generators, ...] = ()
+    flows: tuple[FlowFamily, ...] = ()
     defect: float = 0.0
     unknown: tuple[str, ...] = ()
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer import MCMC
 
 from volform.checks import key_of
+from volform.equivalence import Group, representatives
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.inference import arviz_compat
 from volform.inference.laplace.approximation import LaplaceApproximation
@@ -26,6 +28,7 @@ def to_arviz(
     draws: int = 1000,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    symmetry: Group | None = None,
 ) -> Any:
     """Draws of a posterior as an ArviZ object.
 
@@ -38,6 +41,9 @@ def to_arviz(
         coords: labels along dimensions, plates among them: `{"school": names}`.
         dims: names of the dimensions of a site's value, of all its axes or of those behind the
             plates: `{"slope": ["covariate"]}`.
+        symmetry: of a network whose parameters are sites, from `equivalence.symmetry`: then each
+            draw is the copy nearest to the mean of all (`equivalence.representatives`), so that
+            means, r-hat and effective sizes of weights mean something. Deterministic sites stay.
 
     Returns:
         An `InferenceData` on arviz 0.x, an xarray `DataTree` on arviz 1.x, with the groups
@@ -50,7 +56,7 @@ def to_arviz(
     Raises:
         ModelError: a target without draws, or of another type.
         UnknownSiteError: when `dims` names no site.
-        DataError: when `dims` or `coords` do not fit.
+        DataError: when `dims` or `coords` do not fit, or the draws do not fit `symmetry`.
         ConvergenceError: when hardly any draw lies inside the support.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
@@ -66,7 +72,12 @@ def to_arviz(
     """
     given_coords, given_dims = dict(coords or {}), dict(dims or {})
     if isinstance(target, MCMC):
-        return arviz_compat.of_chains(target, given_dims, given_coords)
+        data = arviz_compat.of_chains(target, given_dims, given_coords)
+        chains = data["posterior"]
+        for name, value in _aligned(target.get_samples(group_by_chain=True), symmetry).items():
+            if name in chains:
+                chains[name] = (chains[name].dims, value)
+        return data
     samples, attributes = _drawn(target, key_of(key, "to_arviz", ModelError), draws)
     if samples.posterior is None:
         raise ModelError(
@@ -74,6 +85,7 @@ def to_arviz(
             "by; export before, or take `draws.values`."
         )
     groups, named = groups_of(samples.posterior, samples)
+    groups["posterior"] |= _aligned(groups["posterior"], symmetry, samples.posterior)
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     constant = _constant_data(samples.posterior, groups.get("observed_data", {}))
     shapes |= {n: v.shape for n, v in (groups.get("observed_data", {}) | constant).items()}
@@ -86,6 +98,28 @@ def to_arviz(
     if constant:
         groups["constant_data"] = constant
     return arviz_compat.built(groups, attributes, named, given_coords)
+
+
+def _aligned(
+    draws: Mapping[str, Any], symmetry: Group | None, posterior: Posterior | None = None
+) -> dict[str, np.ndarray]:
+    """One representative of each draw of the sites of a network; nothing without a symmetry."""
+    if symmetry is None:
+        return {}
+    names = symmetry.names
+    deviations = None if posterior is None else _deviations(posterior, names)
+    own = {name: np.asarray(draws[name]) for name in names if name in draws}
+    return dict(representatives(symmetry, own, deviations))
+
+
+def _deviations(posterior: Posterior, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Standard deviations of the priors; None where one has none."""
+    trace = posterior.program.run(posterior.values(jnp.zeros(posterior.dim)))
+    with contextlib.suppress(NotImplementedError, KeyError, AttributeError):
+        found = {name: np.sqrt(np.asarray(trace[name]["fn"].variance)) for name in names}
+        if all(np.all(np.isfinite(x) & (x > 0.0)) for x in found.values()):
+            return found
+    return None
 
 
 def _drawn(target: Any, key: PRNGKeyArray, draws: int) -> tuple[Samples, dict[str, Any]]:

@@ -36,6 +36,9 @@ from volform.plot.ranking import (
 from volform.plot.spectrum import (
     spectrum as spectrum,
 )
+from volform.plot.units import (
+    units as units,
+)
 from volform.plot.widths import (
     evidence_by_width as evidence_by_width,
     kernel_convergence as kernel_convergence,
