@@ -64,7 +64,6 @@ from volform.operators import (
 if _typing.TYPE_CHECKING:
     from volform import (
         architectures as architectures,
-        equivalence as equivalence,
         kernels as kernels,
         layers as layers,
         optimizers as optimizers,
@@ -72,7 +71,7 @@ if _typing.TYPE_CHECKING:
     )
 
 # Rooms that are imported when they are first asked for: .1 s that few programs need.
-_LATER = ("architectures", "equivalence", "kernels", "layers", "optimizers", "plot")
+_LATER = ("architectures", "kernels", "layers", "optimizers", "plot")
 
 
 def __getattr__(name: str) -> _typing.Any:

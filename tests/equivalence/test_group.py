@@ -305,3 +305,9 @@ def test_one_network_has_one_evidence() -> None:
     assert "8 equivalent modes" in one.note
     assert "8 equivalent modes" in other.note
     assert_allclose(one.log_z, other.log_z, rtol=1e-9)
+
+
+def test_inputs_that_are_all_alike_stay_in_place() -> None:
+    f, params = _layers(jnp.tanh, 3, 4, 2)
+    group = eq.symmetry(f, params, jnp.ones((6, 3)))
+    assert [units.size for units in group.units] == [4]

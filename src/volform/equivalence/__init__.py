@@ -1,4 +1,4 @@
-"""Parameters of the same function: their dimension, search, walks, and barriers between them."""
+"""Parameters of the same function: symmetries, dimension, search, walks, barriers between them."""
 
 from volform.equivalence.alignment import (
     Ambiguous as Ambiguous,
@@ -32,7 +32,7 @@ from volform.equivalence.group import (
     Units as Units,
 )
 from volform.equivalence.invariance import (
-    Invariance as Invariance,
+    Isometry as Isometry,
     is_invariant as is_invariant,
     is_isometry as is_isometry,
     preserving as preserving,

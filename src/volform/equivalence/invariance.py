@@ -20,7 +20,7 @@ _POINTS = 8  # more random points than generators, at which a density's slopes a
 
 
 @dataclass(frozen=True)
-class Invariance:
+class Isometry:
     """Verdict on whether a metric or a density is the same under a group.
 
     Attributes:
@@ -40,7 +40,7 @@ class Invariance:
         return f"{type(self).__name__}(defect={self.defect:.2g}, holds={self.holds}{worst})"
 
 
-def is_isometry(metric: Metric, group: Group, params: PyTree) -> Invariance:
+def is_isometry(metric: Metric, group: Group, params: PyTree) -> Isometry:
     """Tell whether the group moves parameters without a change of a metric.
 
     `|J^T G(g theta) J - G(theta)|` over `|G(theta)|` on random tangent vectors, for random elements
@@ -103,7 +103,7 @@ def is_isometry(metric: Metric, group: Group, params: PyTree) -> Invariance:
     return _verdict(group, change, 100.0 * rounding_of(leaves))
 
 
-def is_invariant(density: Callable[[PyTree], Array], group: Group, params: PyTree) -> Invariance:
+def is_invariant(density: Callable[[PyTree], Array], group: Group, params: PyTree) -> Isometry:
     """Tell whether the group leaves a log density as it is.
 
     Args:
@@ -187,7 +187,7 @@ def _points(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     )
 
 
-def _verdict(group: Group, change: Callable[[Element], float], tolerance: float) -> Invariance:
+def _verdict(group: Group, change: Callable[[Element], float], tolerance: float) -> Isometry:
     found = {name: change(element) for name, element in _parts(group)}
     defect = max(found.values(), default=0.0)
     worst = max(found, key=found.__getitem__) if defect > tolerance else ""
@@ -196,7 +196,7 @@ def _verdict(group: Group, change: Callable[[Element], float], tolerance: float)
             each = [change(_flowing(group, number, t)) for t in 0.5 * flow.basis]
             worst = flow.labels()[int(np.argmax(each))]
             break
-    return Invariance(defect, defect <= tolerance, worst, found)
+    return Isometry(defect, defect <= tolerance, worst, found)
 
 
 def _parts(group: Group) -> Iterator[tuple[str, Element]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,10 +212,14 @@ def _few(outputs: Callable[[Any, Any], Any], leaves: list[Any], x: Any) -> Any:
 def _program(outputs: Callable[[Any, Any], Any], leaves: Sequence[Any], x: Any) -> Any:
     """The function's program, the same when it is traced again."""
     try:
-        first, again = (jax.make_jaxpr(lambda leaves: outputs(leaves, x))(leaves) for _ in range(2))
+        inputs, rest = eqx.partition(x, is_array)  # constants that are all alike would not be fixed
+        first, again = (
+            jax.make_jaxpr(lambda leaves, x: outputs(leaves, eqx.combine(x, rest)))(leaves, inputs)
+            for _ in range(2)
+        )
     except jax.errors.ConcretizationTypeError as error:
         raise NetworkError(
-            "`f` of symmetry reads values of its parameters in Python, by `if`, `float()` or "
+            "`f` of symmetry reads values of its arguments in Python, by `if`, `float()` or "
             "NumPy; use `jnp.where`, `jax.lax.cond` and `jax.numpy`."
         ) from error
     same = str(first) == str(again) and all(

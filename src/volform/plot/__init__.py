@@ -17,6 +17,8 @@ from volform.plot.equivalence_pictures import (
 )
 from volform.plot.intervals import (
     credible as credible,
+from volform.plot.hidden_units import (
+    units as units,
 )
 from volform.plot.kernels import (
     kernel_by_angle as kernel_by_angle,
@@ -35,9 +37,6 @@ from volform.plot.ranking import (
 )
 from volform.plot.spectrum import (
     spectrum as spectrum,
-)
-from volform.plot.units import (
-    units as units,
 )
 from volform.plot.widths import (
     evidence_by_width as evidence_by_width,
