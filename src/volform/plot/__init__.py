@@ -15,10 +15,11 @@ from volform.plot.equivalence_pictures import (
     learning as learning,
     rank as rank,
 )
-from volform.plot.intervals import (
-    credible as credible,
 from volform.plot.hidden_units import (
     units as units,
+)
+from volform.plot.intervals import (
+    credible as credible,
 )
 from volform.plot.kernels import (
     kernel_by_angle as kernel_by_angle,
