@@ -31,7 +31,7 @@ from volform.equivalence.group import (
     Group as Group,
     Units as Units,
 )
-from volform.equivalence.invariance import (
+from volform.equivalence.isometries import (
     Isometry as Isometry,
     is_invariant as is_invariant,
     is_isometry as is_isometry,

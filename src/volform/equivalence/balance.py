@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from volform.equivalence.assignment import unit_lengths
 from volform.equivalence.flows import FlowFamily
 from volform.equivalence.group import Group
-from volform.equivalence.invariance import is_isometry
+from volform.equivalence.isometries import is_isometry
 from volform.errors import MetricError, NetworkError
 from volform.geometry.metric import Metric
 

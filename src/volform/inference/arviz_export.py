@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer import MCMC
 
 from volform.checks import key_of
-from volform.equivalence import Group, representatives
+from volform.equivalence.alignment import representatives
+from volform.equivalence.group import Group
 from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.inference import arviz_compat
 from volform.inference.laplace.approximation import LaplaceApproximation
