@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from numpyro import handlers
 from numpyro.distributions import biject_to
+from numpyro.infer.reparam import LocScaleReparam
 
 import volform as vf
 from volform import networks as nn
@@ -136,6 +137,17 @@ def test_density_is_carried(cartesian):
 def test_equivalent_modes_are_carried(cartesian):
     model = nn.weight_norm(nn.regression(NET, 0.3), cartesian[1].values)
     assert provenance_of(vf.condition(model, X, Y)).equivalent_modes == 2 * 2**2
+
+
+def test_reparam_inside_of_a_model_is_not_counted():
+    def model(x, y):
+        with handlers.reparam(config={"layer0.w": LocScaleReparam(0.0)}):
+            nn.regression(NET, 0.3)(x, y)
+
+    provenance = provenance_of(vf.condition(model, X, Y))
+    assert "layer0.w" in provenance.uncounted
+    assert provenance.equivalent_modes in {1, None}
+
 
 
 def test_biases_stay_as_they_are(key):

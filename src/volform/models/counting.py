@@ -1,5 +1,6 @@
 """Equivalent modes that a network leaves to be counted on the joint density."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from volform.compilation import compiled
 from volform.models.model_with_data import ModelWithData, Source
@@ -29,7 +31,8 @@ class Counted(NamedTuple):
 def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) -> Counted | None:
     """The number that sites leave to a function, which sees the joint density; None without any.
 
-    Sites that `handlers.reparam` rewrote are counted in the model as it was written.
+    Sites that `handlers.reparam` around the model rewrote are counted in the model as it was
+    written; of one inside of it they are not counted.
 
     Args:
         posterior: the posterior.
@@ -48,6 +51,8 @@ def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) ->
         start = posterior.values(jnp.zeros(posterior.dim), names)
         points = [{n: _drawn(value, f, random) for n, value in start.items()} for f in _SIZES]
         program = ModelWithData(Source(_as_written(program.model)), program.data)
+        if not set(names) <= _samples(program, points[0]):  # `reparam` inside of the model
+            return Counted(1, names, is_all=False)
     rest = {name: value for name, value in points[0].items() if name not in names}
 
     def density(values: Mapping[str, Any]) -> Array:
@@ -81,14 +86,22 @@ def _drawn(like: Any, factor: float, random: np.random.Generator) -> np.ndarray:
 
 
 def _as_written(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model without `handlers.reparam`, which makes other sites of those that it names."""
+    """The model without the `handlers.reparam` around it, among other handlers."""
+    if not isinstance(model, Messenger) or model.fn is None:
+        return model
+    inner = _as_written(model.fn)
+    if isinstance(model, handlers.reparam):
+        return inner
+    kept = copy.copy(model)
+    kept.fn = inner
+    return kept
 
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        kept = handlers.reparam.process_message
-        handlers.reparam.process_message = lambda self, msg: None
-        try:
-            return model(*args, **kwargs)
-        finally:
-            handlers.reparam.process_message = kept
 
-    return plain
+def _samples(program: ModelWithData, values: _Values) -> set[str]:
+    """Names of the latent sites that the model samples itself."""
+    trace = program.run(values)
+    return {
+        name
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site.get("is_observed")
+    }
