@@ -1,6 +1,7 @@
-"""Makes the pages of the site that are files elsewhere: README, changelog, contributing, examples.
+"""Makes the pages of the site that are files elsewhere, and one page of names for each room.
 
-A hook of MkDocs. Links of those files are written for the repository, and are turned to the pages.
+A hook of MkDocs: README, changelog, contributing, examples; and `api.md`, which lists all public
+names, cut at its headings. Links are written for the repository, and are turned to the pages.
 """
 
 import ast
@@ -11,6 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+NAMES = ROOT / "docs" / "api.md"
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -18,12 +20,54 @@ PAGES = {
 }
 
 
+def on_config(config: Any) -> Any:
+    """Put the pages of names, which are made here, into the navigation."""
+    rooms: list[Any] = [{"All": "api.md"}, *({title: page} for title, page, _ in rooms_of_names())]
+    for entry in config["nav"]:
+        if "Public names" in entry:
+            entry["Public names"] = rooms
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages before MkDocs reads the others."""
     made = {page: turned((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
-    for page, text in (made | {"examples.md": examples()}).items():
+    made |= {"examples.md": examples(), "api.md": names()}
+    made |= {page: text for _, page, text in rooms_of_names()}
+    for page, text in made.items():
+        known = files.get_file_from_path(page)
+        if known is not None:
+            files.remove(known)
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def rooms_of_names() -> list[tuple[str, str, str]]:
+    """Title, page and text of each section of the list of public names."""
+    sections = re.split(r"^## ", NAMES.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    titles = [section.partition("\n")[0] for section in sections]
+    pages = [f"api/{title.lower().replace(' ', '_')}.md" for title in titles]
+    return [
+        (title, page, f"# {section}")
+        for title, page, section in zip(titles, pages, sections, strict=True)
+    ]
+
+
+def names() -> str:
+    """All public names in one list, each a link to its entry."""
+    parts = [NAMES.read_text(encoding="utf-8").partition("\n## ")[0]]
+    for title, page, text in rooms_of_names():
+        blocks = re.findall(
+            r"^::: (\S+)(?:\n    options:\n      members: \[(.*?)\])?", text, re.MULTILINE
+        )
+        links = [
+            f"[{name}][{room}.{name}]"
+            for room, members in blocks
+            for name in members.split(", ")
+            if name
+        ]
+        parts.append(f"## [{title}]({page})\n\n{', '.join(links)}\n")
+    return "\n".join(parts)
 
 
 def turned(text: str) -> str:
