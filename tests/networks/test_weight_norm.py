@@ -149,7 +149,6 @@ def test_reparam_inside_of_a_model_is_not_counted():
     assert provenance.equivalent_modes in {1, None}
 
 
-
 def test_biases_stay_as_they_are(key):
     net = nn.MLP((2,), b_std=1.0)
     posterior = vf.condition(nn.weight_norm(nn.regression(net), net.init(key, 2)), X, Y)

@@ -18,6 +18,7 @@ from volform.cli.options import seed, whole
 from volform.cli.output import output_folder
 from volform.cli.report import print_summary, print_tables, write_files
 from volform.cli.surveying import add_architectures
+from volform.cli.symmetries import add_equivalence
 from volform.compilation import keep_compiled
 from volform.errors import MetricError, ModelError, TrustWarning, VolformError
 from volform.geometry.metric import Euclidean, Metric
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_common(comparison, "comparison.json and evidence.png")
     add_architectures(commands)
+    add_equivalence(commands)
     return top
 
 
