@@ -151,3 +151,24 @@ class Fixed:
 
     def generators(self, _):
         return jax.tree.map(lambda leaf: leaf[None], self.params)
+
+
+def test_small_units_are_no_symmetry():
+    x = 1e-11 * jnp.linspace(-1.0, 1.0, 101)
+    params = {"a": jnp.array(1.0), "b": jnp.array(1.0)}
+    found = functional_dimension(lambda p, x: p["a"] * x + p["b"] * x**2, params, x)
+    assert (found.rank, found.is_clear) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda p, x: None, "should return arrays of numbers"),
+        (lambda p, x: p["z"] * x, "KeyError: 'z'"),
+        (lambda p, x: x > 0.0, "outputs of dtype bool"),
+        (lambda p, x: (p["a"] * x).astype(int), "outputs of dtype int"),
+    ],
+)
+def test_functions_that_fail(f, message):
+    with pytest.raises(NetworkError, match=message):
+        functional_dimension(f, {"a": jnp.array(1.0)}, jnp.linspace(-1.0, 1.0, 9))

@@ -223,3 +223,14 @@ def test_bad_input():
         through(a, b, barrier(loss, a, b, by=Line()))
     with pytest.raises(NetworkError, match="`path` of through has arrays of shapes"):
         through(a, b, jnp.ones((5, 3)))
+
+
+def test_a_solution_at_zero_is_one_point():
+    found = search(
+        lambda p, x: (1.0 + p["a"]) * x,
+        {"a": jnp.array(0.0)},
+        jnp.linspace(-1.0, 1.0, 50),
+        key=jax.random.key(0),
+        starts=10,
+    )
+    assert len(found) == 1

@@ -119,8 +119,14 @@ def test_intervals_of_every_element(of_schools):
         ({"target": {"x": np.ones(5)}}, vf.errors.ModelError, r"give `posterior=`"),
         ({"target": 3.0}, vf.errors.ModelError, r"got float"),
         ({"target": {"y": np.ones(5)}, "posterior": True}, vf.errors.UnknownSiteError, "'x'"),
-        ({"target": {"x": -np.ones(5)}, "posterior": True}, vf.errors.ModelError, "5 draws outs"),
-        ({"target": {"x": 1.0}, "posterior": True}, vf.errors.ModelError, "axes of draws"),
+        (
+            {"target": {"x": -np.ones(5)}, "posterior": True},
+            vf.errors.ModelError,
+            "5 of 5 draws outs",
+        ),
+        ({"target": {"x": 1.0}, "posterior": True}, vf.errors.ModelError, "got one value of each"),
+        ({"target": {"x": np.ones(0)}, "posterior": True}, vf.errors.ModelError, "got none of"),
+        ({"target": {"x": "a"}, "posterior": True}, vf.errors.DataError, "should be numbers"),
     ],
 )
 def test_refused(arguments, error, match):
@@ -134,7 +140,7 @@ def test_refused(arguments, error, match):
 
 
 def test_refused_measures():
-    draws = {"x": np.random.default_rng(0).gamma(3.0, size=50)}
+    draws = {"x": np.random.default_rng(0).gamma(3.0, size=100)}
     region = vf.credible_region(draws, posterior=vf.condition(gamma))
     with pytest.raises(vf.errors.MetricError, match="no metric of one number"):
         region.interval("x", vf.Fisher(lambda loc, scale: dist.Normal(loc, scale)))
@@ -150,3 +156,26 @@ def test_evidence_without_draws():
     found = vf.evidence(vf.condition(gamma), by=vf.Laplace())
     with pytest.raises(vf.errors.ModelError, match="has no draws"):
         vf.credible_region(found)
+
+
+def test_angles_are_taken_around_their_direction():
+    draws = {"a": np.random.default_rng(0).vonmises(3.1, 20.0, size=4000)}
+    posterior = vf.condition(lambda: numpyro.sample("a", dist.VonMises(3.1, 20.0)))
+    for measure in (None, vf.Euclidean()):
+        lower, upper = vf.credible_region(draws, 0.9, posterior=posterior).interval("a", measure)
+        assert upper - lower == pytest.approx(2 * 1.645 / np.sqrt(20.0), rel=0.05)
+        assert lower < 3.1 < upper
+
+
+def test_a_plateau_has_no_region():
+    posterior = vf.condition(lambda: numpyro.sample("x", dist.Uniform(0, 1)))
+    draws = {"x": np.random.default_rng(0).uniform(size=2000)}
+    with pytest.raises(vf.errors.ModelError, match="at 100% of the draws"):
+        vf.credible_region(draws, 0.5, posterior=posterior)
+
+
+@pytest.mark.parametrize(("count", "probability"), [(1, 0.9), (3, 0.5), (400, 0.999)])
+def test_too_few_draws(count, probability):
+    draws = {"x": np.linspace(1.0, 2.0, count)}
+    with pytest.raises(vf.errors.ModelError, match="give more draws"):
+        vf.credible_region(draws, probability, posterior=vf.condition(gamma))

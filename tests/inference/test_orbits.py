@@ -182,3 +182,50 @@ def test_other_flat_directions_ask_for_a_symmetry():
     assert isinstance(fit.verdict, Flat)
     with pytest.raises(vf.errors.SaddleError, match="A continuous symmetry"):
         vf.laplace(fit)
+
+
+def ring(radius, width, center, spread):
+    """A ring, and a Gaussian in its middle."""
+    x = numpyro.sample("x", dist.Normal(0, 2.0).expand([2]).to_event(1))
+    r = jnp.sqrt(jnp.sum(x**2) + 1e-12)
+    parts = -0.5 * ((r - radius) / width) ** 2, center - 0.5 * (r / spread) ** 2
+    numpyro.factor("f", jnp.logaddexp(*parts))
+
+
+@pytest.mark.parametrize(
+    "numbers", [(4.0, 0.02, -2.5, 0.5), (4.0, 0.1, 1.0, 0.1), (4.0, 0.1, 4.0, 0.1)]
+)
+def test_orbits_beside_isolated_modes(numbers):
+    radius, width, center, spread = numbers
+    r = np.linspace(1e-9, 12.0, 400_001)
+    parts = -0.5 * ((r - radius) / width) ** 2, center - 0.5 * (r / spread) ** 2
+    exact = np.log(np.trapezoid(r / 4 * np.exp(-(r**2) / 8 + np.logaddexp(*parts)), r))
+    evidence = vf.evidence(vf.condition(ring, *numbers), by=vf.Laplace())
+    assert float(evidence.log_z) == pytest.approx(exact, abs=5e-3)
+    assert "sum over 2 modes" in evidence.note
+
+
+def test_a_continuum_that_rotations_do_not_explain_is_refused():
+    def plates(y):
+        with numpyro.plate("k", len(y)):
+            x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+            numpyro.sample("y", dist.Normal(jnp.sum(x**2, -1), 0.3), obs=y)
+
+    fit = vf.find_map(vf.condition(plates, np.array([9.0, 4.0, 5.0])))
+    assert isinstance(fit.verdict, Flat)
+    assert fit.verdict.count == 3
+    assert not fit.modes
+    with pytest.raises(vf.errors.SaddleError, match="each slice of a plate by itself"):
+        vf.laplace(fit)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.9])
+def test_credible_region_along_an_orbit(probability):
+    posterior = vf.condition(ring, 4.0, 0.1, -1000.0, 0.1)
+    region = vf.credible_region(vf.laplace(posterior), probability)
+    r = np.linspace(3.0, 5.0, 20_001)
+    weights = r * np.exp(-(r**2) / 8 - 0.5 * ((r - 4.0) / 0.1) ** 2)
+    inside = region.contains({"x": np.stack([r, 0 * r], 1)})
+    assert weights @ inside / weights.sum() == pytest.approx(probability, abs=2e-3)
+    area = np.pi * (r[inside].max() ** 2 - r[inside].min() ** 2)
+    assert region.log_volume == pytest.approx(np.log(area), abs=0.01)

@@ -141,6 +141,13 @@ def test_linear_phi_says_so():
         ({"y": SinhTransform()}, STATISTICS["function"], vf.errors.UnknownSiteError, "'y'"),
         ({"mu": jnp.sinh}, STATISTICS["function"], vf.errors.ModelError, "should be a bijection"),
         ({}, STATISTICS["function"], vf.errors.ModelError, "`phi` is empty"),
+        ([1], STATISTICS["function"], vf.errors.ModelError, "should be a dictionary"),
+        (
+            {"mu": transforms.AbsTransform()},
+            STATISTICS["function"],
+            vf.errors.ModelError,
+            "is no bijection there",
+        ),
         (PHI, lambda p, u: "text", vf.errors.DataError, "finite numbers; got 'text'"),
         (PHI, lambda p, u: jnp.nan, vf.errors.DataError, "finite numbers; got nan"),
         (PHI, lambda p, u: np.ones(len(p.names[0])), vf.errors.DataError, "the shape"),
@@ -160,3 +167,12 @@ def test_at_values():
     )
     assert float(seen[0]["s"]) == pytest.approx(1.5)
     assert float(seen[1]["s_in_chart"]) == pytest.approx(1.5**-2)
+
+
+def test_a_large_constant_hides_no_rule():
+    posterior = vf.condition(model, Y)
+    phi = {"s": transforms.PowerTransform(-2.0)}
+    found = vf.check_invariance(
+        lambda p, u: 1e9 + p.log_density_lebesgue(u), posterior, phi, points=1
+    )
+    assert found.obeyed == ("log density",)

@@ -195,7 +195,9 @@ def verdict(values: Float[np.ndarray, " k"], m: int, d: int) -> RankVerdict:
     steps = floored[:-1] / floored[1:]
     largest = int(np.argmax(steps))
     runner_up = np.max(np.delete(steps, largest), initial=1.0)
-    is_clear = bool(steps[largest] > CLEAR * runner_up)
+    # What is dropped has to be rounding: small units of one parameter are no symmetry.
+    is_rounding = largest + 1 == len(values) or values[largest + 1] <= floor
+    is_clear = bool(is_rounding and steps[largest] > CLEAR * runner_up)
     rank = largest + 1 if is_clear else int(np.sum(values > floor))
     below = values[rank] if rank < len(values) else 0.0
     gap = float(values[rank - 1] / max(below, eps * values[0]))

@@ -141,6 +141,16 @@ def function_on(f: Callable[[Any, Any], Any], params: Any, x: Any, function: str
             f"`f` of {function} cannot be traced by JAX: {str(error).splitlines()[0]} Write it "
             "with `jax.numpy`, without Python conditions on values."
         ) from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise NetworkError(
+            f"`f` of {function} failed on `params` and `x`: {type(error).__name__}: {error} It is "
+            "called as `f(params, x)`, and should return arrays of numbers."
+        ) from error
+    if not jnp.issubdtype(first.dtype, jnp.floating):
+        raise NetworkError(
+            f"`f` of {function} gives outputs of dtype {first.dtype}; they should be real numbers, "
+            "such as logits in place of classes, whose derivatives tell something."
+        )
     if not np.array_equal(first, second, equal_nan=True):
         raise NetworkError(
             f"`f` of {function} gives other outputs at a second call with the same arguments: it "

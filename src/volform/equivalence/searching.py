@@ -130,9 +130,9 @@ def search(
     ends, losses, spectra = ends[found], losses[found], spectra[found]
     representatives = ends
     if group is not None:
-        given = [group.canonical(outputs.unravel(jnp.asarray(end))) for end in ends]
-        representatives = np.stack([ravel_pytree(params)[0] for params in given])
-    firsts, copies = _distinct(representatives)
+        each = [group.canonical(outputs.unravel(jnp.asarray(end))) for end in ends]
+        representatives = np.stack([ravel_pytree(params)[0] for params in each])
+    firsts, copies = _distinct(representatives, float(np.median(np.abs(given))))
     d = ends.shape[1]
     seen = [verdict(values, outputs.target.size, d) for values in spectra[firsts]]
     return Equivalents(
@@ -174,13 +174,17 @@ def _ends(outputs: OnInputs, starts: Float[Array, "s d"], steps: int) -> tuple[A
     return jax.lax.map(end, starts, batch_size=min(batch, len(starts)))
 
 
-def _distinct(points: Float[np.ndarray, "k d"]) -> tuple[np.ndarray, np.ndarray]:
-    """First of each group of equal points, and how many they are; the largest groups first."""
+def _distinct(points: Float[np.ndarray, "k d"], size: float) -> tuple[np.ndarray, np.ndarray]:
+    """First of each group of equal points, and how many they are; the largest groups first.
+
+    Equal relative to the largest number of a point, or to `size` where that is more: of a solution
+    at zero only rounding is left.
+    """
     firsts: list[int] = []
     copies: list[int] = []
     for number, point in enumerate(points):
         gaps = np.max(np.abs(points[firsts] - point), axis=1, initial=0.0)
-        near = np.flatnonzero(gaps <= ALIKE * np.max(np.abs(point)))
+        near = np.flatnonzero(gaps <= ALIKE * max(np.max(np.abs(point)), size))
         if near.size:
             copies[near[0]] += 1
         else:

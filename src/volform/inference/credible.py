@@ -21,13 +21,20 @@ from volform.geometry.questions import name_of
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import draws_of_sites, located
 from volform.inference.laplace.gaussian_chart import LEBESGUE
-from volform.inference.laplace.samples import FEWEST_FOR_TIMES, Samples, weighted_quantiles
+from volform.inference.laplace.samples import (
+    FEWEST_FOR_TIMES,
+    Samples,
+    around_direction,
+    weighted_quantiles,
+)
 from volform.inference.summary import require_probability
 from volform.linalg.structured import exact_logdet
 from volform.models.layout import Layout
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
+FEWEST_BEYOND = 5  # effective draws on either side of the threshold
+PLATEAU, MOST_LEVEL = 1e-9, 0.02  # relative width of log q^G, and the share of draws in it
 DENSITIES_AT_ONCE = 1000  # densities evaluated together; one program serves any number of values
 # Gauss's rule of three points on (0, 1), between neighboring draws.
 _NODES, _SHARES = np.polynomial.legendre.leggauss(3)
@@ -108,9 +115,15 @@ class CredibleRegion(eqx.Module):
         return lower, upper
 
     def draws(self, name: str) -> tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, " n"]]:
-        """Draws of one site that intervals are computed from, and their weights, all positive."""
+        """Draws of one site that intervals are computed from, and their weights, all positive.
+
+        Angles are taken around their mean direction.
+        """
         kept = self._samples.weights > 0.0
-        return self._samples[name][kept].astype(float), self._samples.weights[kept]
+        x, weights = self._samples[name][kept].astype(float), self._samples.weights[kept]
+        if self.posterior.layout.site(name).circular:
+            x = around_direction(x.reshape(len(x), -1), weights).reshape(x.shape)
+        return x, weights
 
     @cached_property
     def _samples(self) -> Samples:
@@ -179,6 +192,7 @@ def credible_region(
     kept = samples.weights > 0.0
     (threshold,) = weighted_quantiles(log_q[kept], samples.weights[kept], (1.0 - probability,))
     inside = log_q >= threshold
+    _require_a_boundary(log_q, samples.weights, float(threshold), probability)
     log_volume = None
     if log_z is not None:
         terms = np.log(samples.weights[inside & kept]) - log_q[inside & kept]
@@ -190,11 +204,45 @@ def credible_region(
 
 def _of_laplace(approx: LaplaceApproximation, probability: float) -> CredibleRegion:
     posterior, at = approx.posterior, approx.at
-    d, square = posterior.dim, float(chi2.ppf(probability, posterior.dim))
+    orbit = approx.mode.orbit
+    k = 0 if orbit is None else orbit.dimension
+    d = posterior.dim - k
+    square = float(chi2.ppf(probability, d)) if d else 0.0
     half_log_det = 0.5 * float(exact_logdet(approx.precision)) - float(posterior.log_volume(at.u))
-    ball = 0.5 * d * math.log(math.pi * square) - math.lgamma(0.5 * d + 1.0)
+    # Along an orbit its k directions, of curvature 2 pi / Vol^(2/k), are not across it: together
+    # they have (2 pi)^(k/2) / Vol in the root of det, and the region has Vol of them.
+    half_log_det -= 0.5 * k * math.log(2.0 * math.pi)
+    ball = 0.5 * d * math.log(math.pi * square) if d else 0.0
+    ball -= math.lgamma(0.5 * d + 1.0)
     threshold = float(posterior.log_density(at.u)) - 0.5 * square
     return CredibleRegion(posterior, probability, threshold, math.nan, ball - half_log_det, approx)
+
+
+def _require_a_boundary(
+    log_q: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"],
+    threshold: float,
+    probability: float,
+) -> None:
+    """Check that the threshold divides the draws: that q^G is no plateau there, and n is enough.
+
+    Raises:
+        ModelError: when it does not.
+    """
+    beyond = min(probability, 1.0 - probability) / float(np.sum(weights**2))
+    if beyond < FEWEST_BEYOND:
+        raise ModelError(
+            f"`target` of credible_region has {1.0 / np.sum(weights**2):.0f} effective draws, of "
+            f"which {beyond:.2g} lie on one side of a region of probability {probability:g}: give "
+            f"more draws, for {FEWEST_BEYOND} at least."
+        )
+    level = float(weights @ (np.abs(log_q - threshold) <= PLATEAU * (1.0 + abs(threshold))))
+    if level > MOST_LEVEL:
+        raise ModelError(
+            f"q^G is the same, {threshold:.6g}, at {level:.0%} of the draws: no region "
+            f"`q^G >= c` has the probability {probability:g}, and those that have it are many. "
+            "Take `interval` of a region of another posterior, or quantiles."
+        )
 
 
 def _drawn(target: Any, posterior: Posterior | None) -> tuple[Samples, Posterior]:
@@ -223,13 +271,25 @@ def _drawn(target: Any, posterior: Posterior | None) -> tuple[Samples, Posterior
             "`target` of credible_region has no metric; give `posterior=`, the result of "
             "`vf.condition`."
         )
+    if not isinstance(posterior, Posterior):
+        raise ModelError(
+            f"`posterior` of credible_region should be the result of `vf.condition`; got "
+            f"{type(posterior).__name__}."
+        )
+    if isinstance(target, MCMC) and target.post_warmup_state is None and target.last_state is None:
+        raise ModelError("`target` of credible_region is an `MCMC` that was not run; run it.")
     values = target.get_samples(group_by_chain=True) if isinstance(target, MCMC) else target
     flat, lead = draws_of_sites(posterior.layout, values)
-    u, inside = _points(posterior, flat)
-    if not inside.all() or not lead:
+    u, inside = _points(posterior, flat) if 0 not in lead else (np.zeros((0, 0)), np.ones(0, bool))
+    if not lead or not len(u):
         raise ModelError(
-            f"`target` of credible_region has {np.sum(~inside)} draws outside of the support of "
-            f"the posterior, and axes of draws {lead}; give draws of this posterior."
+            "`target` of credible_region should hold draws, on a first axis of each site; got "
+            f"{'one value' if not lead else 'none'} of each."
+        )
+    if not inside.all():
+        raise ModelError(
+            f"`target` of credible_region has {np.sum(~inside)} of {len(u)} draws outside of the "
+            "support of the posterior; give draws of this posterior."
         )
     return Samples(posterior, LEBESGUE, u, chains=lead[0] if len(lead) > 1 else 1), posterior
 

@@ -1,6 +1,7 @@
 """Tells by which rule a statistic of a posterior changes when the parameters are spelled anew."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -141,8 +142,14 @@ def check_invariance(
                 f"`statistic` has the shape {here.shape} in one spelling and {there.shape} in the "
                 "other; it should be of the coordinates alone."
             )
-        for rule, expected in _by_rule(here, jacobian, carried).items():
-            size = max(np.abs(expected).max(initial=0.0), np.abs(there).max(initial=0.0), 1e-300)
+        expectations = _by_rule(here, jacobian, carried)
+        magnitude = max(np.abs(here).max(initial=0.0), np.abs(there).max(initial=0.0), 1e-300)
+        for rule, expected in expectations.items():
+            # Relative to what tells it from the next rule: of a large constant with a log density
+            # on top, those are the last digits.
+            others = (e for name, e in expectations.items() if name != rule)
+            nearest = min((np.abs(e - expected).max(initial=0.0) for e in others), default=0.0)
+            size = nearest if 1e-10 * magnitude < nearest < magnitude else magnitude
             defect = float(np.abs(expected - there).max(initial=0.0) / size)
             defects[rule] = max(defects.get(rule, 0.0), defect)
     return Invariance(min(defects, key=defects.__getitem__), defects, len(where))
@@ -208,6 +215,8 @@ class _InChart(Reparam):
 
 def _in_charts(posterior: Posterior, phi: Mapping[str, Transform]) -> Posterior:
     """The posterior of the model with other parameters, under the same metric."""
+    if not isinstance(phi, Mapping):
+        raise ModelError(f"`phi` should be a dictionary of bijections by site; got {phi!r}.")
     for name, chart in phi.items():
         if name not in posterior.names:
             raise UnknownSiteError(
@@ -217,6 +226,17 @@ def _in_charts(posterior: Posterior, phi: Mapping[str, Transform]) -> Posterior:
             raise ModelError(
                 f"`phi` of {name!r} should be a bijection of NumPyro such as "
                 f"`dist.transforms.ExpTransform()`; got {chart!r}."
+            )
+        value = posterior.values(jnp.full(posterior.dim, -0.3))[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of NumPyro, about just this
+            try:
+                back = chart.inv(chart(value))
+            except NotImplementedError:
+                back = None
+        if back is None or not np.allclose(back, value, rtol=1e-6, atol=1e-12):
+            raise ModelError(
+                f"`phi` of {name!r}, {chart!r}, is no bijection there: it has no inverse."
             )
     if not phi:
         raise ModelError("`phi` is empty; it should hold a bijection for some latent site.")

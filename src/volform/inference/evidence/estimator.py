@@ -17,7 +17,7 @@ from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
 from volform.inference.laplace.log_evidence import are_copies, laplace_evidence, without_copies
 from volform.inference.laplace.samples import Samples
-from volform.inference.modes.expansion import SecondOrder
+from volform.inference.modes.expansion import OnOrbit, SecondOrder
 from volform.inference.modes.images import MOST_IMAGES, with_images
 from volform.inference.modes.mode import MAP, SEEN_ONCE, ExpansionPoint, Mode, seen_once
 from volform.inference.modes.search import find_map
@@ -106,7 +106,7 @@ class Problem:
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Symmetries of the density, looked for where the modes show any: copies, or zeros."""
         found, model = self._found, self.posterior.bound_model
-        if self.fit.orbit is not None:  # which holds the exchanges and signs
+        if any(isinstance(at, OnOrbit) for at in found):  # which holds the exchanges and signs
             return ()
         if len(without_copies(found)) == len(found) and not _has_zeros(model, found[0].u):
             return ()

@@ -52,6 +52,7 @@ from volform.inference.laplace.mixture import (
 from volform.inference.laplace.samples import (
     FEWEST_FOR_TIMES as FEWEST_FOR_TIMES,
     Samples as Samples,
+    around_direction as around_direction,
     weighted_quantiles as weighted_quantiles,
     widening as widening,
 )

@@ -41,8 +41,10 @@ def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, re
         asked = ""
         if isinstance(verdict, Flat):
             asked = (
-                "A continuous symmetry? Rotations of axes of sites are found and integrated along; "
-                "other groups are not: fix a convention in the model, as triangular loadings. "
+                "A continuous symmetry? Rotations of an axis of whole sites are found in float64, "
+                "and integrated along where the metric does not change under them either; others, "
+                "as of each slice of a plate by itself, or of two axes of one site, are not: fix a "
+                "convention in the model, as triangular loadings. "
             )
         raise (SaddleError if is_indefinite else ConvergenceError)(
             f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "

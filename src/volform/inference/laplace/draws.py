@@ -126,7 +126,10 @@ def draws_of_sites(
             f"`values` lacks the latent sites {missing}; it should hold all of "
             f"{[site.name for site in sites]}."
         )
-    found = {s.name: np.asarray(values[s.name], jnp.result_type(float)) for s in sites}
+    try:
+        found = {s.name: np.asarray(values[s.name], jnp.result_type(float)) for s in sites}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"`values` of the sites should be numbers: {error}") from error
     shapes = {s.name: found[s.name].shape for s in sites}
     first = sites[0]
     lead = shapes[first.name][: found[first.name].ndim - len(first.shape)]

@@ -17,7 +17,7 @@ from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
 from volform.inference.laplace.slices import DRAWS, SLICE_POINTS, gap_of_expansion
 from volform.inference.laplace.stencil import correction_by_differences
-from volform.inference.modes.expansion import FirstOrder, SecondOrder, volume_error
+from volform.inference.modes.expansion import FirstOrder, OnOrbit, SecondOrder, volume_error
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
@@ -52,7 +52,8 @@ def laplace_evidence(
     one = float(scipy.special.logsumexp(each))  # pyright: ignore[reportArgumentType]
     weights = np.exp(each - one)
     orbit = fit.orbit
-    corrected = _mean_correction(fit, modes, weights) if second_order and not orbit else None
+    is_strict = not any(isinstance(at, OnOrbit) for at in modes)
+    corrected = _mean_correction(fit, modes, weights) if second_order and is_strict else None
     c, gap, spent = corrected or (None, 0.0, Cost())
     copies, counted, overlap = _copies(fit, provenance, one)
     every = [*notes, counted]
@@ -60,7 +61,7 @@ def laplace_evidence(
         shares = ", ".join(f"{weight:.3f}" for weight in weights)
         every.append(f"sum over {len(modes)} modes, weights {shares}")
     if second_order and c is None and fit.converged:
-        why = "along an orbit there is none" if orbit else _why_not(posterior.dim)
+        why = _why_not(posterior.dim) if is_strict else "along an orbit there is none"
         every.append(f"no second-order correction: {why}")
     noise = volume_error(posterior, fit.at.u)
     if noise is not None:

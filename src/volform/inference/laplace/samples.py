@@ -150,7 +150,7 @@ class Samples(eqx.Module):
             x = np.reshape(self.values[name], (len(kept), -1)).astype(float)
             x = np.where(kept[:, None], x, 0.0)
             if is_angle:
-                x = _around_direction(x, self.weights)
+                x = around_direction(x, self.weights)
                 turned.append(name)
             numbers = *self._moments(x), *self._quantiles(name, x, ends)
             for column, number in zip(_COLUMNS, numbers, strict=True):
@@ -260,10 +260,10 @@ def widening(k_hat: float, draws: int) -> float:
     return draws ** min(0.5 * max(k_hat - WIDENED_FROM, 0.0), 0.5)
 
 
-def _around_direction(
+def around_direction(
     x: Float[np.ndarray, "n k"], weights: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n k"]:
-    """Angles within half a turn of their mean direction."""
+    """Angles within half a turn of their mean direction, each column by itself."""
     center = np.arctan2(weights @ np.sin(x), weights @ np.cos(x))
     return center + np.mod(x - center + np.pi, 2.0 * np.pi) - np.pi
 

@@ -2,6 +2,7 @@
 
 from volform.inference.modes.expansion import (
     FirstOrder as FirstOrder,
+    OnOrbit as OnOrbit,
     SecondOrder as SecondOrder,
     expand_first as expand_first,
     hessian_of as hessian_of,

@@ -104,6 +104,16 @@ class SecondOrder(FirstOrder):
         return generalized_eigh(self.hessian, self.gram)
 
 
+class OnOrbit(SecondOrder):
+    """A mode along an orbit: its flat directions have the curvature that the orbit's volume asks.
+
+    Attributes:
+        orbit: the `verdicts.Orbit`.
+    """
+
+    orbit: Any = eqx.field(static=True, kw_only=True)
+
+
 def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
     """l(u) = -log q^G(u)."""
     return -posterior.log_density(u)

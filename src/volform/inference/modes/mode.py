@@ -13,6 +13,7 @@ from volform.errors import PrecisionWarning, SizeError
 from volform.inference.modes import verdicts
 from volform.inference.modes.expansion import (
     FirstOrder,
+    OnOrbit,
     SecondOrder,
 )
 from volform.limits import DENSE_GIB
@@ -99,7 +100,7 @@ class ExpansionPoint(eqx.Module):
     @property
     def orbit(self) -> verdicts.Orbit | None:
         """The orbit along which this is a mode; None of a strict one."""
-        return self.verdict if isinstance(self.verdict, verdicts.Orbit) else None
+        return self.at.orbit if isinstance(self.at, OnOrbit) else None
 
     def __repr__(self) -> str:
         return "\n".join(self.described())

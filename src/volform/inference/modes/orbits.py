@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.inference.modes.expansion import SecondOrder, objective
+from volform.inference.modes.expansion import OnOrbit, SecondOrder, objective
 from volform.inference.modes.turning import complement_of, pseudo_volume, tangents_of
-from volform.inference.modes.verdicts import Minimum, Orbit, curvature_verdict
+from volform.inference.modes.verdicts import Flat, Orbit, involved_sites
 from volform.models.posterior import Posterior
 from volform.models.rotations import Rotations
 from volform.models.symmetries import find_rotations
@@ -34,60 +34,94 @@ from volform.models.symmetries import find_rotations
 # looked at. Searches end within 1e-8 of a mode, where flat directions have 1e-10 to 1e-13.
 FLAT_BELOW = 1e-6
 SAME_ORBIT = 1e-4  # relative distance, of two ends of searches turned together
+GAP = 1e3  # of the eigenvalues across an orbit over what is left of those along it
+LEFT_OVER = 1e-13  # of those, relative to the largest
+CONTINUUM = 3  # nearly flat modes of one height, from which on they are points of a continuum
+NEGLIGIBLE_BELOW = 20.0  # nats below the highest q^G, where a continuum is left out of the evidence
 TURNED = 1e-8  # relative, by which log q^G and the orbit's volume may differ where it is turned
 
+Found = tuple[Any, int]  # an expansion, and how many starts ended there
 
-def modes_along_orbits(
-    posterior: Posterior, ends: Sequence[Any], tolerance: float
-) -> tuple[list[tuple[SecondOrder, int]], Orbit | None]:
-    """One mode for each orbit that the ends lie on, with its starts, the highest q^G first.
+
+def merged_along_orbits(
+    posterior: Posterior, modes: Sequence[Found], ends: Sequence[Any], tolerance: float
+) -> tuple[list[Found], Flat | None]:
+    """The modes, with one for each orbit in place of those that searches found on it.
+
+    Nearly flat ends that no rotations explain are narrow modes where there are few of one height,
+    and a continuum where there are many: of another symmetry, of which no Gaussian has the volume.
 
     Args:
         posterior: the posterior.
-        ends: of the searches.
+        modes: expansions at the distinct strict modes, with their starts.
+        ends: of all searches.
         tolerance: gradient norm below which an end is stationary.
+
+    Returns:
+        The modes, the highest q^G first; and, in place of all, the verdict on a continuum that may
+        hold some of the evidence.
     """
-    finite = [end for end in ends if np.isfinite(end.at.value)]
-    ordered = sorted(finite, key=lambda end: float(end.at.value))
-    if not ordered or not _may_be_flat(ordered[0].at):
-        return [], None
+    level = [end for end in ends if _is_level(end.at, tolerance) and _may_be_flat(end.at)]
+    if not level:
+        return list(modes), None
     rotations = find_rotations(posterior.bound_model, jax.random.key(0))
     shared = [name for group in rotations for name, _ in group.parts]
-    if not rotations or len(set(shared)) < len(shared):
-        return [], None
-    modes: list[tuple[SecondOrder, int]] = []
-    first: Orbit | None = None
-    for end in ordered:
-        if float(end.at.gradient_norm) > max(tolerance, 1e-5) or not _may_be_flat(end.at):
-            continue
-        known = next(
-            (
-                i
-                for i, m in enumerate(modes)
-                if _are_on_one_orbit(posterior, rotations, m[0].u, end.at.u)
-            ),
-            None,
-        )
+    if len(set(shared)) < len(shared):
+        rotations = ()
+    orbits: list[Found] = []
+    for end in sorted(level, key=lambda end: float(end.at.value)):
+        known = _on_known(posterior, orbits, end.at.u)
         if known is not None:
-            modes[known] = (modes[known][0], modes[known][1] + end.starts)
-            continue
-        found = _along(posterior, rotations, end.at)
-        if found is not None:
-            modes.append((found[0], end.starts))
-            first = found[1] if first is None else first
-    return modes, first
+            orbits[known] = (orbits[known][0], orbits[known][1] + end.starts)
+        elif rotations and (found := _along(posterior, rotations, end.at)) is not None:
+            orbits.append((found, end.starts))
+    left = [(at, n) for at, n in modes if _on_known(posterior, orbits, at.u) is None]
+    narrow = [at for at, _ in left if _may_be_flat(at)]
+    many = [at for at in narrow if sum(_are_level(at, other) for other in narrow) >= CONTINUUM]
+    every = sorted([*orbits, *left], key=lambda found: float(found[0].value))
+    if not every:
+        return [], None
+    highest = float(every[0][0].value)
+    if any(float(at.value) - highest < NEGLIGIBLE_BELOW for at in many):
+        return [], _flat(posterior, many[0])
+    return [found for found in every if not any(found[0] is at for at in many)], None
+
+
+def _is_level(at: SecondOrder, tolerance: float) -> bool:
+    return bool(np.isfinite(at.value)) and float(at.gradient_norm) < max(tolerance, 1e-5)
+
+
+def _are_level(one: SecondOrder, other: SecondOrder) -> bool:
+    return abs(float(one.value) - float(other.value)) < TURNED * (1.0 + abs(float(one.value)))
+
+
+def _on_known(posterior: Posterior, orbits: Sequence[Found], u: Any) -> int | None:
+    """Number of the orbit that a point lies on."""
+    on = (_are_on_one_orbit(posterior, at.orbit.rotations, at.u, u) for at, _ in orbits)
+    return next((number for number, is_on in enumerate(on) if is_on), None)
+
+
+def _flat(posterior: Posterior, at: SecondOrder) -> Flat:
+    scaled = _scaled(at)
+    values, vectors = np.linalg.eigh(scaled)
+    level = values < FLAT_BELOW
+    return Flat(int(level.sum()), involved_sites(posterior, vectors[:, level]))
+
+
+def _scaled(at: SecondOrder) -> Float[np.ndarray, "d d"]:
+    hessian = np.asarray(at.hessian, float)
+    scale = np.sqrt(np.abs(np.diagonal(hessian)))
+    return hessian / np.outer(scale, scale) if (scale > 0.0).all() else hessian
 
 
 def _may_be_flat(at: SecondOrder) -> bool:
-    hessian = np.asarray(at.hessian, float)
-    scale = np.sqrt(np.abs(np.diagonal(hessian)))
-    scaled = hessian / np.outer(scale, scale) if (scale > 0.0).all() else hessian
+    scaled = _scaled(at)
     return bool(np.isfinite(scaled).all() and np.linalg.eigvalsh(scaled)[0] < FLAT_BELOW)
 
 
 def _along(
     posterior: Posterior, rotations: tuple[Rotations, ...], at: SecondOrder
-) -> tuple[SecondOrder, Orbit] | None:
+) -> OnOrbit | None:
     """The expansion with its flat directions curved, if they are those of the orbit."""
     values = posterior.values(at.u)
     tangents = tangents_of(posterior, rotations, at.u)
@@ -105,14 +139,17 @@ def _along(
     curved = complement @ hessian @ complement.T
     curved += 2.0 * math.pi * math.exp(-2.0 * log_volume / k) * forms.T @ forms
     leftover = basis @ hessian @ basis.T
-    size = np.abs(np.linalg.eigvalsh(_whitened(hessian, gram))).max()
-    found = dataclasses.replace(at, hessian=jnp.asarray(curved, at.u.dtype))
+    spectrum = np.linalg.eigvalsh(_whitened(complement @ hessian @ complement.T, gram))
+    size = np.abs(spectrum).max()
+    noise = max(np.abs(leftover).max(), LEFT_OVER * size)
+    own = {field.name: getattr(at, field.name) for field in dataclasses.fields(at)}
+    own["hessian"] = jnp.asarray(curved, at.u.dtype)
+    found = OnOrbit(**own, orbit=Orbit(k, log_volume, rotations))
+    across = spectrum[np.argsort(np.abs(spectrum))[k:]]
     is_flat = np.abs(leftover).max() < FLAT_BELOW * size
-    if not is_flat or not isinstance(curvature_verdict(posterior, found), Minimum):
+    if not is_flat or np.any(across < GAP * noise):  # flat in directions that are not the orbit's
         return None
-    if not _is_invariant(posterior, rotations, at, log_pdet):
-        return None
-    return found, Orbit(k, log_volume, rotations)
+    return found if _is_invariant(posterior, rotations, at, log_pdet) else None
 
 
 def _dimension(n: int) -> int:

@@ -20,7 +20,7 @@ from volform.errors import ModelError, UnknownSiteError
 from volform.inference.modes import verdicts
 from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.branches import summands
-from volform.inference.modes.expansion import SecondOrder, expand_first, objective
+from volform.inference.modes.expansion import OnOrbit, SecondOrder, expand_first, objective
 from volform.inference.modes.mode import (
     MAP,
     SEEN_ONCE,
@@ -33,7 +33,7 @@ from volform.inference.modes.mode import (
 )
 from volform.inference.modes.newton import AT_ONCE, SearchResult, newton_from
 from volform.inference.modes.newton_cg import NewtonCGState, newton_cg, newton_cg_from
-from volform.inference.modes.orbits import modes_along_orbits
+from volform.inference.modes.orbits import merged_along_orbits
 from volform.inference.modes.starts import starting_points
 from volform.limits import BFGS_UP_TO, HESSIAN_UP_TO, NEWTON_FROM_ALL_UP_TO
 from volform.models.posterior import Posterior
@@ -134,7 +134,7 @@ def find_map(
     rounds = 1 + MORE_ROUNDS if starts is None and by_newton else 1
     ends: list[SearchResult] = []
     modes: list[Mode] = []
-    orbit: verdicts.Orbit | None = None
+    continuum: verdicts.Flat | None = None
     gradients = newton_steps = 0
     with waiting("find_map", progress) as phase:
         for number in range(rounds):
@@ -148,21 +148,21 @@ def find_map(
             found, descent = search(posterior, points, tolerance, max_steps, phase)
             ends, gradients = ends + found, gradients + descent
             newton_steps += sum(int(end.steps) for end in found)
-            along, orbit = modes_along_orbits(posterior, ends, tolerance)
-            modes = [Mode(at, count) for at, count in along]
-            if orbit is not None:
+            strict = [(mode.at, mode.starts) for mode in _modes(posterior, ends)]
+            merged, continuum = merged_along_orbits(posterior, strict, ends, tolerance)
+            modes = [Mode(at, count) for at, count in merged]
+            if continuum is not None:
                 break
-            modes = _modes(posterior, ends)
             lost = not any(np.isfinite(end.at.value) for end in found)
             if lost or (modes and seen_once(modes) <= SEEN_ONCE):
                 break
-    if orbit is None:
-        modes = _converged_first(modes, tolerance)
-        best = _best(posterior, ends, modes)
-        verdict = verdicts.classify(posterior, best, tolerance, max_steps)
-        warn_of_precision(best.at)
+    modes = _converged_first(modes, tolerance)
+    if modes and isinstance(modes[0].at, OnOrbit):
+        best, verdict = modes[0], modes[0].at.orbit
     else:
-        best, verdict = modes[0], orbit
+        best = _best(posterior, ends, modes)
+        verdict = continuum or verdicts.classify(posterior, best, tolerance, max_steps)
+        warn_of_precision(best.at)
     modes = [Mode(jax.device_put(mode.at), mode.starts) for mode in modes]
     cost = Cost(0, gradients + newton_steps * (posterior.dim + 1))
     return MAP(
