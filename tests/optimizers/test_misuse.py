@@ -88,7 +88,7 @@ CASES = {
     "indefinite damping": (
         lambda: natural_gradient(3.0 * FLAT, damping=INDEFINITE).init(X),
         SingularMetricError,
-        "`damping` of precondition.*is indefinite.*-1",
+        "`damping` of natural_gradient.*is indefinite.*-1",
     ),
     "an indefinite metric": (
         lambda: precondition(INDEFINITE).init(X),

@@ -1,11 +1,17 @@
 """Optimizers under a metric, as transformations of optax; and gradient flows."""
 
+from volform.optimizers.damping import (
+    AdaptiveDamping as AdaptiveDamping,
+    AdaptiveDampingState as AdaptiveDampingState,
+)
 from volform.optimizers.dissimilarities import (
-    Bregman as Bregman,
     Dissimilarity as Dissimilarity,
-    KullbackLeibler as KullbackLeibler,
     PulledBack as PulledBack,
     SquaredDistance as SquaredDistance,
+)
+from volform.optimizers.divergences import (
+    Bregman as Bregman,
+    KullbackLeibler as KullbackLeibler,
     log_sum_exp as log_sum_exp,
     negative_entropy as negative_entropy,
 )
@@ -27,8 +33,6 @@ from volform.optimizers.newton_steps import (
     trust_region as trust_region,
 )
 from volform.optimizers.preconditioning import (
-    AdaptiveDamping as AdaptiveDamping,
-    AdaptiveDampingState as AdaptiveDampingState,
     natural_gradient as natural_gradient,
     precondition as precondition,
 )

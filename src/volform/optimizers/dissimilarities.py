@@ -1,4 +1,4 @@
-"""Dissimilarities of two points as values: divergences of Bregman, Kullback and Leibler, distances.
+"""Dissimilarities of two points as values: what they are, distances, and those of outputs.
 
 Each is zero where its points are equal and positive elsewhere, and the Hessian at equal points is a
 metric: the one in which small steps of a proximal point or of mirror descent are steepest.
@@ -13,19 +13,18 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-import numpyro.distributions as dist
-import optimistix as optx
 from jax.flatten_util import ravel_pytree
-from jax.scipy.special import xlogy
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from numpyro.distributions import kl_divergence
+from jaxtyping import Array, Float, PyTree
 
-from volform.checks import require_key
 from volform.compilation import is_traced
 from volform.errors import OptimizerError
-from volform.geometry import Euclidean, Metric, call_at, is_symmetric, name_of, sharp
+from volform.geometry import Euclidean, Metric, is_symmetric, name_of, sharp
 from volform.linalg import DenseOperator, Point
-from volform.optimizers.update_checks import require_metric_function
+from volform.optimizers.update_checks import (
+    require_definite_at,
+    require_matrix_fits,
+    require_metric_function,
+)
 
 
 class Dissimilarity(eqx.Module):
@@ -49,8 +48,19 @@ class Dissimilarity(eqx.Module):
         """
         return DissimilarityMetric(self)
 
+    @property
+    def is_explicit(self) -> bool:
+        """Tell whether `move` is in closed form, which needs no matrix."""
+        return False
+
+    def contains(self, point: Point) -> Array:
+        """Tell whether a point is in the domain; a dissimilarity is finite in it."""
+        return jnp.isfinite(self(point, point))
+
     def move(self, w: Point, covector: PyTree) -> Point:
         """The point u with `d_u rho(u, w) = covector`, by Newton's method from w.
+
+        Each step is halved until the equation is better satisfied than before, in the domain.
 
         Args:
             w: a point.
@@ -58,20 +68,60 @@ class Dissimilarity(eqx.Module):
         """
         start, unravel = ravel_pytree(w)
         wanted = ravel_pytree(covector)[0]
-        # Newton's method from w goes by a step of the metric first; the rest in ten of them.
-        method = optx.Newton(*_tolerances(start))
 
-        def missed(u: Float[Array, " n"], _: Any) -> Float[Array, " n"]:
+        def missed(u: Float[Array, " n"]) -> Float[Array, " n"]:
             return ravel_pytree(jax.grad(self.__call__)(unravel(u), w))[0] - wanted
 
-        found = optx.root_find(missed, method, start, max_steps=64, throw=False)
-        solved = found.result == optx.RESULTS.successful
-        return unravel(jnp.where(solved, found.value, jnp.nan))
+        def allowed(u: Float[Array, " n"]) -> Array:
+            return self.contains(unravel(u)) & jnp.isfinite(self(unravel(u), w))
+
+        return unravel(_root(missed, allowed, start))
 
 
-def _tolerances(x: Array) -> tuple[float, float]:
-    rtol = 1e-12 if jnp.finfo(x.dtype).eps < 1e-10 else 1e-5
-    return rtol, rtol
+_MOST_STEPS, _LEAST_FRACTION = 64, 1e-9
+
+
+def _root(
+    missed: Callable[[Array], Array], allowed: Callable[[Array], Array], start: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """The root of a gradient field by Newton's method with halved steps; NaN where none is found.
+
+    Along directions that change nothing (a constant added to logits) no step is taken.
+    """
+    tolerance = 1e-12 if jnp.finfo(start.dtype).eps < 1e-10 else 1e-5
+
+    def size(u: Array) -> Array:
+        length = jnp.linalg.norm(missed(u))
+        return jnp.where(allowed(u) & jnp.isfinite(length), length, jnp.inf)
+
+    def improved(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        u, _, steps = carry
+        slope = jax.jacfwd(missed)(u)
+        diagonal = jnp.abs(jnp.diagonal(slope))
+        unit = 1.0 / jnp.sqrt(jnp.where(diagonal > 0.0, diagonal, 1.0))
+        scaled = 0.5 * unit[:, None] * (slope + slope.T) * unit
+        step = -unit * (jnp.linalg.pinv(scaled, hermitian=True) @ (unit * missed(u)))
+        is_last = jnp.all(jnp.abs(step) <= tolerance * (1.0 + jnp.abs(u)))
+        enough = (1.0 - 1e-4) * size(u)  # nearer by some of it: Armijo's condition
+
+        def too_far(fraction: Array) -> Array:
+            far = ~(size(u + fraction * step) <= enough) & (fraction > _LEAST_FRACTION)
+            return far & ~is_last
+
+        fraction = jax.lax.while_loop(too_far, lambda t: 0.5 * t, jnp.ones((), u.dtype))
+        stuck = fraction <= _LEAST_FRACTION
+        # Without a slope along what is missed, the least-norm step is short and solves nothing.
+        left = jnp.linalg.norm(slope @ step + missed(u))
+        solves = left <= tolerance**0.5 * (1.0 + jnp.linalg.norm(missed(start)))
+        done = jnp.where(is_last & solves, 1, jnp.where(stuck | is_last, 2, 0))
+        return u + fraction * step, done, steps + 1
+
+    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+        return (carry[1] == 0) & (carry[2] < _MOST_STEPS)
+
+    begin = (start, jnp.zeros((), int), jnp.zeros((), int))
+    found, done, _ = jax.lax.while_loop(goes_on, improved, begin)
+    return jnp.where((done == 1) & allowed(found), found, jnp.nan)
 
 
 class DissimilarityMetric(Metric):
@@ -124,6 +174,15 @@ class SquaredDistance(Dissimilarity):
         lowered = self.base(w).mv(apart)
         return 0.5 * jnp.vdot(ravel_pytree(apart)[0], ravel_pytree(lowered)[0])
 
+    def contains(self, point: Point) -> Array:
+        """Tell whether a point is in the domain: all are."""
+        return jnp.ones((), bool)
+
+    @property
+    def is_explicit(self) -> bool:
+        """True."""
+        return True
+
     @property
     def metric(self) -> Metric:
         """G itself."""
@@ -135,154 +194,6 @@ class SquaredDistance(Dissimilarity):
 
     def __repr__(self) -> str:
         return f"SquaredDistance({name_of(self.base)})"
-
-
-class Bregman(Dissimilarity):
-    """Divergence of Bregman, `D(u, w) = phi(u) - phi(w) - d phi(w) (u - w)`, of a convex phi.
-
-    Args:
-        generator: phi, from a point to a number, convex.
-        inverse: the inverse of `d phi`, from covectors to points, where it is known: the slope of
-            the convex conjugate. Mirror descent is then in closed form.
-
-    References:
-        Bregman (1967); Amari (2016), Information Geometry and Its Applications, chapter 1.
-
-    >>> import jax.numpy as jnp, volform as vf
-    >>> rho = vf.optimizers.Bregman(lambda x: jnp.sum(jnp.exp(x)))
-    >>> round(float(rho(jnp.array([1.0]), jnp.array([0.0]))), 6)  # e - 2
-    0.718282
-    """
-
-    generator: Callable[[Any], Float[Array, ""]]
-    inverse: Callable[[Any], Any] | None = None
-
-    def __check_init__(self) -> None:
-        """Check that both are functions."""
-        if not callable(self.generator) or not (self.inverse is None or callable(self.inverse)):
-            raise OptimizerError(
-                f"`generator` and `inverse` of Bregman are {self.generator!r} and "
-                f"{self.inverse!r}; they should be functions: phi of a point, and the inverse of "
-                "its slope."
-            )
-
-    def __call__(self, u: Point, w: Point) -> Float[Array, ""]:
-        """`D(u, w)`."""
-        value, slope = jax.value_and_grad(self.generator)(w)
-        apart = jax.tree.map(jnp.subtract, u, w)
-        along = jnp.vdot(ravel_pytree(slope)[0], ravel_pytree(apart)[0])
-        return self.generator(u) - value - along
-
-    def move(self, w: Point, covector: PyTree) -> Point:
-        """The point u with `d phi(u) = d phi(w) + covector`."""
-        if self.inverse is None:
-            return super().move(w, covector)
-        slope = jax.grad(self.generator)(w)
-        return self.inverse(jax.tree.map(jnp.add, slope, covector))
-
-    def __repr__(self) -> str:
-        return f"Bregman({name_of(self.generator)})"
-
-
-def log_sum_exp() -> Bregman:
-    """Divergence of Bregman of the log-partition function of logits, `log sum exp u`.
-
-    It is `KL(p_w || p_u)` of the categorical distributions with these logits: the arguments change
-    places. Where logits are compared that differ by a constant it is zero.
-
-    References:
-        Amari (2016), Information Geometry and Its Applications, section 2.2.
-
-    >>> import jax.numpy as jnp, volform as vf
-    >>> rho = vf.optimizers.log_sum_exp()
-    >>> round(float(rho(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]))), 6)
-    0.120115
-    """
-    return Bregman(jax.nn.logsumexp)
-
-
-def negative_entropy() -> Bregman:
-    """Divergence of Bregman of `sum p log p` on probabilities: that of Kullback and Leibler.
-
-    Its mirror descent stays on the simplex and is the exponentiated gradient,
-    `p <- p exp(-rate g) / Z`.
-
-    References:
-        Kivinen & Warmuth (1997), Exponentiated gradient versus gradient descent for linear
-        predictors.
-
-    >>> import jax.numpy as jnp, volform as vf
-    >>> rho = vf.optimizers.negative_entropy()
-    >>> round(float(rho(jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75]))), 6)
-    0.143841
-    """
-    return Bregman(_entropy, jax.nn.softmax)
-
-
-def _entropy(p: Float[Array, " n"]) -> Float[Array, ""]:
-    return jnp.sum(xlogy(p, p))
-
-
-class KullbackLeibler(Dissimilarity):
-    """Divergence of Kullback and Leibler, `KL(family(u) || family(w))`, summed over the batch.
-
-    NumPyro's closed form where it has one; by the sum over a finite support; else over draws from
-    `family(w)` as the mean of `r log r - r + 1`, r the ratio of the densities: never negative, and
-    zero where they are equal.
-
-    Args:
-        family: from a point to a NumPyro distribution, called as by `volform.Fisher`.
-        key: key of the draws, where they are needed.
-        draws: number of them.
-
-    References:
-        Kullback & Leibler (1951), On information and sufficiency.
-
-    >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
-    >>> rho = vf.optimizers.KullbackLeibler(dist.Normal)
-    >>> float(rho((jnp.array(1.0), jnp.array(1.0)), (jnp.array(0.0), jnp.array(1.0))))
-    0.5
-    """
-
-    family: Callable[..., dist.Distribution]
-    key: PRNGKeyArray | None = None
-    draws: int = eqx.field(static=True, default=1024)
-
-    def __check_init__(self) -> None:
-        """Check both."""
-        if not callable(self.family):
-            raise OptimizerError(
-                f"`family` of KullbackLeibler is {self.family!r}; it should map a point to a "
-                "NumPyro distribution, as `numpyro.distributions.Normal` does."
-            )
-        if self.key is not None:
-            require_key(self.key, "key", "KullbackLeibler", OptimizerError)
-
-    def __call__(self, u: Point, w: Point) -> Float[Array, ""]:
-        """`KL(family(u) || family(w))`."""
-        p, q = call_at(self.family, u), call_at(self.family, w)
-        try:
-            return jnp.sum(kl_divergence(p, q))
-        except NotImplementedError:
-            return self._summed(p, q)
-
-    def _summed(self, p: Any, q: Any) -> Float[Array, ""]:
-        if q.has_enumerate_support and not q.event_shape:
-            x = q.enumerate_support(expand=True)
-            a, b = p.log_prob(x), q.log_prob(x)
-            return jnp.sum(jnp.exp(a) * (a - b))
-        if self.key is None:
-            raise OptimizerError(
-                f"`family` of KullbackLeibler gives {type(q).__name__}, for which NumPyro has no "
-                "closed form and whose support is not finite; give a `key` to estimate it by "
-                "draws."
-            )
-        x = jax.lax.stop_gradient(q.sample(self.key, (self.draws,)))
-        log_ratio = p.log_prob(x) - q.log_prob(x)
-        return jnp.sum(jnp.mean(jnp.exp(log_ratio) * log_ratio - jnp.expm1(log_ratio), 0))
-
-    def __repr__(self) -> str:
-        return f"KullbackLeibler({name_of(self.family)})"
 
 
 class PulledBack(Dissimilarity):
@@ -310,18 +221,40 @@ class PulledBack(Dissimilarity):
         each = jax.vmap(lambda x: self.dissimilarity(self.f(u, x), self.f(w, x)))(self.inputs)
         return jnp.mean(each)
 
+    def contains(self, point: Point) -> Array:
+        """Tell whether the outputs are in the domain."""
+        if self.inputs is None:
+            return self.dissimilarity.contains(self.f(point))
+        each = jax.vmap(lambda x: self.dissimilarity.contains(self.f(point, x)))(self.inputs)
+        return jnp.all(each)
+
     def __repr__(self) -> str:
         return f"PulledBack({self.dissimilarity}, {name_of(self.f)})"
 
 
 def require_convex(dissimilarity: Dissimilarity, point: Point, function: str) -> None:
-    """Check that the Hessian of a dissimilarity at a point is positive, where it can be seen.
+    """Check a point of the domain, and that the Hessian there is positive, where it can be seen.
 
     Raises:
-        OptimizerError: when it is not: the generator of Bregman's is not convex there.
+        OptimizerError: outside of the domain, and where the generator of Bregman's is not convex.
+        SingularMetricError: where the metric of a squared distance is indefinite.
+        SizeError: where the Hessian would not fit into memory.
     """
     if is_traced(point):
         return
+    if not _contains(dissimilarity, point):
+        raise OptimizerError(
+            f"`params` of {function} are outside of the domain of {dissimilarity}: start inside of "
+            "it, as with a positive scale, or with probabilities whose rows sum to one."
+        )
+    if isinstance(dissimilarity, SquaredDistance):
+        base = dissimilarity.base
+        require_definite_at(base, point, "dissimilarity", function, strictly=False)
+    if dissimilarity.is_explicit:
+        return
+    x = ravel_pytree(point)[0]
+    remedy = "give an `inverse` to `Bregman`, or take `SquaredDistance`, for steps in closed form"
+    require_matrix_fits(x.size, x.dtype, function, remedy)
     matrix = np.asarray(dissimilarity.metric(point).as_matrix())
     lowest = np.linalg.eigvalsh(matrix)[0] if np.isfinite(matrix).all() else np.nan
     rounding = 1e3 * len(matrix) * np.finfo(matrix.dtype).eps * np.abs(matrix).max()
@@ -331,3 +264,8 @@ def require_convex(dissimilarity: Dissimilarity, point: Point, function: str) ->
             f"Hessian has the eigenvalue {lowest:.2g} there. A generator should be convex, and "
             "the point inside of its domain."
         )
+
+
+@eqx.filter_jit  # outside of it NumPyro's validation raises an error of its own
+def _contains(dissimilarity: Dissimilarity, point: Point) -> Array:
+    return dissimilarity.contains(point)

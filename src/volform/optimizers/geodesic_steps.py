@@ -12,10 +12,10 @@ from volform.errors import MetricError, OptimizerError
 from volform.geometry import Coordinates, Metric, exp, is_flat_in
 from volform.optimizers.update_checks import (
     as_params,
-    laid_out_like,
     operator_at,
     pair,
     require_finite_leaves,
+    update_from,
 )
 
 
@@ -79,6 +79,6 @@ def along_geodesics(
         moved = jax.tree.map(jnp.subtract, exp(metric, at, v).end, at)
         if not is_traced(moved):
             require_finite_leaves(moved, "updates", "along_geodesics")
-        return laid_out_like(updates, moved), state
+        return update_from(moved, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -17,23 +17,27 @@ from volform.errors import OptimizerError
 from volform.geometry import christoffel_along, sharp
 from volform.linalg import DenseOperator, Point, generalized_eigh
 from volform.operators import hessian
-from volform.optimizers.preconditioning import Damping, chained, gain_ratio, transformation
+from volform.optimizers.damping import Damping, gain_ratio, rate_under
+from volform.optimizers.preconditioning import chained, transformation
 from volform.optimizers.update_checks import (
     Loss,
     MetricFunction,
     as_params,
-    laid_out_like,
+    is_finite,
     operator_at,
     pair,
-    rate_of,
     require_definite_at,
     require_finite_leaves,
+    require_matrix_fits,
     require_metric_function,
     require_value_fn,
+    update_from,
 )
 
 # Nocedal & Wright (2006), Numerical Optimization, algorithm 4.1.
 _SUFFICIENT, _POOR, _GOOD, _SHRINKAGE, _GROWTH = 1e-4, 0.25, 0.75, 0.25, 2.0
+# Half of a range as wide as the floating-point numbers of single precision, to rounding.
+_MOST_BISECTIONS = 300
 
 
 def damped_newton(
@@ -76,19 +80,26 @@ def damped_newton(
     >>> float(optax.apply_updates(x, updates))  # half of Newton's step
     1.5
     """
-    rate = rate_of(learning_rate, "damped_newton")
+    rate = rate_under(damping, learning_rate, "damped_newton")
     if connection is not None:
         require_metric_function(connection, "connection", "damped_newton")
 
     def form(params: Point, extra: Any) -> lx.AbstractLinearOperator:
-        loss = require_value_fn(extra.get("value_fn"), "damped_newton")
+        loss = require_value_fn(extra.get("value_fn"), params, "damped_newton")
         if connection is None:
             return hessian(loss, params)
         operator_at(connection, params, "connection", "damped_newton")
+        _require_matrix(params, "damped_newton with a connection")
         return covariant_form(loss, connection, params)
 
     newton = transformation(form, damping, solve, "damped_newton")
     return chained(newton, optax.scale_by_learning_rate(rate))
+
+
+def _require_matrix(params: Point, function: str) -> None:
+    x = ravel_pytree(params)[0]
+    remedy = "take `damped_newton(damping=..., solve=...)`, which can do with products"
+    require_matrix_fits(x.size, x.dtype, function, remedy)
 
 
 @eqx.filter_jit
@@ -163,19 +174,22 @@ def trust_region(
 
     def init(params: PyTree) -> TrustRegionState:
         params = as_params(params, "params", "trust_region")
+        _require_matrix(params, "trust_region")
         require_definite_at(metric, params, "metric", "trust_region")
         dtype = ravel_pytree(params)[0].dtype
         return TrustRegionState(*(jnp.asarray(x, dtype) for x in (radius, jnp.nan, jnp.nan)))
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         w, at = pair(updates, params, "trust_region")
-        loss = require_value_fn(extra.get("value_fn"), "trust_region")
+        loss = require_value_fn(extra.get("value_fn"), params, "trust_region")
+        _require_matrix(at, "trust_region")
         gram = operator_at(metric, at, "metric", "trust_region")
         step, after = _trusted(gram, connection, w, at, loss, state)
-        if not is_traced(step) and not jnp.isfinite(after.radius):
+        if not is_traced(step) and not is_finite(step):
             require_definite_at(metric, at, "metric", "trust_region")
-            require_finite_leaves(after._asdict(), "the step of updates", "trust_region")
-        return laid_out_like(updates, step), after
+            remedy = "the loss or its Hessian is not finite at `params`: go on from where it is"
+            require_finite_leaves(step, "the step of updates", "trust_region", remedy)
+        return update_from(step, updates, params), after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -198,8 +212,11 @@ def _trusted(
     taken = (ratio > _SUFFICIENT) | blind
     wider = jnp.where((ratio > _GOOD) & (multiplier > 0.0), _GROWTH * length, state.radius)
     radius = jnp.where((ratio < _POOR) & ~blind, _SHRINKAGE * length, wider)
-    step = jax.tree.map(lambda s: jnp.where(taken, s, jnp.zeros_like(s)), step)
-    return step, TrustRegionState(radius, ratio, multiplier)
+    unknown = jnp.isnan(ratio) | ~jnp.isfinite(length)
+    otherwise = jnp.where(unknown, jnp.nan, jnp.zeros_like(length))
+    after = TrustRegionState(radius, jnp.where(blind, state.gain_ratio, ratio), multiplier)
+    kept = jax.tree.map(lambda new, old: jnp.where(unknown, old, new), after, state)
+    return jax.tree.map(lambda s: jnp.where(taken & ~unknown, s, otherwise), step), kept
 
 
 def region_step(
@@ -211,40 +228,43 @@ def region_step(
     """The step d with `(H + lambda G) d = -w`, `|d|_G <= radius`, and its lambda.
 
     In the basis of the pencil, where G is the identity and H diagonal, the length of the step falls
-    in lambda. Where the gradient has nothing along the lowest eigenvector and the rest is short
-    (the hard case), the rest of the radius is gone along it.
+    in lambda. The unknown is `mu = lambda + h`, h the lowest eigenvalue: near a saddle mu is tiny
+    beside lambda, and would be lost in it. Where the gradient has nothing along the lowest
+    eigenvector and the rest is short (the hard case), the rest of the radius is gone along it.
     """
     values, basis = generalized_eigh(form, gram)
+    tiny = jnp.finfo(basis.dtype).tiny
     w = basis.T @ covector
-    tiny = jnp.finfo(w.dtype).tiny
-    eps = jnp.finfo(w.dtype).eps
-    lowest = jnp.maximum(0.0, -values[0])
+    w = jnp.where(jnp.abs(w) < tiny, 0.0, w)
+    gaps = values - values[0]
+    newton = jnp.maximum(values[0], 0.0)  # mu of lambda = 0, if that is allowed
 
-    def parts(multiplier: Float[Array, ""]) -> Float[Array, " n"]:
-        shifted = values + multiplier
-        usable = shifted > eps * jnp.abs(values).max()
-        return jnp.where(
-            usable, -w / jnp.where(usable, shifted, 1.0), jnp.where(w == 0, 0, jnp.inf)
-        )
+    def parts(mu: Float[Array, ""]) -> Float[Array, " n"]:
+        total = gaps + mu
+        usable = total > 0.0
+        return jnp.where(usable, -w / jnp.where(usable, total, 1.0), jnp.where(w == 0, 0, jnp.inf))
 
-    def excess(multiplier: Float[Array, ""], _: Any) -> Float[Array, ""]:
-        length = jnp.sqrt(jnp.sum(parts(multiplier) ** 2))
+    def excess(mu: Float[Array, ""], _: Any) -> Float[Array, ""]:
+        length = jnp.linalg.norm(parts(mu))
         return 1.0 / radius - 1.0 / jnp.maximum(length, tiny)  # nearly linear, and falls
 
-    size = jnp.sqrt(w @ w)
-    most = lowest + size / radius
-    inside = jnp.sum(parts(lowest) ** 2) <= radius**2
+    # One part alone is no longer than the radius, and all together would be at the other end.
+    lower = jnp.maximum(jnp.maximum(newton, jnp.abs(w[0]) / radius), tiny)
+    upper = jnp.maximum(lower, jnp.linalg.norm(w) / radius)
     found = optx.root_find(
         excess,
-        optx.Bisection(rtol=4.0 * float(eps), atol=float(tiny) ** 0.5, flip=True),
-        0.5 * (lowest + most),
-        options={"lower": lowest, "upper": most},
-        max_steps=200,
+        optx.Bisection(rtol=2.0 * float(jnp.finfo(w.dtype).eps), atol=0.0, flip=True),
+        0.5 * (lower + upper),
+        options={"lower": lower, "upper": upper},
+        max_steps=_MOST_BISECTIONS,
         throw=False,
     ).value
-    multiplier = jnp.where(inside, lowest, found)
-    step = parts(multiplier)
-    rest = jnp.sqrt(jnp.maximum(radius**2 - step @ step, 0.0))
-    hard = inside & (values[0] < 0.0)
-    step = step.at[0].add(jnp.where(hard, rest, 0.0))
+    inside = (values[0] >= 0.0) & (jnp.linalg.norm(parts(newton)) <= radius)
+    short = jnp.linalg.norm(parts(lower)) <= radius
+    mu = jnp.where(inside, newton, jnp.where(short, lower, found))
+    step = parts(mu)
+    rest = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step[1:] ** 2), 0.0))
+    hard = short & ~inside & (values[0] < 0.0)
+    step = step.at[0].set(jnp.where(hard, jnp.where(w[0] > 0.0, -rest, rest), step[0]))
+    multiplier = jnp.where(inside | short, jnp.maximum(-values[0], 0.0), mu - values[0])
     return basis @ step, multiplier

@@ -1,102 +1,32 @@
 """Gradients preconditioned by a metric, with damping that is a metric too."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import lineax as lx
 import optax
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
-from volform.checks import require_positive
 from volform.compilation import is_traced
-from volform.errors import OptimizerError, SizeError
-from volform.linalg import (
-    BlockDiagonal,
-    FlatBlocks,
-    KroneckerSum,
-    Point,
-    added,
-    dtype_of,
-    fits,
-    scaled,
-    whiten,
-)
+from volform.errors import OptimizerError
+from volform.linalg import Point, dtype_of
+from volform.optimizers.damping import AdaptiveDamping, Damping, gained, rate_under, solve_damped
 from volform.optimizers.update_checks import (
-    Loss,
     MetricFunction,
     as_params,
     is_finite,
-    laid_out_like,
+    is_structured,
     operator_at,
     pair,
-    rate_of,
     require_definite_at,
     require_finite_leaves,
+    require_matrix_fits,
     require_metric_function,
     require_value_fn,
+    update_from,
 )
 
-# Nielsen's rule: the strength falls to a third at most, and grows faster with each refusal.
-_LEAST_FACTOR, _FIRST_GROWTH, _MOST_STRENGTH = 1.0 / 3.0, 2.0, 1e16
-# A predicted decrease of fewer units of rounding of the loss says nothing about the model.
-_ROUNDINGS = 8.0
-_UNIT = 2.0**20
-
 Form = Callable[[Point, Any], lx.AbstractLinearOperator]
-
-
-class AdaptiveDamping(eqx.Module):
-    """Damping `strength * G_0` whose strength follows the gain ratio (Levenberg, Marquardt).
-
-    The gain ratio is the decrease of the loss over the one that the quadratic model predicts. A
-    step that increases the loss is not taken (the update is zero) and the strength grows; after
-    one that does what was predicted it falls. Loss and ratio are functions, so that the strengths
-    are the same in all coordinates. The step is the whole one, of learning rate 1.
-
-    Args:
-        metric: G_0, which is carried along like any metric.
-        start: strength of the first step.
-
-    References:
-        Nielsen (1999), Damping parameter in Marquardt's method; Madsen, Nielsen & Tingleff (2004),
-        Methods for non-linear least squares problems, section 3.2.
-
-    >>> import volform as vf
-    >>> AdaptiveDamping(vf.Euclidean(), start=0.1)
-    AdaptiveDamping(Euclidean(), start=0.1)
-    """
-
-    metric: MetricFunction
-    start: Any = 1.0
-
-    def __check_init__(self) -> None:
-        """Check both."""
-        require_metric_function(self.metric, "metric", "AdaptiveDamping")
-        require_positive(self.start, "start", "the first strength of the damping", OptimizerError)
-
-    def __repr__(self) -> str:
-        return f"AdaptiveDamping({self.metric}, start={self.start})"
-
-
-Damping = MetricFunction | AdaptiveDamping | None
-
-
-class AdaptiveDampingState(NamedTuple):
-    """State of an optimizer with `AdaptiveDamping`.
-
-    Attributes:
-        strength: of the next step.
-        growth: factor of the strength if that is refused.
-        gain_ratio: of the last step; NaN before the first.
-    """
-
-    strength: Float[Array, ""]
-    growth: Float[Array, ""]
-    gain_ratio: Float[Array, ""]
 
 
 def precondition(
@@ -147,14 +77,21 @@ def precondition(
     >>> optax.apply_updates(x, updates).tolist()
     [1.5, 2.0]
     """
-    require_metric_function(metric, "metric", "precondition")
+    return _preconditioned(metric, damping, solve, "precondition")
+
+
+def _preconditioned(
+    metric: MetricFunction,
+    damping: Damping,
+    solve: lx.AbstractLinearSolver | None,
+    function: str,
+) -> optax.GradientTransformationExtraArgs:
+    require_metric_function(metric, "metric", function)
     return transformation(
-        lambda params, extra: operator_at(
-            extra.get("metric", metric), params, "metric", "precondition"
-        ),
+        lambda params, extra: operator_at(extra.get("metric", metric), params, "metric", function),
         damping,
         solve,
-        "precondition",
+        function,
         metric=metric,
     )
 
@@ -194,9 +131,10 @@ def natural_gradient(
     >>> round(float(optax.apply_updates(p, updates)[1]), 6)
     2.306853
     """
-    rate = rate_of(learning_rate, "natural_gradient")
+    rate = rate_under(damping, learning_rate, "natural_gradient")
     return chained(
-        precondition(metric, damping=damping, solve=solve), optax.scale_by_learning_rate(rate)
+        _preconditioned(metric, damping, solve, "natural_gradient"),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -244,140 +182,63 @@ def transformation(
                 require_definite_at(metric, params, "metric", function)
         if adaptive is None:
             return optax.EmptyState()
-        dtype = ravel_pytree(params)[0].dtype
-        numbers = (adaptive.start, _FIRST_GROWTH, jnp.nan)
-        return AdaptiveDampingState(*(jnp.asarray(number, dtype) for number in numbers))
+        return adaptive.state_at(params)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         w, at = pair(updates, params, function)
+        if extra.get("value_fn") is not None:
+            extra["value_fn"] = require_value_fn(extra["value_fn"], params, function)
         operator = form(at, extra)
         _require_fitting(operator, solve, function)
-        if fixed is None:
-            found, state = solve_damped(operator, None, solve, w, definite), state
-        elif adaptive is None:
-            base = operator_at(fixed, at, "damping", function)
+        base: Any = None if fixed is None else operator_at(fixed, at, "damping", function)
+        if adaptive is None:
             found = solve_damped(operator, base, solve, w, definite)
         else:
-            loss = require_value_fn(extra.get("value_fn"), function)
-            base = operator_at(fixed, at, "damping", function)
-            found, state = _gained(operator, base, solve, w, at, loss, state)
+            loss = require_value_fn(extra.get("value_fn"), params, function)
+            found, state = gained(operator, base, solve, w, at, loss, state)
         if not is_traced(found) and not is_finite(found):
-            for each, argument in ((fixed, "damping"), (metric, "metric")):
+            used = extra.get("metric", metric) if definite else None
+            for each, argument in ((fixed, "damping"), (used, "metric")):
                 if each is not None:
                     strictly = fixed is None
                     require_definite_at(each, at, argument, function, strictly=strictly)
-            require_finite_leaves(found, "the solution for updates", function)
-        return laid_out_like(updates, found), state
+            _explain(operator, extra.get("value_fn"), at, found, definite, function)
+        return update_from(found, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-_STRUCTURED = (
-    lx.IdentityLinearOperator,
-    lx.DiagonalLinearOperator,
-    BlockDiagonal,
-    FlatBlocks,
-    KroneckerSum,
-)
+def _explain(
+    operator: lx.AbstractLinearOperator,
+    loss: Any,
+    params: PyTree,
+    found: PyTree,
+    definite: bool,
+    function: str,
+) -> None:
+    """Raise the error for a solution that is not finite, of a gradient that is."""
+    remedy = (
+        "no step was found that is downhill by `metric` and `damping`, which seem singular or "
+        "indefinite at `params`: add more damping, or give another `solve`"
+    )
+    if loss is not None and not is_finite(loss(params)):
+        remedy = "the loss is not finite at `params`: go on from where it is"
+    elif not definite and is_finite(operator.mv(params)):
+        remedy = "the Hessian is singular at `params`: add `damping=`, a multiple of a metric"
+    elif not definite:
+        remedy = "the Hessian is not finite at `params`: go on from where it is"
+    require_finite_leaves(found, "the solution for updates", function, remedy)
 
 
 def _require_fitting(
     operator: lx.AbstractLinearOperator, solve: lx.AbstractLinearSolver | None, function: str
 ) -> None:
-    """Check that the matrix fits where an operator without structure is solved exactly.
-
-    Raises:
-        SizeError: when it does not.
-    """
-    size = operator.in_size()
-    if solve is not None or isinstance(operator, _STRUCTURED):
-        return
-    if not fits(size, size, dtype_of(operator)):
-        raise SizeError(
-            f"The matrix of {function} for {size:,} parameters would not fit into memory; give a "
-            "solver that takes products only, as "
-            "`solve=lineax.CG(rtol=1e-3, atol=1e-8, max_steps=30)`."
+    """Check that the matrix fits where an operator without structure is solved exactly."""
+    if solve is None and not is_structured(operator):
+        require_matrix_fits(
+            operator.in_size(),
+            dtype_of(operator),
+            function,
+            "give a solver that takes products only, as "
+            "`solve=lineax.CG(rtol=1e-3, atol=1e-8, max_steps=30)`",
         )
-
-
-@eqx.filter_jit
-def solve_damped(
-    form: lx.AbstractLinearOperator,
-    damping: lx.AbstractLinearOperator | None,
-    solve: lx.AbstractLinearSolver | None,
-    covector: PyTree,
-    definite: bool,
-) -> PyTree:
-    """`(form + damping)^-1 covector`; by Cholesky only where the sum is positive definite."""
-    if solve is not None:
-        return _by_products(form, damping, solve, covector, definite)
-    total = form if damping is None else added(form, damping)
-    if definite:
-        # The differential of half the cometric |L^-1 w|^2, which knows the structure.
-        return jax.grad(lambda w: 0.5 * jnp.sum(whiten(total, w) ** 2))(covector)
-    flat, unravel = ravel_pytree(covector)
-    return unravel(jnp.linalg.solve(total.as_matrix(), flat))
-
-
-def _by_products(
-    form: lx.AbstractLinearOperator,
-    damping: lx.AbstractLinearOperator | None,
-    solve: lx.AbstractLinearSolver,
-    covector: PyTree,
-    definite: bool,
-) -> PyTree:
-    total = lx.linearise(form)
-    if damping is not None:
-        total = lx.AddLinearOperator(total, damping)
-    tag = lx.positive_semidefinite_tag if definite else lx.symmetric_tag
-    # lineax's CG takes `p^T A p <= 100 n eps p^T p` for singular and gives NaN: in single precision
-    # that is any curvature below 1 for 85,000 parameters. Both sides in other units are not.
-    unit = jnp.asarray(_UNIT, ravel_pytree(covector)[0].dtype)
-    total = lx.TaggedLinearOperator(lx.MulLinearOperator(total, unit), tag)
-    right = jax.tree.map(lambda w: unit * w, covector)
-    # What a solver has after its last step is a direction too, as in Hessian-free optimization.
-    return lx.linear_solve(total, right, solve, throw=False).value
-
-
-@eqx.filter_jit
-def _gained(
-    form: lx.AbstractLinearOperator,
-    damping: lx.AbstractLinearOperator,
-    solve: lx.AbstractLinearSolver | None,
-    covector: PyTree,
-    params: PyTree,
-    loss: Loss,
-    state: AdaptiveDampingState,
-) -> tuple[PyTree, AdaptiveDampingState]:
-    """The damped step if it decreases the loss, else zero; and the next strength."""
-    strength = state.strength
-    base = scaled(strength, damping)
-    step = jax.tree.map(jnp.negative, solve_damped(form, base, solve, covector, definite=True))
-    ratio, blind = gain_ratio(form, covector, step, params, loss)
-    accept = ratio > 0.0
-    factor = jnp.maximum(_LEAST_FACTOR, 1.0 - (2.0 * ratio - 1.0) ** 3)
-    grown = jnp.minimum(strength * state.growth, _MOST_STRENGTH)
-    after = AdaptiveDampingState(
-        jnp.where(accept, strength * factor, grown),
-        jnp.where(accept, _FIRST_GROWTH, 2.0 * state.growth),
-        ratio,
-    )
-    kept = jax.tree.map(lambda new, old: jnp.where(blind, old, new), after, state)
-    taken = accept | blind
-    return jax.tree.map(lambda s: jnp.where(taken, -s, jnp.zeros_like(s)), step), kept
-
-
-def gain_ratio(
-    form: lx.AbstractLinearOperator, covector: PyTree, step: PyTree, params: PyTree, loss: Loss
-) -> tuple[Float[Array, ""], Array]:
-    """Decrease of the loss by a step over that of its quadratic model; -inf where it is none.
-
-    Also tells whether the model's decrease is rounding of the loss.
-    """
-    g, d = (ravel_pytree(tree)[0] for tree in (covector, step))
-    predicted = -(g @ d + 0.5 * d @ ravel_pytree(form.mv(step))[0])
-    before, after = loss(params), loss(jax.tree.map(jnp.add, params, step))
-    usable = (predicted > 0.0) & jnp.isfinite(after)
-    ratio = (before - after) / jnp.where(usable, predicted, 1.0)
-    rounding = _ROUNDINGS * jnp.finfo(d.dtype).eps * jnp.abs(before)
-    return jnp.where(usable, ratio, -jnp.inf), usable & (predicted <= rounding)

@@ -22,10 +22,10 @@ from volform.optimizers.update_checks import (
     Loss,
     as_params,
     is_finite,
-    laid_out_like,
     pair,
     rate_of,
     require_value_fn,
+    update_from,
 )
 
 _MOST_STEPS, _MOST_CORRECTIONS = 1000, 8
@@ -86,11 +86,11 @@ def proximal_point(
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> Any:
         _, at = pair(updates, params, "proximal_point")
-        loss = require_value_fn(extra.get("value_fn"), "proximal_point")
+        loss = require_value_fn(extra.get("value_fn"), params, "proximal_point")
         weight = jnp.asarray(strength, ravel_pytree(at)[0].dtype)
         move = _proximal(loss, dissimilarity, weight, solver, at)
         _require_found(move, dissimilarity, at, "proximal_point")
-        return laid_out_like(updates, move), state
+        return update_from(move, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -153,9 +153,33 @@ def _proximal(
         exact = optx.root_find(slope, newton, found, max_steps=_MOST_CORRECTIONS, throw=False).value
         least, rough = (jnp.sum(slope(u, None) ** 2) for u in (exact, found))
         found = jnp.where(least < rough, exact, found)
+    minimal = _is_minimum(objective, start, found)
+    return unravel(jnp.where(minimal, found - start, jnp.nan))
+
+
+def _is_minimum(
+    objective: Callable[..., Array], start: Float[Array, " n"], found: Float[Array, " n"]
+) -> Array:
+    """Tell whether a search ended in a local minimum, no higher than its start.
+
+    Up to 1,000 parameters by Newton's decrement, what another step would gain: less than a
+    hundredth of what was gained, and by a Hessian without negative eigenvalues. This refuses kinks,
+    saddles, maxima, and searches that run off. Beyond, the gradient fell to a tenth.
+    """
     before, after = objective(start, None), objective(found, None)
-    rounding = _ROUNDINGS * jnp.finfo(start.dtype).eps * (1.0 + jnp.abs(before))
-    return unravel(jnp.where(after <= before + rounding, found - start, jnp.nan))
+    eps = jnp.finfo(start.dtype).eps
+    rounding = _ROUNDINGS * eps * (1.0 + jnp.abs(before))
+    lower = after <= before + rounding
+    slope = jax.grad(objective)(found, None)
+    if start.size > MATRIX_UP_TO:
+        first = jnp.linalg.norm(jax.grad(objective)(start, None))
+        return lower & (jnp.linalg.norm(slope) <= 0.1 * first + rounding)
+    matrix = jax.hessian(objective)(found, None)
+    # Directions along which nothing changes are allowed: lifted by more than rounding.
+    lift = 1e2 * start.size * eps * jnp.max(jnp.abs(matrix))
+    factor = jnp.linalg.cholesky(matrix + lift * jnp.eye(start.size, dtype=matrix.dtype))
+    gain = 0.5 * jnp.sum(jax.scipy.linalg.solve_triangular(factor, slope, lower=True) ** 2)
+    return lower & (gain <= 0.01 * (before - after) + rounding)
 
 
 def mirror_descent(
@@ -206,7 +230,7 @@ def mirror_descent(
         covector, at = pair(updates, params, "mirror_descent")
         move = _mirrored(dissimilarity, at, covector)
         _require_found(move, dissimilarity, at, "mirror_descent")
-        return laid_out_like(updates, move), state
+        return update_from(move, updates, params), state
 
     mirror = optax.GradientTransformationExtraArgs(init, update)
     return chained(optax.scale_by_learning_rate(rate), mirror)
@@ -265,7 +289,7 @@ def output_space_descent(
                 "the least squares did not converge. Take a smaller `learning_rate`, or another "
                 "`solver`."
             )
-        return laid_out_like(updates, move), state
+        return update_from(move, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
