@@ -1,4 +1,4 @@
-"""Cases in which a step is easily wrong: dict types, saddles, batches without a gradient, rounding."""
+"""Cases in which a step is easily wrong: dicts, saddles, batches without a gradient, rounding."""
 
 from collections import OrderedDict, defaultdict
 
@@ -61,7 +61,8 @@ def test_empty_entries_reach_the_loss():
     tx = trust_region(FLAT, 10.0)
     found, _ = tx.update(jax.grad(fn)(params), tx.init(params), params, value_fn=fn)
     assert_allclose(found["a"], -X)
-    assert found["b"] == {} and found["c"] is None
+    assert found["b"] == {}
+    assert found["c"] is None
 
 
 def test_a_loss_of_the_masked_part():
@@ -158,6 +159,25 @@ def test_what_is_not_finite_is_nan_under_jit_and_leaves_the_state(name):
         assert name not in WITH_STATE or jax.tree.leaves(state)[0] == jax.tree.leaves(start)[0]
         with pytest.raises(OptimizerError, match="holds NaN or infinity"):
             tx.update(w, start, x, value_fn=bowl)
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("name", [*WITH_STATE, "outputs"])
+def test_data_of_another_precision(name):
+    """Parameters and state stay in single precision, as `scan` needs it."""
+    wanted = jnp.array([0.3, 0.4])
+    fn = lambda x: jnp.sum((3.0 * x - wanted) ** 2)  # noqa: E731
+    outputs = output_space_descent(lambda x: 3.0 * x - wanted, bowl, 0.5)
+    tx = WITH_STATE.get(name, outputs)
+
+    def one(carry, _):
+        updates, state = tx.update(jax.grad(fn)(carry[0]), carry[1], carry[0], value_fn=fn)
+        return (carry[0] + updates, state), None
+
+    x = jnp.ones(2, jnp.float32)
+    (end, _), _ = jax.lax.scan(one, (x, tx.init(x)), None, 12)
+    assert end.dtype == jnp.float32
+    assert fn(end) < 1e-3 * fn(x)
 
 
 def test_the_strength_has_a_least_value():

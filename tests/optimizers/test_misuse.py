@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -41,6 +42,7 @@ X = jnp.array([1.0, 2.0])
 ONES = jnp.ones(2)
 INDEFINITE = vf.geometry.MatrixField(lambda x: jnp.diag(jnp.array([1.0, -1.0])))
 SINGULAR = vf.geometry.MatrixField(lambda x: jnp.diag(jnp.array([1.0, 0.0])))
+FLAT_64 = vf.geometry.DiagonalField(lambda x: jnp.array([1.0, 4.0]))
 CONCAVE = Bregman(lambda x: -jnp.sum(x**2))
 
 
@@ -200,7 +202,7 @@ CASES = {
     "a point outside of the domain": (
         lambda: mirror_descent(negative_entropy(), 0.1).init(jnp.array([-0.5, 1.5])),
         OptimizerError,
-        "not convex",
+        "outside of the domain",
     ),
     "no solution of mirror descent": (
         lambda: updated(mirror_descent(Bregman(lambda x: jnp.sum(jnp.exp(x))), 50.0)),
@@ -253,6 +255,112 @@ CASES = {
         lambda: gradient_flow(bowl, INDEFINITE, X, [0.0, 1.0]),
         SingularMetricError,
         "gradient_flow",
+    ),
+    "half precision": (
+        lambda: precondition(FLAT).init(X.astype(jnp.bfloat16)),
+        OptimizerError,
+        r"`params` of precondition has dtype bfloat16.*astype\(jnp.float32\)",
+    ),
+    "nothing": (lambda: precondition(FLAT).init({}), OptimizerError, "`params`.*at least one"),
+    "a function among the parameters": (
+        lambda: precondition(FLAT).init({"a": jnp.sin}),
+        OptimizerError,
+        r"`params\['a'\]`.*PjitFunction",
+    ),
+    "parameters that are NaN": (
+        lambda: updated(trust_region(FLAT), params=X * jnp.nan, value_fn=bowl),
+        OptimizerError,
+        "`params` of trust_region.*start from finite",
+    ),
+    "a loss that is NaN": (
+        lambda: updated(
+            natural_gradient(FLAT, damping=AdaptiveDamping(FLAT)), value_fn=lambda x: jnp.nan * x[0]
+        ),
+        OptimizerError,
+        "the loss is not finite at `params`",
+    ),
+    "a loss with auxiliary values": (
+        lambda: updated(trust_region(FLAT), value_fn=lambda x: (bowl(x), 1)),
+        OptimizerError,
+        "loss.*of trust_region returned.*without auxiliary",
+    ),
+    "a loss in a row": (
+        lambda: updated(damped_newton(), value_fn=lambda x: bowl(x)[None]),
+        OptimizerError,
+        r"of damped_newton returned shapes \(1,\)",
+    ),
+    "a Hessian that is singular": (
+        lambda: updated(damped_newton(), value_fn=lambda x: x[0] ** 2 + x[1]),
+        OptimizerError,
+        "Hessian is singular at `params`: add `damping=`",
+    ),
+    "conjugate gradients of an indefinite form": (
+        lambda: updated(damped_newton(solve=lx.CG(1e-3, 1e-8)), value_fn=bowl),
+        OptimizerError,
+        "`solve`.*lineax.GMRES",
+    ),
+    "an indefinite metric of a batch": (
+        lambda: updated(natural_gradient(FLAT), metric=INDEFINITE),
+        SingularMetricError,
+        "`metric` of natural_gradient.*indefinite",
+    ),
+    "a number as the metric of a batch": (
+        lambda: updated(natural_gradient(FLAT), metric=3.0),
+        MetricError,
+        r"3.0 \* vf.Euclidean",
+    ),
+    "a scale of another shape": (
+        lambda: natural_gradient(vf.Euclidean(scale=jnp.ones(3))).init(X),
+        MetricError,
+        "cannot be taken at `params`",
+    ),
+    "a metric in another precision": (
+        lambda: natural_gradient(FLAT_64).init(X.astype(jnp.float32)),
+        MetricError,
+        "dtypes.*float64.*astype",
+    ),
+    "adaptive damping with a rate": (
+        lambda: natural_gradient(FLAT, 0.1, damping=AdaptiveDamping(FLAT)),
+        OptimizerError,
+        "`learning_rate`.*AdaptiveDamping.*leave it at 1",
+    ),
+    "a rate that is text": (lambda: natural_gradient(FLAT, "a"), OptimizerError, "`learning_rate`"),
+    "a rate that is a dict": (lambda: damped_newton({}), OptimizerError, "`learning_rate`"),
+    "a rate that is complex": (lambda: damped_newton(1j), OptimizerError, "`learning_rate`"),
+    "a region of 26 GiB": (
+        lambda: trust_region(FLAT).init(jnp.zeros(60_000)),
+        SizeError,
+        "trust_region.*60,000 parameters.*damped_newton",
+    ),
+    "a family of other names": (
+        lambda: mirror_descent(KullbackLeibler(lambda p: dist.Normal(p, 1.0)), 0.1).init({"a": X}),
+        OptimizerError,
+        "`family` of KullbackLeibler.*by their names",
+    ),
+    "probabilities in a dict": (
+        lambda: mirror_descent(negative_entropy(), 0.1).init({"a": X}),
+        OptimizerError,
+        "`params` of negative_entropy.*array of probabilities",
+    ),
+    "one probability": (
+        lambda: mirror_descent(negative_entropy(), 0.1).init(X[0]),
+        OptimizerError,
+        "array of probabilities",
+    ),
+    "an indefinite distance": (
+        lambda: mirror_descent(SquaredDistance(INDEFINITE), 0.1).init(X),
+        SingularMetricError,
+        "`dissimilarity` of mirror_descent.*indefinite",
+    ),
+    "times that are text": (
+        lambda: gradient_flow(bowl, FLAT, X, "a"),
+        OptimizerError,
+        "`times` of gradient_flow is 'a'",
+    ),
+    "a flow of a vector": (
+        lambda: gradient_flow(lambda x: x, FLAT, X, [0.0, 1.0]),
+        OptimizerError,
+        "loss.*gradient_flow returned",
     ),
     "no flow": (lambda: compare_paths(X, X), OptimizerError, "`flow` of compare_paths"),
 }

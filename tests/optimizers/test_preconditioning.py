@@ -239,7 +239,7 @@ def test_products_of_many_parameters_in_single_precision():
 
 @pytest.mark.float32
 def test_single_precision_stays_single():
-    tx = natural_gradient(CURVED, 0.1, damping=AdaptiveDamping(vf.Euclidean()))
+    tx = natural_gradient(CURVED, damping=AdaptiveDamping(vf.Euclidean()))
     x = jnp.array([0.7, -0.4])
     updates, (state, _) = tx.update(jax.grad(loss)(x), tx.init(x), x, value_fn=loss)
     assert updates.dtype == state.strength.dtype == jnp.float32

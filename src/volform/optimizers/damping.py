@@ -34,7 +34,8 @@ class AdaptiveDamping(eqx.Module):
     The gain ratio is the decrease of the loss over the one that the quadratic model predicts. A
     step that increases the loss is not taken (the update is zero) and the strength grows; after
     one that does what was predicted it falls. Loss and ratio are functions, so that the strengths
-    are the same in all coordinates. The step is the whole one, of learning rate 1.
+    are the same in all coordinates. The step is the whole one: another learning rate than 1 is
+    refused. A batch without a gradient, or of which the loss is not finite, leaves the strength.
 
     Args:
         metric: G_0, which is carried along like any metric.

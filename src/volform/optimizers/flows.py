@@ -22,6 +22,7 @@ from volform.geometry import (
 )
 from volform.linalg import Point
 from volform.optimizers.update_checks import (
+    GivenLoss,
     Loss,
     as_params,
     is_finite,
@@ -86,7 +87,8 @@ def gradient_flow(loss: Loss, metric: Metric, params: Point, times: Any) -> Flow
         A `FlowPath`.
 
     Raises:
-        OptimizerError: for times that do not increase, and parameters that are not finite.
+        OptimizerError: for times that do not increase, parameters that are not finite, and a loss
+            that is no number.
         MetricError: for a metric that is none, or on vectors unlike the parameters.
         SingularMetricError: where it is not positive definite at the start.
         ConvergenceError: when the flow cannot be followed to the end: the loss or the metric is not
@@ -104,10 +106,16 @@ def gradient_flow(loss: Loss, metric: Metric, params: Point, times: Any) -> Flow
     """
     require_metric_function(metric, "metric", "gradient_flow")
     params = as_params(params, "params", "gradient_flow")
-    require_finite_leaves(params, "params", "gradient_flow")
+    require_finite_leaves(params, "params", "gradient_flow", "start from finite numbers")
     require_definite_at(metric, params, "metric", "gradient_flow")
     operator_at(metric, params, "metric", "gradient_flow")
-    times = jnp.asarray(times, ravel_pytree(params)[0].dtype)
+    jax.eval_shape(lambda at: GivenLoss(loss, "gradient_flow")(at), params)
+    try:
+        times = jnp.asarray(times, ravel_pytree(params)[0].dtype)
+    except (TypeError, ValueError) as error:
+        raise OptimizerError(
+            f"`times` of gradient_flow is {times!r}; it should be an increasing row of numbers."
+        ) from error
     known = not is_traced(times)
     if times.ndim != 1 or times.size < 2 or (known and not np.all(np.diff(times) > 0.0)):
         raise OptimizerError(
@@ -117,9 +125,10 @@ def gradient_flow(loss: Loss, metric: Metric, params: Point, times: Any) -> Flow
     flow, finished, reached = _flow(loss, metric, params, times)
     if not is_traced(flow) and not (bool(finished) and is_finite(flow.path)):
         raise ConvergenceError(
-            f"The flow of gradient_flow from `params` was followed to t = {float(reached):.4g} and "
-            f"not to {float(times[-1]):.4g}: the loss or the metric is not finite there, or the "
-            "problem is stiff. End `times` before, or take a metric in which it is less so."
+            f"The flow of gradient_flow from `params` was followed to t = {float(reached):.4g}, "
+            f"the last of `times` that it came to, and not to {float(times[-1]):.4g}: the loss or "
+            "the metric is not finite beyond, or the problem is stiff. End `times` before, or take "
+            "a metric in which it is less so."
         )
     return flow
 

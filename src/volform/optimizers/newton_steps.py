@@ -55,12 +55,13 @@ def damped_newton(
     iterates are the same points.
 
     Args:
-        learning_rate: a number or a schedule of optax.
+        learning_rate: a number or a schedule of optax; 1 with `AdaptiveDamping`.
         damping: as for `precondition`. `AdaptiveDamping` raises it until H + D is positive
             definite and the loss falls.
         connection: a metric whose Levi-Civita connection makes the Hessian covariant.
-        solve: as for `precondition`; the default is LU of the matrix, O(n^3), which takes an
-            indefinite H too, and goes to a saddle with it.
+        solve: a solver of lineax. The default is LU of the matrix, O(n^3), which takes an
+            indefinite H too, and goes to a saddle with it; with products only `lineax.GMRES`, or
+            `lineax.CG` under `AdaptiveDamping`.
 
     Returns:
         An optimizer of optax; its `update` needs `params` and `value_fn`.
@@ -155,6 +156,7 @@ def trust_region(
     Raises:
         OptimizerError: without `value_fn`; and as `precondition`.
         MetricError: as for `precondition`.
+        SizeError: where the matrix would not fit.
 
     References:
         More & Sorensen (1983), Computing a trust region step; Nocedal & Wright (2006), Numerical
@@ -266,5 +268,4 @@ def region_step(
     rest = jnp.sqrt(jnp.maximum(radius**2 - jnp.sum(step[1:] ** 2), 0.0))
     hard = short & ~inside & (values[0] < 0.0)
     step = step.at[0].set(jnp.where(hard, jnp.where(w[0] > 0.0, -rest, rest), step[0]))
-    multiplier = jnp.where(inside | short, jnp.maximum(-values[0], 0.0), mu - values[0])
-    return basis @ step, multiplier
+    return basis @ step, mu - values[0]

@@ -60,9 +60,10 @@ def precondition(
     Raises:
         MetricError: for a metric that is none, or on vectors unlike the parameters.
         SingularMetricError: where metric and damping are not positive definite at the start (`init`
-            looks, outside of `jit`) or later.
-        OptimizerError: for gradients that are not finite or laid out otherwise, and for adaptive
-            damping without `value_fn`. Inside of `jit` an update of such gradients is NaN.
+            looks, outside of `jit`) or later; with `solve`, where the step found is not downhill.
+        OptimizerError: for gradients or parameters that are not finite or laid out otherwise, half
+            precision, and adaptive damping without `value_fn`. Inside of `jit` an update that is
+            not finite is NaN in all entries, and the state stays.
         SizeError: where a matrix would not fit, and no `solve` that needs none is given.
 
     References:

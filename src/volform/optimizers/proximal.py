@@ -57,8 +57,9 @@ def proximal_point(
 
     Raises:
         OptimizerError: without `value_fn`, for a dissimilarity that is none or not convex at the
-            parameters, and as `precondition`.
-        ConvergenceError: when no minimum was found; NaN under `jit`.
+            parameters, parameters outside of its domain, and as `precondition`.
+        ConvergenceError: when no minimum was found, as at a kink, a saddle, or of an objective that
+            is not bounded below; NaN under `jit`.
 
     References:
         Rockafellar (1976), Monotone operators and the proximal point algorithm.
@@ -201,8 +202,8 @@ def mirror_descent(
         An optimizer of optax, whose updates are whole steps; `update` needs `params`.
 
     Raises:
-        OptimizerError: for a dissimilarity that is none or not convex at the parameters, and as
-            `precondition`.
+        OptimizerError: for a dissimilarity that is none or not convex at the parameters, parameters
+            outside of its domain, and as `precondition`.
         ConvergenceError: when there is no such u, or none was found; NaN under `jit`.
 
     References:
@@ -310,12 +311,16 @@ def _in_outputs(
     tolerance = 1e-12 if jnp.finfo(start.dtype).eps < 1e-10 else 1e-5
     method = optx.LevenbergMarquardt(tolerance, tolerance) if solver is None else solver
 
-    def missed(u: Float[Array, " n"], _: Any) -> PyTree:
-        return jax.tree.map(jnp.subtract, f(unravel(u)), wanted)
+    def missed(u: Float[Array, " n"], _: Any) -> Float[Array, " k"]:
+        apart = jax.tree.map(jnp.subtract, f(unravel(u.astype(start.dtype))), wanted)
+        return ravel_pytree(apart)[0].astype(u.dtype)
 
-    found = optx.least_squares(missed, method, start, max_steps=_MOST_STEPS, throw=False)
+    # optimistix has the damping in the widest precision there is, and the rest has to fit to it.
+    wide = start.astype(jnp.zeros(()).dtype)
+    found = optx.least_squares(missed, method, wide, max_steps=_MOST_STEPS, throw=False)
     solved = found.result == optx.RESULTS.successful
-    return unravel(jnp.where(solved, found.value - start, jnp.nan)), state
+    move = found.value.astype(start.dtype) - start
+    return unravel(jnp.where(solved, move, jnp.nan)), state
 
 
 def _require_dissimilarity(dissimilarity: Any, function: str) -> None:

@@ -99,12 +99,12 @@ def update_from(found: PyTree, updates: PyTree, params: PyTree) -> PyTree:
 
     That is the one rule of what `jit` hides from checks.
     """
-    numbers = [leaf for tree in (found, updates, params) for leaf in jax.tree.leaves(tree)]
-    finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]))
-    leaves = [
-        jnp.where(finite, jnp.asarray(leaf, jnp.result_type(like)), jnp.nan)
-        for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True)
-    ]
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(updates), strict=True)
+    leaves = [jnp.asarray(leaf, jnp.result_type(like)) for leaf, like in pairs]
+    if is_traced(leaves):
+        numbers = [*leaves, *jax.tree.leaves((updates, params))]
+        finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]))
+        leaves = [jnp.where(finite, leaf, jnp.nan) for leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(updates), leaves)
 
 
