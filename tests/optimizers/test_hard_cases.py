@@ -195,6 +195,9 @@ def test_a_metric_that_is_singular_but_for_rounding():
     tx = natural_gradient(logits, 0.1)
     with pytest.raises(SingularMetricError, match="singular"):
         tx.init(jnp.array([0.1, 0.2, 0.3]))
+    start, slope = natural_gradient(FLAT).init(X), jnp.array([1.0, 0.0, 0.0])
+    for z in (jnp.array([0.1, 0.2, 0.3]), jnp.array([0.3, -0.1, 1.0]), jnp.zeros(3)):
+        assert np.isnan(jax.jit(tx.update)(slope, start, z)[0]).all()
     units = vf.geometry.DiagonalField(lambda x: jnp.array([1e-30, 1e30]))  # is not singular
     natural_gradient(units, 0.1).init(X)
 

@@ -16,6 +16,7 @@ from volform.linalg import added, scaled, whiten
 from volform.optimizers.update_checks import (
     Loss,
     MetricFunction,
+    is_structured,
     rate_of,
     require_metric_function,
 )
@@ -115,9 +116,22 @@ def solve_damped(
     total = form if damping is None else added(form, damping)
     if definite:
         # The differential of half the cometric |L^-1 w|^2, which knows the structure.
-        return jax.grad(lambda w: 0.5 * jnp.sum(whiten(total, w) ** 2))(covector)
+        found = jax.grad(lambda w: 0.5 * jnp.sum(whiten(total, w) ** 2))(covector)
+        return found if is_structured(total) else _regular(total, covector, found)
     flat, unravel = ravel_pytree(covector)
     return unravel(jnp.linalg.solve(total.as_matrix(), flat))
+
+
+def _regular(total: lx.AbstractLinearOperator, covector: PyTree, found: PyTree) -> PyTree:
+    """The solution `v = A^-1 w`; NaN where rounding alone tells A from a singular matrix.
+
+    `w^T v` is no more than `sum_i w_i^2 / A_ii` over the lowest eigenvalue of A in units in which
+    its diagonal is one. Beyond that bound with n roundings, the eigenvalue is rounding.
+    """
+    w, v = (ravel_pytree(tree)[0] for tree in (covector, found))
+    bound = jnp.sum(w**2 / jnp.diagonal(total.as_matrix()))
+    singular = w.size * jnp.finfo(w.dtype).eps * (w @ v) > bound
+    return jax.tree.map(lambda leaf: jnp.where(singular, jnp.nan, leaf), found)
 
 
 def _by_products(
