@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,7 +15,6 @@ from volform.models.model_with_data import ModelWithData, Source
 from volform.models.posterior import Posterior
 
 _SIZES = 1.0, 3.0, 10.0, 30.0  # of the points at which copies are counted: clipping is seen far out
-_AT_ONCE = 8  # points at which the density is evaluated by one call
 _Values = dict[str, Any]
 
 
@@ -59,11 +57,7 @@ def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) ->
         return program.log_density({**rest, **values})
 
     def densities(several: list[_Values]) -> Float[np.ndarray, " k"]:
-        filled = np.arange(-(-len(several) // _AT_ONCE) * _AT_ONCE) % len(several)
-        chunks = np.split(filled, len(filled) // _AT_ONCE)
-        stacks = ({n: np.stack([several[i][n] for i in chunk]) for n in names} for chunk in chunks)
-        found = [np.asarray(_densities(program, rest, stack)) for stack in stacks]
-        return np.concatenate(found)[: len(several)]
+        return np.array([np.asarray(_density(program, rest, values)) for values in several])
 
     own = [{name: point[name] for name in names} for point in points]
     modes, is_all = counters[names[0]](density, densities, own)
@@ -71,8 +65,8 @@ def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) ->
 
 
 @compiled
-def _densities(program: ModelWithData, rest: _Values, stack: _Values) -> Float[Array, " k"]:
-    return jax.lax.map(lambda values: program.log_density({**rest, **values}), stack)
+def _density(program: ModelWithData, rest: _Values, values: _Values) -> Float[Array, ""]:
+    return program.log_density({**rest, **values})
 
 
 def _scale(size: int, ndim: int) -> float:
