@@ -140,9 +140,9 @@ def test_draws_are_turned(factorized):
     assert norms[:, 0].mean() == pytest.approx(norms[:, 1].mean(), rel=0.03)
     assert abs(draws["a"].mean(0)).max() < 4 * draws["a"].std() / np.sqrt(4000) * 1.5
     posterior, u = factorized.posterior, np.asarray(factorized.at.u)
-    images = turned_draws(
-        posterior, factorized.orbit.rotations, u, np.tile(u, (5, 1)), np.random.default_rng(0)
-    )
+    groups, gram = factorized.orbit.rotations, factorized.at.gram
+    points, random = np.tile(u, (5, 1)), np.random.default_rng(0)
+    images = turned_draws(posterior, groups, u, gram, points, random)
     heights = jax.vmap(posterior.log_density)(jnp.asarray(images))
     assert np.asarray(heights) == pytest.approx(factorized.log_density, abs=1e-10)
     assert np.ptp(images[:, 0]) > 0.1

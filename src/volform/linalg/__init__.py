@@ -11,7 +11,10 @@ from volform.linalg.generalized import (
     capacitance_root as capacitance_root,
     cholesky_or_nan as cholesky_or_nan,
     generalized_eigh as generalized_eigh,
+    is_above as is_above,
+    singular_below as singular_below,
     solve_lower as solve_lower,
+    unit_diagonal as unit_diagonal,
     whitened_form as whitened_form,
 )
 from volform.linalg.matrix_functions import soft_absolute as soft_absolute

@@ -1,6 +1,7 @@
 """Dense decompositions that rooms above share: of a symmetric pencil (H, G), and of I + A A^T."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,3 +134,28 @@ def capacitance_root(rows: Float[Array, "r n"]) -> Float[Array, "m m"]:
     """
     gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
     return jnp.linalg.cholesky(gram + jnp.eye(len(gram), dtype=gram.dtype))
+
+
+def is_above(matrix: Any, bound: float) -> bool:
+    """Tell whether every eigenvalue of a symmetric matrix is above `bound`, by Cholesky."""
+    diagonal = np.diagonal(matrix)
+    if np.count_nonzero(matrix) == np.count_nonzero(diagonal):
+        return bool(np.all(diagonal > bound))
+    try:
+        np.linalg.cholesky(matrix - bound * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def unit_diagonal(matrix: Any) -> np.ndarray:
+    """The matrix in units in which its diagonal is one, so that thresholds have no units."""
+    scale = np.sqrt(np.abs(np.diag(matrix)))
+    scale[scale == 0] = 1.0
+    return matrix / np.outer(scale, scale)
+
+
+def singular_below(matrix: Any, dtype: Any) -> float:
+    """Eigenvalue of a matrix of unit diagonal below which rounding may have made it."""
+    # Cholesky's backward error is about n roundings (Higham 2002, theorem 10.3), and a safe factor.
+    return 10 * len(matrix) * float(jnp.finfo(dtype).eps)

@@ -1,6 +1,5 @@
 """Arguments that the optimizers share: checks of them, and parameters that optax masks."""
 
-import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +29,10 @@ from volform.linalg import (
     Point,
     exact_logdet,
     fits,
+    is_above,
+    singular_below,
     structure_of,
+    unit_diagonal,
 )
 
 MetricFunction = Callable[[Point], lx.AbstractLinearOperator]
@@ -304,15 +306,9 @@ def require_definite_at(
     matrix = np.asarray(operator.as_matrix())
     lowest, rounding = np.nan, 0.0
     if np.isfinite(matrix).all():
-        # In units in which the diagonal is one, so that the threshold has no units. Cholesky's
-        # backward error is about n roundings (Higham 2002, theorem 10.3), and a safe factor.
-        rounding = 10 * len(matrix) * float(np.finfo(matrix.dtype).eps)
-        scale = np.sqrt(np.abs(np.diag(matrix)))
-        scale[scale == 0.0] = 1.0
-        matrix = matrix / np.outer(scale, scale)
-        shift = -rounding if strictly else rounding
-        with contextlib.suppress(np.linalg.LinAlgError):
-            np.linalg.cholesky(matrix + shift * np.eye(len(matrix), dtype=matrix.dtype))
+        rounding = singular_below(matrix, matrix.dtype)
+        matrix = unit_diagonal(matrix)
+        if is_above(matrix, rounding if strictly else -rounding):
             return
         lowest = np.linalg.eigvalsh(matrix)[0]
     kind = "indefinite" if lowest < -rounding else "singular or not finite"

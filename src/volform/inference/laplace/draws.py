@@ -19,7 +19,7 @@ from volform.generators import generator
 from volform.inference.laplace.gaussian_chart import LEBESGUE, GaussianChart
 from volform.inference.laplace.samples import Samples
 from volform.inference.modes.turning import turned_draws
-from volform.inference.modes.verdicts import Orbit
+from volform.inference.modes.verdicts import Orbit, gram_at
 from volform.linalg.operator import require_dense
 from volform.linalg.structured import exact_logdet
 from volform.linalg.under_metric import whitening_maps
@@ -180,7 +180,9 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
             )
     u, log_q = (np.concatenate(part)[:draws] for part in zip(*kept, strict=True))
     if proposal.orbit is not None:
-        u = turned_draws(posterior, proposal.orbit.rotations, proposal.u, u, generator(key, TURNS))
+        center, random = proposal.u, generator(key, TURNS)
+        gram = gram_at(posterior, center)
+        u = turned_draws(posterior, proposal.orbit.rotations, center, gram, u, random)
         return Samples(posterior, LEBESGUE, u, outside=outside)
     return Samples(posterior, LEBESGUE, u, outside=outside, log_q_points=log_q)
 

@@ -40,5 +40,6 @@ from volform.inference.modes.verdicts import (
     Orbit as Orbit,
     Saddle as Saddle,
     Stationary as Stationary,
+    gram_at as gram_at,
     require_positive_definite_at as require_positive_definite_at,
 )

@@ -17,15 +17,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from volform.inference.modes.expansion import OnOrbit, SecondOrder, objective
+from volform.inference.modes.expansion import OnOrbit, SecondOrder, expand_first
 from volform.inference.modes.turning import complement_of, pseudo_volume, tangents_of
-from volform.inference.modes.verdicts import Flat, Orbit, involved_sites
+from volform.inference.modes.verdicts import Flat, Orbit, gram_at, involved_sites
+from volform.linalg.generalized import generalized_eigh, unit_diagonal
 from volform.models.posterior import Posterior
 from volform.models.rotations import Rotations
 from volform.models.symmetries import find_rotations
@@ -102,20 +101,14 @@ def _on_known(posterior: Posterior, orbits: Sequence[Found], u: Any) -> int | No
 
 
 def _flat(posterior: Posterior, at: SecondOrder) -> Flat:
-    scaled = _scaled(at)
+    scaled = unit_diagonal(np.asarray(at.hessian, float))
     values, vectors = np.linalg.eigh(scaled)
     level = values < FLAT_BELOW
     return Flat(int(level.sum()), involved_sites(posterior, vectors[:, level]))
 
 
-def _scaled(at: SecondOrder) -> Float[np.ndarray, "d d"]:
-    hessian = np.asarray(at.hessian, float)
-    scale = np.sqrt(np.abs(np.diagonal(hessian)))
-    return hessian / np.outer(scale, scale) if (scale > 0.0).all() else hessian
-
-
 def _may_be_flat(at: SecondOrder) -> bool:
-    scaled = _scaled(at)
+    scaled = unit_diagonal(np.asarray(at.hessian, float))
     return bool(np.isfinite(scaled).all() and np.linalg.eigvalsh(scaled)[0] < FLAT_BELOW)
 
 
@@ -139,7 +132,9 @@ def _along(
     curved = complement @ hessian @ complement.T
     curved += 2.0 * math.pi * math.exp(-2.0 * log_volume / k) * forms.T @ forms
     leftover = basis @ hessian @ basis.T
-    spectrum = np.linalg.eigvalsh(_whitened(complement @ hessian @ complement.T, gram))
+    spectrum = np.asarray(
+        generalized_eigh(jnp.asarray(complement @ hessian @ complement.T), jnp.asarray(gram))[0]
+    )
     size = np.abs(spectrum).max()
     noise = max(np.abs(leftover).max(), LEFT_OVER * size)
     own = {field.name: getattr(at, field.name) for field in dataclasses.fields(at)}
@@ -156,12 +151,6 @@ def _dimension(n: int) -> int:
     return n * (n - 1) // 2
 
 
-def _whitened(hessian: Any, gram: Any) -> Any:
-    lower = np.linalg.cholesky(gram)
-    half = np.linalg.solve(lower, hessian)
-    return np.linalg.solve(lower, half.T)
-
-
 def _is_invariant(
     posterior: Posterior, rotations: tuple[Rotations, ...], at: SecondOrder, log_pdet: float
 ) -> bool:
@@ -171,15 +160,11 @@ def _is_invariant(
         turn = np.linalg.qr(random.normal(size=(group.size, group.size)))[0]
         values = group.turned(values, jnp.asarray(turn, at.u.dtype))
     u = posterior.unconstrain(values)
-    value, gram = _objective_and_gram(posterior, u)
-    there = pseudo_volume(tangents_of(posterior, rotations, u), np.asarray(gram, float))[0]
-    same = abs(float(value) - float(at.value)) < TURNED * (1.0 + abs(float(at.value)))
+    gram = np.asarray(gram_at(posterior, u), float)
+    there = pseudo_volume(tangents_of(posterior, rotations, u), gram)[0]
+    value = float(expand_first(posterior, u).value)
+    same = abs(value - float(at.value)) < TURNED * (1.0 + abs(float(at.value)))
     return same and abs(there - log_pdet) < TURNED * (1.0 + abs(log_pdet))
-
-
-@eqx.filter_jit
-def _objective_and_gram(posterior: Posterior, u: Float[Array, " d"]) -> tuple[Array, Array]:
-    return objective(u, posterior), posterior.metric(u).as_matrix()
 
 
 def _are_on_one_orbit(

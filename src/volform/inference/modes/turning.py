@@ -46,6 +46,7 @@ def turned_draws(
     posterior: Posterior,
     groups: tuple[Rotations, ...],
     center: Any,
+    gram: Any,
     u: Any,
     random: np.random.Generator,
 ) -> Float[np.ndarray, "n d"]:
@@ -55,10 +56,11 @@ def turned_draws(
         posterior: the posterior.
         groups: the groups of rotations.
         center: the point of it that the draws are around; along the orbit they are not moved.
+        gram: the metric there, shape (d, d).
         u: the draws.
         random: generator of the rotations, which have Haar's measure.
     """
-    gram = np.asarray(_gram(posterior, center), float)
+    gram = np.asarray(gram, float)
     basis = pseudo_volume(tangents_of(posterior, groups, center), gram)[1]
     across = np.asarray(center) + (u - np.asarray(center)) @ complement_of(basis, gram)
     turns = []
@@ -79,8 +81,3 @@ def _turned(
         return posterior.layout.unconstrain(values)
 
     return jax.vmap(at)(u, *turns)
-
-
-@eqx.filter_jit
-def _gram(posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
-    return posterior.metric(u).as_matrix()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
+from volform.linalg.generalized import is_above, singular_below, unit_diagonal
 from volform.linalg.operator import fits
 from volform.models.posterior import Posterior
 from volform.models.rotations import Rotations
@@ -168,8 +169,8 @@ def curvature_verdict(posterior: Posterior, at: Any) -> Verdict:
     """
     hessian = np.asarray(at.hessian, dtype=float)
     # Second derivatives of a density hold about 10^-12 in float64, ten thousand roundings.
-    scaled, flat = _unit_diagonal(hessian), 1e4 * len(hessian) * float(jnp.finfo(at.u.dtype).eps)
-    if _is_above(scaled, flat):
+    scaled, flat = unit_diagonal(hessian), 1e4 * len(hessian) * float(jnp.finfo(at.u.dtype).eps)
+    if is_above(scaled, flat):
         return Minimum()
     eigenvalues, vectors = np.linalg.eigh(scaled)
     negative = eigenvalues < -flat
@@ -206,18 +207,18 @@ def require_positive_definite(posterior: Posterior, u: Any, gram: _Matrix) -> No
             f"The metric `{posterior.metric_name}` is NaN or infinite in the rows of "
             f"`{'`, `'.join(sites)}` at {_at(posterior, u)}. Check it there."
         )
-    scaled = _unit_diagonal(gram)
+    scaled = unit_diagonal(gram)
     if not np.allclose(scaled, scaled.T, atol=1e-6 if u.dtype == jnp.float32 else 1e-10):
         raise MetricError(
             f"The metric `{posterior.metric_name}` is not symmetric at {_at(posterior, u)}; a "
             "metric is a symmetric bilinear form. Return (m + m.T) / 2 if you mean its symmetric "
             "part."
         )
-    if _is_above(scaled, _singular_below(gram, u.dtype)):
+    if is_above(scaled, singular_below(gram, u.dtype)):
         return
     eigenvalues, vectors = np.linalg.eigh(scaled)
-    null = eigenvalues <= _singular_below(gram, u.dtype)
-    if (eigenvalues < -_singular_below(gram, u.dtype)).any():
+    null = eigenvalues <= singular_below(gram, u.dtype)
+    if (eigenvalues < -singular_below(gram, u.dtype)).any():
         sites = "`, `".join(involved_sites(posterior, vectors[:, :1]))
         raise SingularMetricError(
             f"The metric `{posterior.metric_name}` is not positive definite at "
@@ -240,38 +241,14 @@ def require_positive_definite(posterior: Posterior, u: Any, gram: _Matrix) -> No
 def require_positive_definite_at(posterior: Posterior, u: Any) -> None:
     """`require_positive_definite`, unless its matrix would be too large to form."""
     if fits(posterior.dim, posterior.dim, u.dtype):
-        require_positive_definite(posterior, u, np.asarray(_gram(posterior, u)))
+        require_positive_definite(posterior, u, np.asarray(gram_at(posterior, u)))
 
 
 def is_regular(gram: _Matrix, dtype: Any) -> bool:
     """Tell whether a symmetric matrix is positive definite to the precision of `dtype`."""
     if not np.all(np.isfinite(gram)):
         return False
-    return _is_above(_unit_diagonal(gram), _singular_below(gram, dtype))
-
-
-def _is_above(matrix: _Matrix, bound: float) -> bool:
-    """Tell whether every eigenvalue of a symmetric matrix is above `bound`, by Cholesky."""
-    diagonal = np.diagonal(matrix)
-    if np.count_nonzero(matrix) == np.count_nonzero(diagonal):
-        return bool(np.all(diagonal > bound))
-    try:
-        np.linalg.cholesky(matrix - bound * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        return False
-    return True
-
-
-def _unit_diagonal(matrix: _Matrix) -> _Matrix:
-    """The matrix in units in which its diagonal is one, so that thresholds have no units."""
-    scale = np.sqrt(np.abs(np.diag(matrix)))
-    scale[scale == 0] = 1.0
-    return matrix / np.outer(scale, scale)
-
-
-def _singular_below(matrix: _Matrix, dtype: Any) -> float:
-    # Cholesky's backward error is about n roundings (Higham 2002, theorem 10.3), and a safe factor.
-    return 10 * len(matrix) * float(jnp.finfo(dtype).eps)
+    return is_above(unit_diagonal(gram), singular_below(gram, dtype))
 
 
 def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
@@ -296,7 +273,8 @@ def _densities(posterior: Posterior, u: Any) -> dict[str, Any]:
 
 
 @eqx.filter_jit
-def _gram(posterior: Posterior, u: Any) -> _Matrix:
+def gram_at(posterior: Posterior, u: Any) -> _Matrix:
+    """The matrix of the metric at u, by one program."""
     return posterior.metric(u).as_matrix()
 
 
