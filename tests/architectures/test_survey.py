@@ -18,7 +18,6 @@ from volform import kernels as k, networks as nn
 from volform.architectures import rank
 from volform.architectures.finite_width import _log_density
 from volform.errors import ConvergenceError, DataError, KernelError, NetworkError, OperatorError
-from volform.models import provenance_of
 
 Y = np.cos(2.0 * np.arange(6))
 NET = around(nn.Relu(), nn.Erf())
@@ -46,7 +45,7 @@ def test_compare_takes_exact_evidence(recwarn):
     assert table.rows[0].probability == pytest.approx(1 / (1 + math.exp(-gap)))
     assert table.cautions == ()
     posterior = vf.condition(nn.regression(nn.MLP((1,)), 0.3), X, Y[:, None])
-    provenance = provenance_of(posterior)._replace(equivalent_modes=None)
+    provenance = posterior.provenance._replace(equivalent_modes=None)
     assert provenance == wide["a"].provenance  # (n,) and (n, 1) are the same data
     finite = dataclasses.replace(wide["a"], metric="Euclidean()", provenance=provenance)
     assert vf.compare({**wide, "c": finite}).cautions == ()

@@ -343,7 +343,7 @@ def test_costs_are_those_of_the_model() -> None:
         found = vf.evidence(fit, by=by)
         jax.effects_barrier()
         checked = 100 if isinstance(by, vf.Bridge) else 0  # draws, whose gradients are taken
-        # `provenance_of` traces the model once or twice on the way.
+        # `posterior.provenance` traces the model once or twice on the way.
         assert found.cost.densities <= len(calls) - checked <= found.cost.densities + 2
         if isinstance(by, vf.Importance):
             assert found.cost.gradients == searched.gradients > 0

@@ -14,7 +14,6 @@ from numpyro import handlers
 
 import volform as vf
 from volform.errors import ModelError, TrustWarning
-from volform.models import provenance_of
 
 Y = np.array([0.3, -0.5, 0.9, 0.0])
 SOME = np.array([True, False, True, True])
@@ -73,21 +72,21 @@ PROPER = {
 @pytest.mark.parametrize("name", IMPROPER)
 def test_a_prior_known_up_to_a_factor_is_refused(name: str) -> None:
     posterior = posterior_of(prior=IMPROPER[name])
-    assert provenance_of(posterior).improper == ("mu",)
+    assert posterior.provenance.improper == ("mu",)
     with pytest.raises(ModelError, match="prior of `mu` is improper or known only up to a factor"):
         vf.evidence(posterior)
 
 
 @pytest.mark.parametrize("name", PROPER)
 def test_a_proper_prior_is_not(name: str) -> None:
-    assert provenance_of(posterior_of(prior=PROPER[name])) == provenance_of(posterior_of())
+    assert posterior_of(prior=PROPER[name]).provenance == posterior_of().provenance
 
 
 # --- Data
 
 
 def data_of(y: Any = Y, **around: Any) -> Any:
-    return provenance_of(posterior_of(y, **around)).data
+    return posterior_of(y, **around).provenance.data
 
 
 def test_equal_data() -> None:

@@ -14,7 +14,6 @@ import volform as vf
 from volform import architectures, kernels as k, networks as nn
 from volform.errors import KernelError, MovedError, NetworkError
 from volform.inference import GGN, Diagonal, Full
-from volform.models import provenance_of
 
 RNG = np.random.default_rng(7)
 VECTORS, SEQUENCES = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(3, 4, 2)))
@@ -114,7 +113,7 @@ def test_curvature_by_layers_is_that_of_the_matrix(name: str) -> None:
 
 def _copies(*layers: nn.Layer, x: jax.Array = VECTORS) -> int | None:
     model = nn.regression(nn.Network(nn.serial(*layers)), 0.5)
-    provenance = provenance_of(vf.condition(model, x, jnp.ones((len(x), 1))))
+    provenance = vf.condition(model, x, jnp.ones((len(x), 1))).provenance
     assert not provenance.uncounted
     return provenance.equivalent_modes
 

@@ -18,7 +18,6 @@ from numpyro.infer.util import log_density
 import volform as vf
 from volform import networks as nn
 from volform.errors import DataError, NetworkError
-from volform.models import provenance_of
 
 SAME_LAW = [nn.SP(), nn.NTP(), nn.ImprovedSP(2)]
 ALL = [*SAME_LAW, nn.MuP(), nn.WithPrior(nn.SP(), nn.NTP())]
@@ -345,7 +344,7 @@ def test_own_flat_metrics_where_the_factor_is_sampled():
 )
 def test_equivalent_modes_are_declared(activation, expected):
     model = nn.regression(nn.MLP((3, 2), activation=activation))
-    assert provenance_of(vf.condition(model, X, Y)).equivalent_modes == expected
+    assert vf.condition(model, X, Y).provenance.equivalent_modes == expected
 
 
 def test_equivalent_parameters_are_equivalent(key):

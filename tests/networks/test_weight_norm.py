@@ -15,7 +15,6 @@ import volform as vf
 from volform import networks as nn
 from volform.errors import DataError, NetworkError, SingularMetricError
 from volform.inference.modes.expansion import expand_second
-from volform.models import provenance_of
 
 CHARTS = {"polar": nn.PolarTransform, "log-polar": nn.log_polar}
 GENERATOR = np.random.default_rng(0)
@@ -136,7 +135,7 @@ def test_density_is_carried(cartesian):
 
 def test_equivalent_modes_are_carried(cartesian):
     model = nn.weight_norm(nn.regression(NET, 0.3), cartesian[1].values)
-    assert provenance_of(vf.condition(model, X, Y)).equivalent_modes == 2 * 2**2
+    assert vf.condition(model, X, Y).provenance.equivalent_modes == 2 * 2**2
 
 
 def test_reparam_inside_of_a_model_is_not_counted():
@@ -144,7 +143,7 @@ def test_reparam_inside_of_a_model_is_not_counted():
         with handlers.reparam(config={"layer0.w": LocScaleReparam(0.0)}):
             nn.regression(NET, 0.3)(x, y)
 
-    provenance = provenance_of(vf.condition(model, X, Y))
+    provenance = vf.condition(model, X, Y).provenance
     assert "layer0.w" in provenance.uncounted
     assert provenance.equivalent_modes in {1, None}
 

@@ -23,7 +23,7 @@ from volform.models.data_checks import (
     core_of as core_of,
     require_in_support as require_in_support,
 )
-from volform.models.fingerprint import fingerprint as fingerprint, provenance_of as provenance_of
+from volform.models.fingerprint import fingerprint as fingerprint
 from volform.models.fisher_metrics import (
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,

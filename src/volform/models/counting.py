@@ -11,8 +11,8 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from volform.compilation import compiled
+from volform.models.layout import Layout, named_values
 from volform.models.model_with_data import ModelWithData, Source
-from volform.models.posterior import Posterior
 
 _SIZES = 1.0, 3.0, 10.0, 30.0  # of the points at which copies are counted: clipping is seen far out
 _Values = dict[str, Any]
@@ -26,27 +26,30 @@ class Counted(NamedTuple):
     is_all: bool
 
 
-def counted(posterior: Posterior, counters: Mapping[str, Callable[..., Any]]) -> Counted | None:
+def counted(
+    program: ModelWithData, layout: Layout, counters: Mapping[str, Callable[..., Any]]
+) -> Counted | None:
     """The number that sites leave to a function, which sees the joint density; None without any.
 
     Sites that `handlers.reparam` around the model rewrote are counted in the model as it was
     written; of one inside of it they are not counted.
 
     Args:
-        posterior: the posterior.
+        program: the model with its data.
+        layout: its latent sites.
         counters: by site what `infer={"equivalent_modes": ...}` said, a function such as
             `equivalence.copies`; all sites of one model together are one network's, or several.
     """
     names = tuple(counters)
     if not names:
         return None
-    random, program, sites = np.random.default_rng(0), posterior.program, posterior.layout.sites
-    if set(names) <= set(posterior.names):
+    random, sites = np.random.default_rng(0), layout.sites
+    if set(names) <= set(layout.names):
         scales = [np.full(site.size, _scale(site.size, len(site.shape))) for site in sites]
-        drawn = [f * np.concatenate(scales) * random.normal(size=posterior.dim) for f in _SIZES]
-        points = [dict(posterior.values(jnp.asarray(u))) for u in drawn]
+        drawn = [f * np.concatenate(scales) * random.normal(size=layout.dim) for f in _SIZES]
+        points = [layout.constrain(jnp.asarray(u)) for u in drawn]
     else:
-        start = posterior.values(jnp.zeros(posterior.dim), names)
+        start = named_values(layout, program, jnp.zeros(layout.dim), names)
         points = [{n: _drawn(value, f, random) for n, value in start.items()} for f in _SIZES]
         program = ModelWithData(Source(_as_written(program.model)), program.data)
         if not set(names) <= _samples(program, points[0]):  # `reparam` inside of the model

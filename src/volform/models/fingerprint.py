@@ -9,52 +9,57 @@ import numpy as np
 from numpyro.distributions import ImproperUniform, Unit
 
 from volform.geometry.dependence import dependence, moves
+from volform.models.bound_model import BoundModel
 from volform.models.counting import counted
 from volform.models.data_checks import core_of, on_host, used_entries
-from volform.models.posterior import Posterior
 from volform.models.priors import VolumeDensity
 from volform.results import Provenance, require_count
 
 Fingerprint = tuple[tuple[int, ...], str]
 
 
-def provenance_of(posterior: Posterior) -> Provenance:
+def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     """The provenance of a conditioned model.
+
+    Args:
+        model: the model with its data.
+        held: what its density depends on besides, and is held.
 
     Raises:
         ModelError: when a declared number of equivalent modes is no positive integer.
     """
     # A site that `handlers.reparam` rewrote has lost its settings by the time it is traced.
-    trace, modes = posterior.program.outputs(
-        posterior.values(jnp.zeros(posterior.dim)),
+    trace, modes = model.program.outputs(
+        model.values(jnp.zeros(model.dim)),
         lambda found: (found.trace, found.equivalent_modes),
     )
-    sites = {name: trace[name] for name in (*posterior.names, *posterior.observed)}
+    sites = {name: trace[name] for name in (*model.names, *model.observed)}
     counts = [
         require_count(count, f"`infer` of the site `{name}`")
         for name, count in modes.items()
         if count is not None and not callable(count)
     ]
     uncounted = [name for name, count in modes.items() if count is None]
-    found = counted(posterior, {name: count for name, count in modes.items() if callable(count)})
+    counters = {name: count for name, count in modes.items() if callable(count)}
+    found = counted(model.program, model.layout, counters)
     if found is not None:
         counts += [found.modes]
         uncounted += [] if found.is_all else found.names
-    observed = {name: sites[name] for name in posterior.observed}
+    observed = {name: sites[name] for name in model.observed}
     data = {n: site for n, site in observed.items() if not isinstance(core_of(site["fn"]), Unit)}
-    factors = tuple(name for name in posterior.observed if name not in data)
-    moving = _moving(posterior, tuple(data))
+    factors = tuple(name for name in model.observed if name not in data)
+    moving = _moving(model, tuple(data))
     powers = {name: _powers(site) for name, site in data.items()}
     return Provenance(
-        tuple(name for name in posterior.names if _is_improper(sites[name])),
+        tuple(name for name in model.names if _is_improper(sites[name])),
         factors,
         math.prod(counts) if counts else None,
         tuple(sorted(_of_site(site, name in moving) for name, site in data.items())),
-        by_factor=_moved_by_data(posterior, factors),
+        by_factor=_moved_by_data(model, factors),
         powers=tuple((name, _range(power)) for name, power in powers.items() if power is not None),
         masked=tuple((name, _masked(site)) for name, site in data.items() if _is_masked(site)),
-        held=posterior.held,
-        unobserved=not posterior.observed,
+        held=held,
+        unobserved=not model.observed,
         uncounted=tuple(uncounted),
     )
 
@@ -108,26 +113,26 @@ def _range(powers: np.ndarray) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _moving(posterior: Posterior, names: tuple[str, ...]) -> set[str]:
+def _moving(model: BoundModel, names: tuple[str, ...]) -> set[str]:
     """Observed sites whose values depend on the parameters, as in `obs=times - shift`."""
 
     def values(u: Any) -> dict[str, Any]:
-        trace = posterior.program.run(posterior.values(u))
+        trace = model.program.run(model.values(u))
         return {name: jnp.asarray(trace[name]["value"]) for name in names}
 
-    flags = dependence(values, jnp.zeros(posterior.dim))
+    flags = dependence(values, jnp.zeros(model.dim))
     return {name for name in names if moves(flags[name])}
 
 
-def _moved_by_data(posterior: Posterior, names: tuple[str, ...]) -> tuple[str, ...]:
+def _moved_by_data(model: BoundModel, names: tuple[str, ...]) -> tuple[str, ...]:
     """The `numpyro.factor` sites that the arrays among the model's arguments enter."""
     if not names:
         return ()
-    values = posterior.values(jnp.zeros(posterior.dim))
+    values = model.values(jnp.zeros(model.dim))
 
     def densities(arrays: Any) -> dict[str, Any]:
-        found = posterior.program.with_arrays(arrays).site_densities(values)
+        found = model.program.with_arrays(arrays).site_densities(values)
         return {name: found[name] for name in names}
 
-    flags = dependence(densities, posterior.program.arrays)
+    flags = dependence(densities, model.program.arrays)
     return tuple(name for name in names if moves(flags[name]))

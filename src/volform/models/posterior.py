@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -26,6 +27,7 @@ from volform.models.attaching import (
 from volform.models.binding import MetricTerm, TermBinder, assemble, bind
 from volform.models.bound_model import BoundModel
 from volform.models.circles import centered_on_circles
+from volform.models.fingerprint import provenance_of
 from volform.models.inspection import inspect_model
 from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
@@ -33,7 +35,7 @@ from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
 from volform.models.signature import Signature, signature_of
 from volform.progress import waiting
-from volform.results import html_table, notes_on_held
+from volform.results import Provenance, html_table, notes_on_held
 
 
 class Attachment(eqx.Module):
@@ -94,6 +96,17 @@ class Posterior(eqx.Module):
     def bound_model(self) -> BoundModel:
         """The model with its data and without its metric, as metrics are given it to read."""
         return BoundModel(self.program, self.layout, self.observed, self.known)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Provenance of the evidence: of which data, proper and normalized or not, copies of modes.
+
+        Found when it is first asked for: a network's copies take some ten densities.
+
+        Raises:
+            ModelError: when a declared number of equivalent modes is no positive integer.
+        """
+        return provenance_of(self.bound_model, self.held)
 
     def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Named values at u, of the latent sites or of any sites, deterministic ones included.

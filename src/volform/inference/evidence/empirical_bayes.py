@@ -24,7 +24,6 @@ from volform.inference.modes.mode import default_tolerance
 from volform.inference.modes.newton import newton
 from volform.inference.modes.search import find_map
 from volform.linalg.structured import exact_logdet
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 
@@ -128,7 +127,7 @@ def maximize_evidence(
         return build({name: charts[name](u) for name, u in unravel(flat).items()})
 
     first = build(values)
-    provenance_of(first).require_proper(allow_improper)
+    first.provenance.require_proper(allow_improper)
     key = key_of(key, "maximize_evidence", ModelError)
     require_whole(max_steps, "max_steps", "maximize_evidence", ModelError)
     fit = laplace(find_map(first, key=key)).fit

@@ -23,7 +23,6 @@ from volform.inference.modes.mode import MAP, SEEN_ONCE, ExpansionPoint, Mode, s
 from volform.inference.modes.search import find_map
 from volform.limits import BFGS_UP_TO
 from volform.models.bound_model import BoundModel
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.models.symmetries import (
     SAME,
@@ -331,7 +330,7 @@ def problem_of(
             f"`vf.laplace`; got {type(target).__name__}."
         )
     require_untraced(posterior, "target", "evidence", ONE_BY_ONE, ModelError)
-    provenance = provenance_of(posterior)
+    provenance = posterior.provenance
     provenance.require_proper(allow_improper)
     if equivalent_modes is not None:
         provenance = provenance.with_equivalent_modes(equivalent_modes)

@@ -19,7 +19,6 @@ from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.log_evidence import first_order
 from volform.inference.modes.expansion import expand_first, objective
 from volform.linalg.structured import DenseOperator, exact_logdet
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 
@@ -104,7 +103,7 @@ def train_by_evidence(
         return {name: charts[name](u) for name, u in unravel(flat).items()}
 
     first = build(values)
-    provenance_of(first).require_proper(allow_improper=False)
+    first.provenance.require_proper(allow_improper=False)
     curvature = GGN() if curvature is None else curvature
     inner = _Descent(_adam(1e-2) if optimizer is None else optimizer, steps)
     ascent = _Descent(_adam(5e-2) if outer is None else outer, updates)

@@ -41,7 +41,6 @@ from volform.inference.modes.search import find_map, stationary_point
 from volform.inference.summary import Summary
 from volform.limits import HESSIAN_UP_TO
 from volform.linalg.structured import exact_logdet
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence, Regime, html_notes, in_words
 
@@ -117,7 +116,7 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
         """
-        provenance = provenance_of(self.posterior)
+        provenance = self.posterior.provenance
         provenance.require_proper(self.allow_improper)
         notes = [self.note, note_on_others(self.mode, provenance)]
         at = self.at
