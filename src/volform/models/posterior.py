@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
+from numpyro.distributions import Unit
 
 from volform.errors import ModelError, TrustWarning
 from volform.geometry.metric import Euclidean, Metric
@@ -27,6 +28,7 @@ from volform.models.attaching import (
 from volform.models.binding import MetricTerm, TermBinder, assemble, bind
 from volform.models.bound_model import BoundModel
 from volform.models.circles import centered_on_circles
+from volform.models.data_checks import core_of
 from volform.models.fingerprint import provenance_of
 from volform.models.inspection import inspect_model
 from volform.models.layout import Layout
@@ -96,6 +98,18 @@ class Posterior(eqx.Module):
     def bound_model(self) -> BoundModel:
         """The model with its data and without its metric, as metrics are given it to read."""
         return BoundModel(self.program, self.layout, self.observed, self.known)
+
+    @cached_property
+    def data_sites(self) -> tuple[str, ...]:
+        """Observed sites with a distribution: all but those of `numpyro.factor`."""
+        found: list[str] = []
+
+        def look(u: Float[Array, " d"]) -> None:
+            trace = self.bound_model.trace(u)
+            found.extend(n for n in self.observed if not isinstance(core_of(trace[n]["fn"]), Unit))
+
+        jax.eval_shape(look, self.layout.point)
+        return tuple(found)
 
     @cached_property
     def provenance(self) -> Provenance:

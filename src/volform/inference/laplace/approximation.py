@@ -119,7 +119,8 @@ class LaplaceApproximation(eqx.Module):
         provenance = self.posterior.provenance
         provenance.require_proper(self.allow_improper)
         notes = [self.note, note_on_others(self.mode, provenance)]
-        at = self.at
+        # With a curvature the metric's matrix, which `at` holds, is not asked for.
+        at = self.mode.at if self.title else self.at
         if self.title or not isinstance(self.mode, MAP) or not isinstance(at, SecondOrder):
             log_det = exact_logdet(self.precision)
             return curved_evidence(self.mode, log_det, provenance, self.title, notes, self.regimes)

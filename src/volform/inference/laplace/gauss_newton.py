@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
-from numpyro.distributions import Unit
 
 from volform.errors import ModelError
 from volform.geometry.connection import christoffel_along
 from volform.inference.modes.expansion import hessian_of
 from volform.linalg.under_metric import whitening_maps
-from volform.models.data_checks import core_of
 from volform.models.layout import Site
 from volform.models.posterior import Posterior
 
@@ -47,7 +45,7 @@ class Curvature(eqx.Module):
         Raises:
             ModelError: when no site is observed.
         """
-        names = data_sites(posterior, u)
+        names = posterior.data_sites
         if not names:
             raise ModelError(
                 f"`curvature={self}` needs an observed site, `numpyro.sample(..., obs=...)`; the "
@@ -189,19 +187,6 @@ class DataPriorSplit(eqx.Module):
         scales = {name: trace[name]["scale"] for name in self.names}
         moving, fixed = eqx.partition(sites, _is_floating)
         return jax.tree.map(jnp.asarray, moving), (fixed, scales)
-
-
-def data_sites(posterior: Posterior, u: Float[Array, " d"]) -> tuple[str, ...]:
-    """Observed sites with a distribution, `numpyro.factor` left out."""
-    found: list[str] = []
-
-    def look(u: Float[Array, " d"]) -> None:
-        trace = posterior.program.run(posterior.values(u))
-        names = posterior.observed
-        found.extend(n for n in names if not isinstance(core_of(trace[n]["fn"]), Unit))
-
-    jax.eval_shape(look, u)  # run as it is, a model compiles each of its operations by itself
-    return tuple(found)
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import STEADY, Compiled, compiled
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
@@ -22,6 +22,7 @@ from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
+from volform.models.bound_model import BoundModel
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, scalar
@@ -284,6 +285,11 @@ def _terms_along(
     return OrderedDict((n, scalar(v, dtype)) for n, v in zip(names, values, strict=True))
 
 
+@compiled
+def _log_likelihood(model: BoundModel, u: Float[Array, " d"]) -> Float[Array, ""]:
+    return model.log_likelihood(u)
+
+
 def _copies(
     fit: ExpansionPoint, provenance: Provenance, one: Any
 ) -> tuple[dict[str, float], str, Trust | None]:
@@ -299,8 +305,7 @@ def _copies(
     many = f"{_in_digits(provenance.equivalent_modes)} equivalent modes"
     added = math.log(provenance.equivalent_modes)
     if provenance.data and not provenance.factors and not provenance.improper:
-        densities = fit.posterior.program.site_densities(fit.values)
-        most = float(sum(jnp.sum(densities[name]) for name in fit.posterior.observed))
+        most = float(_log_likelihood(fit.posterior.bound_model, fit.at.u))
         if float(one + added) > most:
             above = f"with them log Z would be {float(one + added):.3f}, above the log likelihood"
             note = f"{many} are not counted: {above} at the mode, {most:.3f}"

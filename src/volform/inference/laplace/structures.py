@@ -13,7 +13,6 @@ from volform.inference.laplace.gauss_newton import (
     Curvature,
     DataPriorSplit,
     blocks_of,
-    data_sites,
     gauss_newton,
     rest_diagonal,
 )
@@ -232,8 +231,8 @@ class LastLayer(Structure):
 
     def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
         """The place in the posterior of the last layer's sites."""
-        observed = data_sites(place.posterior, place.at.u)
-        names = shaped(DataPriorSplit(place.posterior, place.at.u, observed)).last
+        split = DataPriorSplit(place.posterior, place.at.u, place.posterior.data_sites)
+        names = shaped(split).last
         if not names:
             raise StructureError(
                 f"`structure={self}` needs a model with layers, which multiply matrices of "
