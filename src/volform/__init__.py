@@ -39,6 +39,7 @@ from volform.inference import (
     nuts as nuts,
     save as save,
     to_arviz as to_arviz,
+    tune as tune,
 )
 from volform.linalg import (
     Exact as Exact,

@@ -53,12 +53,18 @@ from volform.inference.laplace import (
     Linearized as Linearized,
     LowRank as LowRank,
     MonteCarloFisher as MonteCarloFisher,
+    OneScale as OneScale,
+    PerLayer as PerLayer,
+    PerSite as PerSite,
+    PriorScales as PriorScales,
     Samples as Samples,
     SiteShare as SiteShare,
     Structure as Structure,
     Subset as Subset,
+    Tuned as Tuned,
     is_few as is_few,
     laplace as laplace,
+    tune as tune,
 )
 from volform.inference.modes import (
     MAP as MAP,

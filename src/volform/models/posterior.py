@@ -315,6 +315,20 @@ def with_sites_fixed(
     return _conditioned(model, args, kwargs, fixed)
 
 
+def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
+    """The posterior of another spelling of the model, on the same data and with the same metrics.
+
+    Args:
+        posterior: the posterior.
+        model: a handler around its model.
+        **more: keyword arguments that the handler takes beside those of the model.
+    """
+    posterior.program.require_unchanged()
+    args, kwargs = posterior.program.arguments()
+    attached = _with_attached(model, posterior.attachments)
+    return _conditioned(attached, args, {**kwargs, **more}, frozenset())
+
+
 def _with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:
     for a in attachments:
         model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})

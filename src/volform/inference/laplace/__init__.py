@@ -66,6 +66,14 @@ from volform.inference.laplace.structures import (
     LowRank as LowRank,
     Subset as Subset,
 )
+from volform.inference.laplace.tuning import (
+    OneScale as OneScale,
+    PerLayer as PerLayer,
+    PerSite as PerSite,
+    PriorScales as PriorScales,
+    Tuned as Tuned,
+    tune as tune,
+)
 from volform.inference.laplace.woodbury import (
     is_few as is_few,
 )
