@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from volform.errors import StructureError
 from volform.linalg.precision import KroneckerSum, LowRankUpdate, RotatedDiagonal
-from volform.linalg.structured import DenseOperator, FlatBlocks, dense_logdet
+from volform.linalg.structured import DenseOperator, FlatBlocks, dense_logdet, positive_inverse
 
 Weights = Float[Array, " groups"]
 
@@ -29,6 +29,11 @@ class LogDeterminant(eqx.Module):
         The determinant is a polynomial in them without negative coefficients, where D is positive
         semi-definite, and the log of a sum of exponentials is convex.
         """
+
+    def derivatives(self, logs: Float[Array, " k"]) -> tuple[Array, Array]:
+        """Gradient and Hessian in the logs of all weights and, the last, of c."""
+        along = jax.grad(lambda logs: self.at(jnp.exp(logs[:-1]), jnp.exp(logs[-1])))
+        return along(logs), jax.jacfwd(along)(logs)
 
 
 class Eigenvalues(LogDeterminant):
@@ -62,6 +67,21 @@ class Coupled(LogDeterminant):
         """By Cholesky."""
         return dense_logdet(c * self.matrix + jnp.diag(weights[self.groups]))
 
+    def derivatives(self, logs: Float[Array, " k"]) -> tuple[Array, Array]:
+        """By one inverse A: `w_g tr A_gg` and `-w_g w_h |A_gh|^2` beside it.
+
+        Those of c follow, since n logs are added where all weights and c are multiplied by one.
+        """
+        weights, c = jnp.exp(logs[:-1]), jnp.exp(logs[-1])
+        inverse = positive_inverse(c * self.matrix + jnp.diag(weights[self.groups]))
+        each = jax.nn.one_hot(self.groups, weights.size, dtype=logs.dtype) * weights[None]
+        slope = jnp.diagonal(inverse) @ each
+        curved = jnp.diag(slope) - each.T @ inverse**2 @ each
+        across = -curved.sum(1)
+        rows = jnp.concatenate([curved, across[:, None]], 1)
+        last = jnp.append(across, -across.sum())
+        return jnp.append(slope, self.groups.size - slope.sum()), jnp.vstack([rows, last])
+
 
 class Directions(LogDeterminant):
     """Of k directions across groups beside the diagonal R: O(k^3) for each value.
@@ -82,7 +102,7 @@ class Directions(LogDeterminant):
 
 
 def log_determinants(
-    precision: lx.AbstractLinearOperator, rest: Float[Array, " d"], groups: np.ndarray
+    precision: lx.AbstractLinearOperator, rest: Float[Array, " d"], groups: np.ndarray, count: int
 ) -> list[LogDeterminant]:
     """Those of the blocks of a precision matrix `D + R`, R diagonal.
 
@@ -90,19 +110,20 @@ def log_determinants(
         precision: as a structure gives it.
         rest: the diagonal of R.
         groups: numbers of the groups of the coordinates, from 0 on.
+        count: of the groups; some may have no coordinates.
 
     Raises:
         StructureError: for an operator of another structure.
     """
-    return _log_determinants(precision, rest, groups.astype(np.int32).tobytes())
+    return _log_determinants(precision, rest, groups.astype(np.int32).tobytes(), count)
 
 
 @eqx.filter_jit
 def _log_determinants(
-    precision: lx.AbstractLinearOperator, rest: Float[Array, " d"], numbers: bytes
+    precision: lx.AbstractLinearOperator, rest: Float[Array, " d"], numbers: bytes, count: int
 ) -> list[LogDeterminant]:
     groups = np.frombuffer(numbers, np.int32)
-    found, count = list[LogDeterminant](), int(groups.max()) + 1
+    found = list[LogDeterminant]()
     for block, segment in _segments(precision):
         own = groups[segment]
         if not isinstance(block, LowRankUpdate | lx.DiagonalLinearOperator) and np.ptp(own):

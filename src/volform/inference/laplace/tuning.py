@@ -27,8 +27,6 @@ from volform.inference.laplace.rescaling import (
     with_factors,
 )
 from volform.inference.modes.given_point import place_at
-from volform.linalg.structured import exact_logdet
-from volform.models.fingerprint import provenance_of
 
 NEWTON_STEPS = 100
 # Of a scale, in logs: there its evidence has long stopped changing.
@@ -214,7 +212,7 @@ def tune(
     logs = np.asarray(found.x, float)
     pairs = zip(groups, logs[: len(groups)], strict=True)
     factors = {n: float(np.exp(-0.5 * t)) for names, t in pairs for n in names}
-    before = float(first_order(approx.at, exact_logdet(approx.precision)))
+    before = float(first_order(approx.at, found.log_det + jnp.sum(jnp.log(rest))))
     return Tuned(
         approx,
         {name: np.asarray(priors.scales[name] * factor) for name, factor in factors.items()},
@@ -241,7 +239,6 @@ def _require_approximation(approx: Any, scales: Any) -> PriorScales:
             "`curvature=GGN()`, or a Fisher matrix; or use `vf.maximize_evidence`, which goes "
             "through the mode."
         )
-    provenance_of(approx.posterior).require_proper(approx.allow_improper)
     scales = OneScale() if scales is None else scales
     if not isinstance(scales, PriorScales):
         raise ModelError(
@@ -286,14 +283,37 @@ class _Problem(eqx.Module):
     fit: NoiseFit | None
 
     def __call__(self, x: Float[Array, " k"]) -> Float[Array, ""]:
-        count = self.squares.size
-        weights = jnp.exp(x[:count])
-        c = jnp.ones((), x.dtype) if self.fit is None else jnp.exp(x[count])
-        found = 0.5 * jnp.sum(self.counts * x[:count] - weights * self.squares)
+        logs, count = self._logs(x), self.squares.size
+        found = 0.5 * jnp.sum(self.counts * x[:count] - jnp.exp(x[:count]) * self.squares)
         if self.fit is not None:
-            found += 0.5 * (self.fit.count * x[count] - c * self.fit.squares)
-        of_all = jnp.append(weights, jnp.ones((), x.dtype))
-        return found - 0.5 * sum(part.at(of_all, c) for part in self.parts)
+            found += 0.5 * (self.fit.count * x[count] - jnp.exp(x[count]) * self.fit.squares)
+        return found - 0.5 * self.log_det(logs)
+
+    def log_det(self, logs: Float[Array, " l"]) -> Float[Array, ""]:
+        """That of the precision, less that of R."""
+        weights, c = jnp.exp(logs[:-1]), jnp.exp(logs[-1])
+        return sum((part.at(weights, c) for part in self.parts), jnp.zeros((), c.dtype))
+
+    def derivatives(self, x: Float[Array, " k"]) -> tuple[Array, Array]:
+        """Gradient and Hessian."""
+        logs, count = self._logs(x), self.squares.size
+        slope = jnp.zeros_like(x).at[:count].set(self.counts - jnp.exp(x[:count]) * self.squares)
+        bend = jnp.zeros_like(x).at[:count].set(-jnp.exp(x[:count]) * self.squares)
+        if self.fit is not None:
+            pull = jnp.exp(x[count]) * self.fit.squares
+            slope, bend = slope.at[count].set(self.fit.count - pull), bend.at[count].set(-pull)
+        parts = [part.derivatives(logs) for part in self.parts]
+        # Of the weights of the groups, and of c where it moves; not of the weight that is held.
+        kept = jnp.asarray([*range(count), count + 1][: x.size])
+        slope -= sum(first[kept] for first, _ in parts)
+        curved = jnp.diag(bend) - sum(second[kept][:, kept] for _, second in parts)
+        return 0.5 * slope, 0.5 * curved
+
+    def _logs(self, x: Float[Array, " k"]) -> Float[Array, " l"]:
+        """Of the weights of all groups, of what is held, and of c."""
+        count = self.squares.size
+        c = jnp.zeros(1, x.dtype) if self.fit is None else x[count:]
+        return jnp.concatenate([x[:count], jnp.zeros(1, x.dtype), c])
 
 
 def _problem(
@@ -311,7 +331,7 @@ def _problem(
             numbers[site.segment] = number
             counts[number] += site.size
     squares = [sum(float(priors.squares[name]) for name in names) for names in groups]
-    parts = log_determinants(approx.precision, rest, numbers)
+    parts = log_determinants(approx.precision, rest, numbers, len(groups) + 1)
     return _Problem(parts, jnp.asarray(squares, dtype), jnp.asarray(counts, dtype), fit)
 
 
@@ -323,10 +343,11 @@ def _of_coordinates(approx: LaplaceApproximation, weights: dict[str, float]) -> 
 
 
 class _Ascent(NamedTuple):
-    """The end of Newton's method, and how much higher it lies than the start."""
+    """The end of Newton's method, the gain since the start, and log det P / R there."""
 
     x: Float[Array, " k"]
     gain: Float[Array, ""]
+    log_det: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     steps: Array
     converged: Array
@@ -335,13 +356,12 @@ class _Ascent(NamedTuple):
 @eqx.filter_jit
 def _ascend(problem: _Problem, start: Float[Array, " k"]) -> _Ascent:
     """The maximum of a concave function by Newton's method, with steps halved until it rises."""
-    slope_of, curvature_of = jax.grad(problem), jax.hessian(problem)
     eps = jnp.finfo(start.dtype).eps
 
     def step(state: tuple) -> tuple:
         x, value, number, _ = state
-        slope = slope_of(x)
-        values, axes = jnp.linalg.eigh(-curvature_of(x))
+        slope, curved = problem.derivatives(x)
+        values, axes = jnp.linalg.eigh(-curved)
         values = jnp.maximum(values, eps * jnp.maximum(values[-1], 1.0))
         along = axes @ ((axes.T @ slope) / values)
         along *= jnp.minimum(1.0, 3.0 / jnp.max(jnp.abs(along)))
@@ -362,9 +382,10 @@ def _ascend(problem: _Problem, start: Float[Array, " k"]) -> _Ascent:
     x, value, steps, _ = jax.lax.while_loop(
         lambda state: ~state[3] & (state[2] < NEWTON_STEPS), step, first
     )
-    norm = jnp.linalg.norm(slope_of(x))
+    norm = jnp.linalg.norm(problem.derivatives(x)[0])
     # Of a gradient that is a difference of sums of the size of counts and squares.
     terms = jnp.sum(problem.counts) + jnp.sum(jnp.exp(x[: problem.counts.size]) * problem.squares)
     is_close = norm <= jnp.sqrt(eps) * (1.0 + terms) * 0.1
     converged = is_close & (jnp.max(jnp.abs(x)) <= FURTHEST)
-    return _Ascent(x, value - problem(start), norm, steps, converged)
+    log_det = problem.log_det(jnp.zeros(start.size + 2 - (problem.fit is not None), start.dtype))
+    return _Ascent(x, value - problem(start), log_det, norm, steps, converged)
