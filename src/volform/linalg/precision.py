@@ -56,6 +56,15 @@ class KroneckerSum(Operator):
         """A flat vector."""
         return jax.ShapeDtypeStruct((len(self.left) * len(self.right),), self.left.dtype)
 
+    def rotated(self) -> "RotatedDiagonal":
+        """The same by the eigenvectors of A and B, where C and D are multiples of the identity."""
+        (a, left), (b, right) = (
+            (part, jnp.ones_like(part)) if part.ndim == 1 else jnp.linalg.eigh(part)
+            for part in (self.left, self.right)
+        )
+        base = self.base_left.ravel()[0] * self.base_right.ravel()[0]
+        return RotatedDiagonal(left, right, base + a[:, None] * b[None])
+
 
 class RotatedDiagonal(Operator):
     """`(U x V) diag(E) (U x V)^T` on flat vectors, U and V orthogonal: `X -> U (E * U^T X V) V^T`.

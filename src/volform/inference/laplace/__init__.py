@@ -37,6 +37,13 @@ from volform.inference.laplace.layer_structures import (
 from volform.inference.laplace.linearized import (
     Linearized as Linearized,
 )
+from volform.inference.laplace.links import (
+    LaplaceBridge as LaplaceBridge,
+    Link as Link,
+    MeanField as MeanField,
+    MonteCarlo as MonteCarlo,
+    Probit as Probit,
+)
 from volform.inference.laplace.log_evidence import (
     are_copies as are_copies,
     errors_of as errors_of,

@@ -31,6 +31,7 @@ from volform.inference.laplace.log_evidence import (
     note_on_others,
 )
 from volform.inference.laplace.marginals import summary_of
+from volform.inference.laplace.output_covariance import rotated_blocks
 from volform.inference.laplace.samples import Samples
 from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.structures import Full, precision_of
@@ -176,6 +177,10 @@ class LaplaceApproximation(eqx.Module):
         require_whole(draws, "draws", "sample", ModelError)
         return draw(self.posterior, self._gaussian, key, draws)
 
+    @cached_property
+    def _rotated(self) -> lx.AbstractLinearOperator:
+        return rotated_blocks(self.precision)
+
     @property
     def _gaussian(self) -> TangentGaussian:
         at, orbit = self.at, self.mode.orbit
@@ -274,9 +279,7 @@ class LaplaceApproximation(eqx.Module):
             args, kwargs = self.posterior.program.arguments()
         if by is not None:
             arguments = args, kwargs
-            return linearized_predictive(
-                self.posterior, self.at.u, self.precision, arguments, by.chunk
-            )
+            return linearized_predictive(self.posterior, self.at.u, self._rotated, arguments, by)
         inner, outer = jax.random.split(key)
         return predicted(self.posterior, self.sample(inner, draws).values, outer, args, kwargs)
 

@@ -1,7 +1,7 @@
 """Curvature of the layers of networks, from what flows through them: factors and squares."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -21,6 +21,18 @@ from volform.linalg.operator import fits, gib_of
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator
 from volform.models.layout import Site
+from volform.models.posterior import Posterior
+
+
+class ValuedOutputs(Protocol):
+    """Outputs of a model as a function of its latent values, in which layers are looked for."""
+
+    posterior: Posterior
+    u: Float[Array, " d"]
+
+    def of_values(self, values: dict[str, Array]) -> tuple[Any, list[int]]:
+        """The outputs, and the lengths of the data."""
+        ...
 
 
 class PieceCurvature(eqx.Module):
@@ -244,19 +256,23 @@ def holders(split: DataPriorSplit, layers: Layers) -> list[SiteMultiple | None]:
     return held
 
 
-def _arrays(split: DataPriorSplit, layers: Layers) -> Any:
-    return lambda u: layers.arrays(split.posterior.values(u))
-
-
 @eqx.filter_jit
 def _multipliers(split: DataPriorSplit) -> list[tuple[Array, Array] | None]:
-    layers = layers_of(split.of_values, split.posterior.values(split.u))
-    arrays, push = jax.linearize(_arrays(split, layers), split.u)
-    probes = jax.random.normal(jax.random.key(0), (2, split.u.size), split.u.dtype)
+    return multipliers_of(split, layers_of(split.of_values, split.posterior.values(split.u)))
+
+
+def multipliers_of(outputs: ValuedOutputs, layers: Layers) -> list[tuple[Array, Array] | None]:
+    """For each array of parameters a number, and whether it is that multiple of its one site.
+
+    Traced; None where the site is another one's too, or of another size.
+    """
+    posterior, u = outputs.posterior, outputs.u
+    arrays, push = jax.linearize(lambda u: layers.arrays(posterior.values(u)), u)
+    probes = jax.random.normal(jax.random.key(0), (2, u.size), u.dtype)
     moves = [push(probe) for probe in probes]
     found: list[tuple[Array, Array] | None] = []
     for k, (array, names) in enumerate(zip(arrays, layers.sites_of, strict=True)):
-        site = split.posterior.layout.site(min(names))
+        site = posterior.layout.site(min(names))
         if len(names) > 1 or site.size != array.size:
             found.append(None)
             continue
@@ -271,7 +287,7 @@ def _multipliers(split: DataPriorSplit) -> list[tuple[Array, Array] | None]:
 @eqx.filter_jit
 def _jacobians(split: DataPriorSplit) -> list[Float[Array, "d s"]]:
     layers = layers_of(split.of_values, split.posterior.values(split.u))
-    arrays, push = jax.linearize(_arrays(split, layers), split.u)
+    arrays, push = jax.linearize(lambda u: layers.arrays(split.posterior.values(u)), split.u)
     rows = columns_of(
         lambda v: jnp.concatenate([a.ravel() for a in push(v)]), split.u, 0, split.u.size
     )

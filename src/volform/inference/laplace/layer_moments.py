@@ -204,15 +204,15 @@ def _square_in(
     right: Float[Array, "..."],
 ) -> Float[Array, "m n"]:
     """Squares of the gradients of each example in bases of units and features, summed."""
-    slopes = _slopes(piece, deltas) @ left
+    slopes = slopes_of(piece, deltas) @ left
     if right.ndim == 1:
-        return _square_of_table(_rows(piece, activations), slopes, piece.entries.shape[1])
-    return _square(_features(piece, activations) @ right, slopes)
+        return _square_of_table(rows_of(piece, activations), slopes, piece.entries.shape[1])
+    return _square(features_of(piece, activations) @ right, slopes)
 
 
 def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
     tables = {
-        number: _rows(piece, flow.activations)
+        number: rows_of(piece, flow.activations)
         for number, piece in enumerate(flow.layers.pieces)
         if piece.is_table
     }
@@ -221,14 +221,14 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
         deltas, found = flow.deltas(root), []
         for number, piece in enumerate(flow.layers.pieces):
             if piece.is_matrix:
-                slopes = _slopes(piece, deltas)
+                slopes = slopes_of(piece, deltas)
                 if number in tables:
                     is_there = tables[number] < piece.entries.shape[1]
                     slopes = jnp.where(is_there[..., None], slopes, 0)
                 slopes = slopes.sum(1, keepdims=True) if reduce else slopes
                 found.append(jnp.einsum("npi,npj->ij", slopes, slopes))
             else:
-                each = _gradients(piece, flow.activations, deltas)
+                each = gradients_of(piece, flow.activations, deltas)
                 found.append(each.T @ each)
         return found
 
@@ -243,7 +243,7 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
             counts = counts.astype(left.dtype)
             moments.append((left.sum(0) / jnp.maximum(counts.sum(), 1), counts))
             continue
-        features = _features(piece, flow.activations)
+        features = features_of(piece, flow.activations)
         features = features.mean(1, keepdims=True) if reduce else features
         n, positions, _ = features.shape
         right = jnp.einsum("npi,npj->ij", features, features)
@@ -259,12 +259,13 @@ def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Arr
         deltas, found = flow.deltas(root), []
         for piece in flow.layers.pieces:
             if piece.is_table:
-                rows = _rows(piece, flow.activations)
-                found.append(_square_of_table(rows, _slopes(piece, deltas), piece.entries.shape[1]))
+                rows, size = rows_of(piece, flow.activations), piece.entries.shape[1]
+                found.append(_square_of_table(rows, slopes_of(piece, deltas), size))
             elif piece.is_matrix:
-                found.append(_square(_features(piece, flow.activations), _slopes(piece, deltas)))
+                features = features_of(piece, flow.activations)
+                found.append(_square(features, slopes_of(piece, deltas)))
             else:
-                found.append(jnp.sum(_gradients(piece, flow.activations, deltas) ** 2, 0))
+                found.append(jnp.sum(gradients_of(piece, flow.activations, deltas) ** 2, 0))
         return found
 
     squares = mapped(of_root, flow.roots, _TOGETHER)
@@ -276,7 +277,7 @@ def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Arr
     return totals, flow.factorization_error
 
 
-def _features(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p fan_in"]:
+def features_of(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p fan_in"]:
     """Those of all equations that read the piece, as positions of one."""
     each = [
         _ordered(r.features(activations[r.equation])[part], own)
@@ -285,7 +286,7 @@ def _features(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p 
     return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
 
 
-def _rows(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
+def rows_of(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
     """Numbers of the rows that are looked up, in their order in the table; else their count."""
     each = [
         jnp.asarray(np.argsort(own))
@@ -296,15 +297,17 @@ def _rows(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
     return jnp.concatenate(each, 1)
 
 
-def _slopes(piece: Piece, deltas: dict[int, Array]) -> Float[Array, "n p units"]:
+def slopes_of(piece: Piece, deltas: dict[int, Array]) -> Float[Array, "n p units"]:
+    """Derivatives at what the equations give that read the piece, as positions of one."""
     readings = piece.readings
     each = [_ordered(r.slopes(deltas[r.equation])[part], own) for r, part, own, _ in readings]
     return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
 
 
-def _gradients(
+def gradients_of(
     piece: Piece, activations: dict[int, Array], deltas: dict[int, Array]
 ) -> Float[Array, "n s"]:
+    """Derivatives of each example in an array that is added, or multiplied entry by entry."""
     each = [r.gradients(activations[r.equation], deltas[r.equation]) for (r,) in piece.readings]
     return functools.reduce(jnp.add, each)
 

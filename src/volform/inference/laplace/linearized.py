@@ -8,15 +8,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro import handlers
 
 from volform.errors import DataError, ModelError
+from volform.inference.laplace.links import Link, Probit
+from volform.inference.laplace.output_covariance import covariance_by_factors
 from volform.linalg.under_metric import whitening_maps
 from volform.models.data_checks import core_of
-from volform.models.model_with_data import ModelWithData, make_program
+from volform.models.model_with_data import ById, ModelWithData, make_program
 from volform.models.posterior import Posterior
 
 
@@ -24,7 +26,7 @@ class Linearized(eqx.Module):
     """Predictive distributions in closed form: `approx.predictive(x, by=Linearized())`.
 
     With f the mean of a Normal or the logits of a Bernoulli or Categorical, J = df/du at the mode
-    and P the precision, f(x) is Gaussian with variance `s^2 = diag(J P^-1 J^T)`, and y is
+    and P the precision, f(x) is Gaussian with variance `s^2 = diag(J P^-1 J^T)`; by default y is
 
         Normal(f, sqrt(scale^2 + s^2)),    Categorical(logits = f / sqrt(1 + pi s^2 / 8)).
 
@@ -34,6 +36,12 @@ class Linearized(eqx.Module):
 
     Args:
         chunk: examples worked on at once, which bounds the memory.
+        link: probabilities of classes from the logits' covariance `J P^-1 J^T`: `Probit()` as
+            above, `LaplaceBridge()`, `MeanField(order)`, `MonteCarlo(key)`.
+
+    With `Kronecker()`, `Diagonal()` and a layer's own blocks the covariance is that of the factors,
+    from what flows through the layers forth and back: no row of J is formed. Elsewhere it takes a
+    row for each output of each example.
 
     References:
         MacKay (1992), The evidence framework applied to classification networks; Khan et al.
@@ -52,12 +60,18 @@ class Linearized(eqx.Module):
     """
 
     chunk: int = eqx.field(static=True, default=32)
+    link: Link = Probit()
 
     def __check_init__(self) -> None:
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
             raise DataError(
                 f"`chunk` of Linearized is {self.chunk!r}; it should be the number of examples to "
                 "work on at once, at least one."
+            )
+        if not isinstance(self.link, Link):
+            raise ModelError(
+                f"`link` of Linearized is {self.link!r}; it should be a value such as `Probit()`, "
+                "`LaplaceBridge()`, `MeanField()` or `MonteCarlo(key)`."
             )
 
 
@@ -66,18 +80,25 @@ def linearized_predictive(
     u: Float[Array, " d"],
     precision: lx.AbstractLinearOperator,
     arguments: tuple[tuple, dict[str, Any]],
-    chunk: int,
+    by: Linearized,
 ) -> dict[str, dist.Distribution]:
-    """The predictive distribution of each observed site, for a model on these arguments."""
-    program = make_program(handlers.uncondition(posterior.model), *arguments)
-    trace = program.run(posterior.values(u))
-    found = {}
+    """The predictive distribution of each observed site, for a model on these arguments.
+
+    Args:
+        posterior: the posterior.
+        u: the mode.
+        precision: the precision matrix, quickest with `rotated_blocks`.
+        arguments: of the model.
+        by: chunk and link.
+    """
+    data, found = make_program(posterior.model, *arguments).data, {}
     for name in posterior.observed:
-        fn = trace[name]["fn"]
-        center = _linear(core_of(fn), name)
-        function = _Outputs(posterior, u, program.model, program.data, name)
-        variance = _variance(function, precision, center, chunk)
-        found[name] = _spread(core_of(fn), center, variance)
+        outputs = _Outputs(posterior, u, ById(posterior.model), data, name)
+        fn = outputs.likelihood()
+        center = _linear(fn, name)
+        is_joint = isinstance(fn, dist.CategoricalLogits) and by.link.is_joint
+        covariance = _covariance(outputs, precision, center, by.chunk, is_joint)
+        found[name] = _spread(fn, center, covariance, by.link)
     return found
 
 
@@ -103,65 +124,127 @@ def _(fn: Any, name: str = "") -> Float[Array, "..."]:
 
 
 @singledispatch
-def _spread(fn: Any, center: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
+def _spread(fn: Any, center: Float[Array, "..."], covariance: Array, link: Link) -> Any:
     """The distribution with what is linearized integrated out."""
-    return type(fn)(logits=center / jnp.sqrt(1.0 + jnp.pi / 8.0 * variance))
+    return link.classes(center, covariance)
 
 
 @_spread.register(dist.Normal)
-def _(fn: Any, center: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
-    return dist.Normal(center, jnp.sqrt(fn.scale**2 + variance))
+def _(fn: Any, center: Float[Array, "..."], covariance: Array, link: Link) -> Any:
+    return dist.Normal(center, jnp.sqrt(fn.scale**2 + covariance))
 
 
-def _variance(function: "_Outputs", precision: Any, whole: Array, chunk: int) -> Array:
-    """`diag(J P^-1 J^T)`, an example at a time where they do not see each other."""
-    arrays = [leaf for leaf in jax.tree.leaves(function.data) if eqx.is_array(leaf)]
-    if whole.ndim and arrays and all(leaf.shape[:1] == whole.shape[:1] for leaf in arrays):
-        variance, each = _by_example(function, precision, chunk)
-        if each.shape == whole.shape and jnp.allclose(each, whole, rtol=1e-5, atol=1e-5):
-            return variance
-    return _together(function, precision, chunk)
+@_spread.register(dist.BernoulliLogits)
+def _(fn: Any, center: Float[Array, "..."], covariance: Array, link: Link) -> Any:
+    return link.binary(center, covariance)
 
 
 class _Outputs(eqx.Module):
-    """Linearized parameters of one site, as a function of u and of the model's arguments."""
+    """Linearized parameters of one site, as a function of the latent values, on some data."""
 
     posterior: Posterior
     u: Float[Array, " d"]
-    model: Callable = eqx.field(static=True)
+    model: ById = eqx.field(static=True)  # what runs: equal recordings may differ on new data
     data: Any
     name: str = eqx.field(static=True)
 
-    def __call__(self, u: Float[Array, " d"], data: Any) -> Float[Array, "..."]:
-        trace = ModelWithData(self.model, data).run(self.posterior.values(u))
-        return _linear(core_of(trace[self.name]["fn"]), self.name)
+    @eqx.filter_jit
+    def likelihood(self) -> Any:
+        """The distribution of the site."""
+        return self._core(self.posterior.values(self.u))
+
+    def of_values(self, values: dict[str, Array]) -> tuple[Array, list[int]]:
+        """The parameters, and the number of examples."""
+        found = _linear(self._core(values), self.name)
+        return found, list(found.shape[:1])
+
+    def at(self, u: Float[Array, " d"]) -> Float[Array, "..."]:
+        """The parameters, as a function of u."""
+        return self.of_values(self.posterior.values(u))[0]
+
+    def _core(self, values: dict[str, Array]) -> Any:
+        program = ModelWithData(handlers.uncondition(self.model.value), self.data)
+        return core_of(program.run(values)[self.name]["fn"])
+
+
+def _covariance(
+    outputs: _Outputs, precision: Any, whole: Array, chunk: int, is_joint: bool
+) -> Float[Array, "..."]:
+    """`J P^-1 J^T`: variances, shape (...), or with the last axis in pairs, (..., k, k).
+
+    Of each example by itself where they do not see each other: by the factors where those go with
+    the layers, else by a row of J for each output.
+    """
+    group = whole.shape[-1] if is_joint else 1
+    shape = (*whole.shape, group) if is_joint else whole.shape
+    arrays = [leaf for leaf in jax.tree.leaves(outputs.data) if eqx.is_array(leaf)]
+    if whole.ndim and arrays and all(leaf.shape[:1] == whole.shape[:1] for leaf in arrays):
+        for route in (_by_factors, _by_example):
+            found = route(outputs, precision, chunk, group)
+            if found is None:
+                continue
+            covariance, each, is_all = found
+            same = jnp.allclose(each.reshape(whole.shape), whole, rtol=1e-5, atol=1e-5)
+            if bool(same & is_all):
+                return covariance.reshape(shape)
+    return _together(outputs, precision, chunk, group).reshape(shape)
 
 
 @eqx.filter_jit
-def _by_example(function: _Outputs, precision: Any, chunk: int) -> tuple[Array, Array]:
-    moving, fixed = eqx.partition(function.data, eqx.is_array)
+def _by_factors(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
+    moving, fixed = eqx.partition(outputs.data, eqx.is_array)
+    count = jax.tree.leaves(moving)[0].shape[0]
+    chunk = max(2, min(chunk, count))  # of one the axis of the examples could not be told
+    batches = -(-count // chunk)
+
+    def in_batches(leaf: Array) -> Array:
+        numbers = np.minimum(np.arange(batches * chunk), count - 1)
+        return leaf[numbers].reshape(batches, chunk, *leaf.shape[1:])
+
+    def of_batch(data: Any) -> Any:
+        own = eqx.tree_at(lambda o: o.data, outputs, eqx.combine(data, fixed))
+        return covariance_by_factors(own, precision, group)
+
+    found = jax.lax.map(of_batch, jax.tree.map(in_batches, moving))
+    if found is None:
+        return None
+    covariance, each, is_all = found
+    flat = [part.reshape(batches * chunk, *part.shape[2:])[:count] for part in (covariance, each)]
+    return *flat, jnp.all(is_all)
+
+
+@eqx.filter_jit
+def _by_example(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
+    moving, fixed = eqx.partition(outputs.data, eqx.is_array)
     down, _ = whitening_maps(precision)
 
     def of_one(example: Any) -> tuple[Array, Array]:
         data = eqx.combine(jax.tree.map(lambda leaf: leaf[None], example), fixed)
-        value, pull = jax.vjp(lambda u: function(u, data)[0], function.u)
-        return _squares(value, pull, down), value
+        own = eqx.tree_at(lambda o: o.data, outputs, data)
+        value, pull = jax.vjp(lambda u: own.at(u).reshape(-1, group), own.u)
+        return jax.vmap(lambda number: _gram(value, pull, down, number))(
+            np.arange(len(value))
+        ), value
 
-    return jax.lax.map(of_one, moving, batch_size=chunk)
+    covariance, each = jax.lax.map(of_one, moving, batch_size=chunk)
+    return covariance, each, jnp.ones((), bool)
 
 
 @eqx.filter_jit
-def _together(function: _Outputs, precision: Any, chunk: int) -> Array:
-    value, pull = jax.vjp(lambda u: function(u, function.data), function.u)
-    return _squares(value, pull, whitening_maps(precision)[0], chunk)
+def _together(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Array:
+    value, pull = jax.vjp(lambda u: outputs.at(u).reshape(-1, group), outputs.u)
+    down, _ = whitening_maps(precision)
+    of_group = lambda number: _gram(value, pull, down, number)  # noqa: E731
+    return jax.lax.map(of_group, jnp.arange(len(value)), batch_size=min(chunk, len(value)))
 
 
-def _squares(value: Array, pull: Callable, down: Callable, chunk: int = 64) -> Array:
-    flat, unravel = ravel_pytree(value)
+def _gram(
+    value: Float[Array, "t k"], pull: Callable, down: Callable, number: Any
+) -> Float[Array, "k k"]:
+    """`J P^-1 J^T` of one group of outputs."""
 
-    def of_entry(index: Array) -> Float[Array, ""]:
-        (row,) = pull(unravel(jnp.zeros_like(flat).at[index].set(1.0)))
-        return jnp.sum(down(row) ** 2)
+    def row(entry: Array) -> Float[Array, " d"]:
+        return down(pull(jnp.zeros_like(value).at[number, entry].set(1.0))[0])
 
-    entries = jax.lax.map(of_entry, jnp.arange(flat.size), batch_size=min(chunk, flat.size))
-    return entries.reshape(value.shape)
+    rows = jax.vmap(row)(jnp.arange(value.shape[1]))
+    return rows @ rows.T

@@ -1,0 +1,235 @@
+"""Probabilities of classes whose logits are Gaussian, as values: links."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from volform.checks import require_key, require_whole
+from volform.errors import ModelError
+
+# The logistic function is near the probit function of its argument times this root (MacKay 1992).
+PROBIT = jnp.pi / 8.0
+
+
+class Link(eqx.Module):
+    """Predictive probabilities of classes with logits `f ~ Normal(m, C)`, as a value.
+
+    `approx.predictive(x, by=Linearized(link=...))`. None is exact but `MonteCarlo` in the limit.
+    """
+
+    @property
+    @abc.abstractmethod
+    def is_joint(self) -> bool:
+        """Tell whether it asks for the covariance of the logits, and not only their variances."""
+
+    @abc.abstractmethod
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """The distribution of a class.
+
+        Args:
+            logits: their means m.
+            covariance: C, shape (..., k, k), or the variances (..., k) where it is not joint.
+        """
+
+    @abc.abstractmethod
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """The distribution of zero or one.
+
+        Args:
+            logits: of one.
+            variance: of the logits.
+        """
+
+
+class Probit(Link):
+    """`softmax(m / sqrt(1 + pi C_kk / 8))`, by each logit's own variance.
+
+    Of two classes MacKay's approximation of the integral, to .02; of more it keeps no promise: as
+    all variances grow it tends to equal probabilities whatever the logits have in common.
+
+    References:
+        MacKay (1992), The evidence framework applied to classification networks; Gibbs (1997).
+    """
+
+    @property
+    def is_joint(self) -> bool:
+        """Variances only."""
+        return False
+
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]
+    ) -> dist.Distribution:
+        """Logits moderated one by one."""
+        return dist.CategoricalLogits(_moderated(logits, covariance))
+
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """The logit moderated."""
+        return dist.BernoulliLogits(_moderated(logits, variance))
+
+
+class LaplaceBridge(Link):
+    """The mean of the Dirichlet distribution whose Laplace approximation the logits have.
+
+    With the logits conditioned on the sum zero, which `softmax` does not see,
+    `m - C1 (1^T m) / (1^T C 1)` and `C - C1 (C1)^T / (1^T C 1)`, the concentrations are
+
+        a_k = (1 - 2/K + e^(m_k) sum_l e^(-m_l) / K^2) / C_kk
+
+    and the probabilities `a / sum a`. They do not tend to `softmax(m)` as C vanishes. With
+    `normalized` means and variances are first brought to a common size, `m / sqrt(v)` and `C / v`
+    with `v = mean(C_kk) / sqrt(K / 2)`: with many classes of large variances the bridge is poor.
+
+    Args:
+        normalized: whether they are.
+
+    References:
+        MacKay (1998), Choice of basis for Laplace approximation; Hobbhahn, Kristiadi & Hennig
+        (2022), Fast predictive uncertainty for classification with Bayesian deep networks.
+    """
+
+    normalized: bool = eqx.field(static=True, default=False)
+
+    @property
+    def is_joint(self) -> bool:
+        """The covariance, for the condition on the sum."""
+        return True
+
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]
+    ) -> dist.Distribution:
+        """The mean of the Dirichlet distribution."""
+        row = covariance.sum(-1)
+        total = row.sum(-1, keepdims=True)
+        is_there = total > 0.0
+        share = jnp.where(is_there, row / jnp.where(is_there, total, 1.0), 0.0)
+        mean = logits - share * logits.sum(-1, keepdims=True)
+        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1) - share * row
+        # Of a class whose logit does not move the concentration is as large as can be.
+        variance = jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)
+        size = logits.shape[-1]
+        if self.normalized:
+            common = variance.mean(-1, keepdims=True) / jnp.sqrt(size / 2.0)
+            mean, variance = mean / jnp.sqrt(common), variance / common
+        opposite = jax.nn.logsumexp(-mean, axis=-1, keepdims=True) - 2.0 * jnp.log(size)
+        logs = jnp.logaddexp(jnp.log(1.0 - 2.0 / size), mean + opposite) - jnp.log(variance)
+        return dist.CategoricalProbs(jax.nn.softmax(logs, axis=-1))
+
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """Not defined."""
+        raise ModelError(
+            "`link=LaplaceBridge()` is for classes with a logit each; of a Bernoulli, which has "
+            "one, take `Probit()` or `MonteCarlo(key)`."
+        )
+
+
+class MeanField(Link):
+    """`p_k = 1 / sum_l exp(-(m_k - m_l) / sqrt(1 + pi V_kl / 8))`, then normalized.
+
+    With V_kl the variance of `f_k - f_l` as the order has it: of order 0 `C_kk`, as if all other
+    logits stood still; of order 1 `C_kk + C_ll`, as if they were independent; of order 2
+    `C_kk + C_ll - 2 C_kl`, which does not change where a number is added to all logits.
+
+    Args:
+        order: 0, 1 or 2.
+
+    References:
+        Lu, Ie & Sha (2020), Mean-field approximation to Gaussian-softmax integral with application
+        to uncertainty estimation.
+    """
+
+    order: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self) -> None:
+        if self.order not in {0, 1, 2} or isinstance(self.order, bool):
+            raise ModelError(
+                f"`order` of MeanField is {self.order!r}; it should be 0 (variances of one logit), "
+                "1 (of two, independent) or 2 (with their covariance)."
+            )
+
+    @property
+    def is_joint(self) -> bool:
+        """The covariance for order 2 only."""
+        return self.order == 2
+
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """Sigmoids of all pairs."""
+        own = jnp.diagonal(covariance, axis1=-2, axis2=-1) if self.is_joint else covariance
+        spread = jnp.broadcast_to(own[..., :, None], (*own.shape, own.shape[-1]))
+        if self.order > 0:
+            spread = spread + own[..., None, :]
+        if self.is_joint:
+            spread = jnp.maximum(spread - 2.0 * covariance, 0.0)
+        gaps = _moderated(logits[..., :, None] - logits[..., None, :], spread)
+        return dist.CategoricalProbs(jax.nn.softmax(-jax.nn.logsumexp(-gaps, axis=-1), axis=-1))
+
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """The logit moderated, whatever the order: the other one is zero."""
+        return dist.BernoulliLogits(_moderated(logits, variance))
+
+
+class MonteCarlo(Link):
+    """The mean of `softmax(f)` over draws of the logits, with their joint covariance.
+
+    The same normal numbers for each example, so that examples can be compared.
+
+    Args:
+        key: key of the draws.
+        draws: number of them; the error falls as one over its root.
+    """
+
+    key: PRNGKeyArray
+    draws: int = eqx.field(static=True, default=1000)
+
+    def __check_init__(self) -> None:
+        require_key(self.key, "key", "MonteCarlo", ModelError)
+        require_whole(self.draws, "draws", "MonteCarlo", ModelError)
+
+    @property
+    def is_joint(self) -> bool:
+        """The covariance."""
+        return True
+
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]
+    ) -> dist.Distribution:
+        """Means over draws."""
+        size = logits.shape[-1]
+        normal = jax.random.normal(self.key, (self.draws, size), logits.dtype)
+
+        def of_example(pair: tuple[Array, Array]) -> Float[Array, " k"]:
+            mean, own = pair
+            values, axes = jnp.linalg.eigh(own)
+            root = axes * jnp.sqrt(jnp.maximum(values, 0.0))[None]
+            return jax.nn.softmax(mean[None] + normal @ root.T, axis=-1).mean(0)
+
+        flat = logits.reshape(-1, size), covariance.reshape(-1, size, size)
+        found = jax.lax.map(of_example, flat, batch_size=min(32, max(1, len(flat[0]))))
+        return dist.CategoricalProbs(found.reshape(logits.shape))
+
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """Means over draws."""
+        normal = jax.random.normal(self.key, (self.draws,), logits.dtype)
+        each = jax.nn.sigmoid(logits[..., None] + jnp.sqrt(variance)[..., None] * normal)
+        return dist.BernoulliProbs(each.mean(-1))
+
+
+def _moderated(logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    return logits / jnp.sqrt(1.0 + PROBIT * variance)
