@@ -40,6 +40,7 @@ from volform.inference.evidence import (
 )
 from volform.inference.laplace import (
     GGN as GGN,
+    AtMode as AtMode,
     BySite as BySite,
     Curvature as Curvature,
     Diagonal as Diagonal,
@@ -47,6 +48,7 @@ from volform.inference.laplace import (
     ExpectedFisher as ExpectedFisher,
     Explanation as Explanation,
     Full as Full,
+    HeldOut as HeldOut,
     Kronecker as Kronecker,
     LaplaceApproximation as LaplaceApproximation,
     LaplaceBridge as LaplaceBridge,
@@ -83,6 +85,12 @@ from volform.inference.samplers import (
 from volform.inference.saving import (
     load as load,
     save as save,
+)
+from volform.inference.scoring import (
+    ClassScores as ClassScores,
+    Score as Score,
+    ScoreTable as ScoreTable,
+    class_scores as class_scores,
 )
 from volform.inference.summary import (
     Summary as Summary,

@@ -38,6 +38,7 @@ from volform.inference.laplace.linearized import (
     Linearized as Linearized,
 )
 from volform.inference.laplace.links import (
+    AtMode as AtMode,
     LaplaceBridge as LaplaceBridge,
     Link as Link,
     MeanField as MeanField,
@@ -74,6 +75,7 @@ from volform.inference.laplace.structures import (
     Subset as Subset,
 )
 from volform.inference.laplace.tuning import (
+    HeldOut as HeldOut,
     OneScale as OneScale,
     PerLayer as PerLayer,
     PerSite as PerSite,

@@ -98,7 +98,7 @@ def linearized_predictive(
         center = _linear(fn, name)
         is_joint = isinstance(fn, dist.CategoricalLogits) and by.link.is_joint
         covariance = _covariance(outputs, precision, center, by.chunk, is_joint)
-        found[name] = _spread(fn, center, covariance, by.link)
+        found[name] = _spread_out(fn, center, covariance, by.link)
     return found
 
 
@@ -121,6 +121,11 @@ def _(fn: Any, name: str = "") -> Float[Array, "..."]:
 @_linear.register(dist.CategoricalLogits)
 def _(fn: Any, name: str = "") -> Float[Array, "..."]:
     return fn.logits
+
+
+@eqx.filter_jit
+def _spread_out(fn: Any, center: Float[Array, "..."], covariance: Array, link: Link) -> Any:
+    return _spread(fn, center, covariance, link)
 
 
 @singledispatch

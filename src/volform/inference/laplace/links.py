@@ -49,6 +49,27 @@ class Link(eqx.Module):
         """
 
 
+class AtMode(Link):
+    """`softmax(m)`: the weights alone, to compare with."""
+
+    @property
+    def is_joint(self) -> bool:
+        """Nothing of it is used."""
+        return False
+
+    def classes(
+        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]
+    ) -> dist.Distribution:
+        """The logits at the mode."""
+        return dist.CategoricalLogits(logits)
+
+    def binary(
+        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
+    ) -> dist.Distribution:
+        """The logit at the mode."""
+        return dist.BernoulliLogits(logits)
+
+
 class Probit(Link):
     """`softmax(m / sqrt(1 + pi C_kk / 8))`, by each logit's own variance.
 
@@ -80,14 +101,16 @@ class Probit(Link):
 class LaplaceBridge(Link):
     """The mean of the Dirichlet distribution whose Laplace approximation the logits have.
 
-    With the logits conditioned on the sum zero, which `softmax` does not see,
-    `m - C1 (1^T m) / (1^T C 1)` and `C - C1 (C1)^T / (1^T C 1)`, the concentrations are
+    With m and C those of the logits less their mean, which `softmax` does not see (`P m`, `P C P`
+    with `P = 1 - 1 1^T / K`), the concentrations are
 
         a_k = (1 - 2/K + e^(m_k) sum_l e^(-m_l) / K^2) / C_kk
 
     and the probabilities `a / sum a`. They do not tend to `softmax(m)` as C vanishes. With
     `normalized` means and variances are first brought to a common size, `m / sqrt(v)` and `C / v`
     with `v = mean(C_kk) / sqrt(K / 2)`: with many classes of large variances the bridge is poor.
+    The sources condition the logits on the sum zero in place of `P`: another distribution, with
+    other probabilities, wherever the sum and the differences of logits vary together.
 
     Args:
         normalized: whether they are.
@@ -101,19 +124,17 @@ class LaplaceBridge(Link):
 
     @property
     def is_joint(self) -> bool:
-        """The covariance, for the condition on the sum."""
+        """The covariance, for that of the differences."""
         return True
 
     def classes(
         self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]
     ) -> dist.Distribution:
         """The mean of the Dirichlet distribution."""
-        row = covariance.sum(-1)
-        total = row.sum(-1, keepdims=True)
-        is_there = total > 0.0
-        share = jnp.where(is_there, row / jnp.where(is_there, total, 1.0), 0.0)
-        mean = logits - share * logits.sum(-1, keepdims=True)
-        variance = jnp.diagonal(covariance, axis1=-2, axis2=-1) - share * row
+        row = covariance.mean(-1)
+        mean = logits - logits.mean(-1, keepdims=True)
+        own = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+        variance = own - 2.0 * row + row.mean(-1, keepdims=True)
         # Of a class whose logit does not move the concentration is as large as can be.
         variance = jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)
         size = logits.shape[-1]

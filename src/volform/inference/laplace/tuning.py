@@ -3,20 +3,22 @@
 import abc
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError, StructureError
+from volform.errors import DataError, ModelError, StructureError
 from volform.inference.laplace.acceptance import note_on
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.gauss_newton import DataPriorSplit, rest_diagonal
+from volform.inference.laplace.linearized import Linearized, linearized_predictive
 from volform.inference.laplace.log_evidence import first_order
-from volform.inference.laplace.moving import LogDeterminant, log_determinants, moved
+from volform.inference.laplace.moving import log_determinants, moved
+from volform.inference.laplace.output_covariance import rotated_blocks
 from volform.inference.laplace.rescaling import (
     NoiseFit,
     NormalPriors,
@@ -26,11 +28,10 @@ from volform.inference.laplace.rescaling import (
     uniform_scale,
     with_factors,
 )
+from volform.inference.laplace.scaled_evidence import FURTHEST, ScaledEvidence, ascend
 from volform.inference.modes.given_point import place_at
 
-NEWTON_STEPS = 100
-# Of a scale, in logs: there its evidence has long stopped changing.
-FURTHEST = 25.0
+HOTTEST = 1e3  # of temperatures that are tried; the coldest is its inverse
 
 
 class PriorScales(eqx.Module):
@@ -79,6 +80,20 @@ class PerLayer(PriorScales):
         return tuple(map(tuple, found.values()))
 
 
+class HeldOut(eqx.Module):
+    """Data that choose the temperature, as a value: `vf.tune(..., temperature=HeldOut(x, y))`.
+
+    Args:
+        x: inputs of the model, its first argument.
+        y: what was observed there, of the one observed site.
+        by: the predictive that is scored.
+    """
+
+    x: Any
+    y: Any
+    by: Linearized = Linearized()
+
+
 class Tuned(eqx.Module):
     """Scales of highest evidence at the point and curvature of an approximation; built by `tune`.
 
@@ -87,6 +102,7 @@ class Tuned(eqx.Module):
         scales: the new prior scale of each site that was moved, as the model gives it.
         factors: by which they are multiplied, by site.
         noise: the factor of the scale of the observed Normal, 1 where it was not moved.
+        temperature: T of the likelihood `p(y | theta)^(1/T)`, 1 where it was not moved.
         log_z: first-order log evidence at one mode, before and after.
         gradient_norm: norm of its gradient in the logs of the precisions, in nats.
         steps: steps of Newton's method.
@@ -98,6 +114,7 @@ class Tuned(eqx.Module):
     scales: dict[str, np.ndarray]
     factors: dict[str, float]
     noise: float
+    temperature: float
     log_z: tuple[float, float]
     gradient_norm: float
     steps: int
@@ -112,15 +129,20 @@ class Tuned(eqx.Module):
         computed again.
         """
         start = self.start
-        factors = factors_of({**self.factors, **self._noises}, 1.0, start.at.u.dtype)
+        scales = {**self.factors, **self._noises}
+        factors = factors_of(scales, self.temperature, start.at.u.dtype)
         place = place_at(with_factors(start.posterior, factors), start.values)
         note = note_on(place, start.curvature, given=True, refuse=True)
-        weights = _of_coordinates(start, {n: f**-2.0 for n, f in self.factors.items()})
-        c = jnp.asarray(self.noise**-2.0, weights.dtype)
-        precision = moved(start.precision, _rest_of(start), weights, c)
+        precision = self._precision(start.precision, self.temperature)
         return LaplaceApproximation(
             place, precision, False, start.allow_improper, start.curvature, start.structure, note
         )
+
+    def _precision(self, before: Any, temperature: float) -> Any:
+        start = self.start
+        weights = _of_coordinates(start, {n: f**-2.0 for n, f in self.factors.items()})
+        c = jnp.asarray(self.noise**-2.0 / temperature, weights.dtype)
+        return moved(before, _rest_of(start), weights, c)
 
     @property
     def _noises(self) -> dict[str, float]:
@@ -135,6 +157,8 @@ class Tuned(eqx.Module):
             shown = "" if scale is None else f"scale {scale:.4g}, "
             rows.append(f"  {name:<12} {shown}{factor:.4g} times what it was")
         rows += [f"  noise        {self.noise:.4g} times what it was"] if self.noise != 1.0 else []
+        if self.temperature != 1.0:
+            rows.append(f"  temperature  {self.temperature:.4g}, by data that were held out")
         rows += [f"  left as they are: {', '.join(self.unmoved)}"] if self.unmoved else []
         end = "converged" if self.converged else self._why_not()
         return "\n".join([*rows, f"  |gradient|   {self.gradient_norm:.1e}, {end}"])
@@ -147,7 +171,11 @@ class Tuned(eqx.Module):
 
 
 def tune(
-    approx: LaplaceApproximation, *, scales: PriorScales | None = None, noise: bool = False
+    approx: LaplaceApproximation,
+    *,
+    scales: PriorScales | None = None,
+    noise: bool = False,
+    temperature: HeldOut | None = None,
 ) -> Tuned:
     """Move prior scales and noise to the highest Laplace evidence, with the curvature held.
 
@@ -169,6 +197,9 @@ def tune(
         scales: which sites share a factor: `OneScale()` if left out, `PerLayer()`, `PerSite()`.
             Sites with another prior than independent Normal stay as they are.
         noise: whether the scale of the observed Normal is multiplied, too.
+        temperature: data by whose predictive density the temperature is chosen afterwards. The
+            evidence cannot choose it: `p(y | theta)^(1/T)` is no density of y, and log Z grows with
+            T wherever it is negative. With T it is that of a power of the likelihood.
 
     Returns:
         A `Tuned`: factors, scales and log Z, and the approximation with them in `approx`.
@@ -208,22 +239,55 @@ def tune(
     fit = _noise_of(split) if noise else None
     problem = _problem(approx, rest, priors, groups, fit)
     x = jnp.zeros(len(groups) + (fit is not None), rest.dtype)
-    found = _ascend(problem, x)
+    found = ascend(problem, x)
     logs = np.asarray(found.x, float)
     pairs = zip(groups, logs[: len(groups)], strict=True)
     factors = {n: float(np.exp(-0.5 * t)) for names, t in pairs for n in names}
     before = float(first_order(approx.at, found.log_det + jnp.sum(jnp.log(rest))))
-    return Tuned(
+    tuned = Tuned(
         approx,
         {name: np.asarray(priors.scales[name] * factor) for name, factor in factors.items()},
         factors,
         float(np.exp(-0.5 * logs[-1])) if noise else 1.0,
+        1.0,
         (before, before + float(found.gain)),
         float(found.gradient_norm),
         int(found.steps),
         bool(found.converged),
         tuple(name for name in approx.posterior.names if name not in factors),
     )
+    return tuned if temperature is None else _tempered(tuned, temperature)
+
+
+def _tempered(tuned: Tuned, held_out: HeldOut) -> Tuned:
+    """The temperature of the highest mean log density of data that were held out."""
+    approx, names = tuned.approx, tuned.start.posterior.observed
+    rotated = rotated_blocks(tuned.start.precision)
+
+    def cost(log_temperature: float) -> float:
+        precision = tuned._precision(rotated, float(np.exp(log_temperature)))
+        arguments = (held_out.x,), {}
+        found = linearized_predictive(
+            approx.posterior, approx.at.u, precision, arguments, held_out.by
+        )
+        (fn,) = found.values()
+        return -float(jnp.mean(fn.log_prob(jnp.asarray(held_out.y))))
+
+    if len(names) != 1:
+        raise ModelError(
+            f"`temperature` of tune is chosen by the density of one observed site; the model has "
+            f"{list(names)}."
+        )
+    bounds = -np.log(HOTTEST), np.log(HOTTEST)
+    best = scipy.optimize.minimize_scalar(
+        cost, bounds=bounds, method="bounded", options={"xatol": 1e-3}
+    )
+    if not np.isfinite(best.fun):
+        raise DataError(
+            f"`temperature` of tune has data of log density {-best.fun}; give inputs and labels "
+            "like those of the training, without NaN."
+        )
+    return eqx.tree_at(lambda t: t.temperature, tuned, float(np.exp(best.x)))
 
 
 def _require_approximation(approx: Any, scales: Any) -> PriorScales:
@@ -274,55 +338,13 @@ def _noise_of(split: DataPriorSplit) -> NoiseFit:
     return fit
 
 
-class _Problem(eqx.Module):
-    """Log evidence as a function of the logs of the precisions, less what does not depend on it."""
-
-    parts: list[LogDeterminant]
-    squares: Float[Array, " groups"]
-    counts: Float[Array, " groups"]
-    fit: NoiseFit | None
-
-    def __call__(self, x: Float[Array, " k"]) -> Float[Array, ""]:
-        logs, count = self._logs(x), self.squares.size
-        found = 0.5 * jnp.sum(self.counts * x[:count] - jnp.exp(x[:count]) * self.squares)
-        if self.fit is not None:
-            found += 0.5 * (self.fit.count * x[count] - jnp.exp(x[count]) * self.fit.squares)
-        return found - 0.5 * self.log_det(logs)
-
-    def log_det(self, logs: Float[Array, " l"]) -> Float[Array, ""]:
-        """That of the precision, less that of R."""
-        weights, c = jnp.exp(logs[:-1]), jnp.exp(logs[-1])
-        return sum((part.at(weights, c) for part in self.parts), jnp.zeros((), c.dtype))
-
-    def derivatives(self, x: Float[Array, " k"]) -> tuple[Array, Array]:
-        """Gradient and Hessian."""
-        logs, count = self._logs(x), self.squares.size
-        slope = jnp.zeros_like(x).at[:count].set(self.counts - jnp.exp(x[:count]) * self.squares)
-        bend = jnp.zeros_like(x).at[:count].set(-jnp.exp(x[:count]) * self.squares)
-        if self.fit is not None:
-            pull = jnp.exp(x[count]) * self.fit.squares
-            slope, bend = slope.at[count].set(self.fit.count - pull), bend.at[count].set(-pull)
-        parts = [part.derivatives(logs) for part in self.parts]
-        # Of the weights of the groups, and of c where it moves; not of the weight that is held.
-        kept = jnp.asarray([*range(count), count + 1][: x.size])
-        slope -= sum(first[kept] for first, _ in parts)
-        curved = jnp.diag(bend) - sum(second[kept][:, kept] for _, second in parts)
-        return 0.5 * slope, 0.5 * curved
-
-    def _logs(self, x: Float[Array, " k"]) -> Float[Array, " l"]:
-        """Of the weights of all groups, of what is held, and of c."""
-        count = self.squares.size
-        c = jnp.zeros(1, x.dtype) if self.fit is None else x[count:]
-        return jnp.concatenate([x[:count], jnp.zeros(1, x.dtype), c])
-
-
 def _problem(
     approx: LaplaceApproximation,
     rest: Float[Array, " d"],
     priors: NormalPriors,
     groups: Sequence[Sequence[str]],
     fit: NoiseFit | None,
-) -> _Problem:
+) -> ScaledEvidence:
     layout, dtype = approx.posterior.layout, rest.dtype
     numbers = np.full(rest.size, len(groups))
     counts = np.zeros(len(groups))
@@ -332,7 +354,7 @@ def _problem(
             counts[number] += site.size
     squares = [sum(float(priors.squares[name]) for name in names) for names in groups]
     parts = log_determinants(approx.precision, rest, numbers, len(groups) + 1)
-    return _Problem(parts, jnp.asarray(squares, dtype), jnp.asarray(counts, dtype), fit)
+    return ScaledEvidence(parts, jnp.asarray(squares, dtype), jnp.asarray(counts, dtype), fit)
 
 
 def _of_coordinates(approx: LaplaceApproximation, weights: dict[str, float]) -> Float[Array, " d"]:
@@ -340,52 +362,3 @@ def _of_coordinates(approx: LaplaceApproximation, weights: dict[str, float]) -> 
     sites = approx.posterior.layout.sites
     each = [np.full(site.size, weights.get(site.name, 1.0)) for site in sites]
     return jnp.asarray(np.concatenate(each), approx.at.u.dtype)
-
-
-class _Ascent(NamedTuple):
-    """The end of Newton's method, the gain since the start, and log det P / R there."""
-
-    x: Float[Array, " k"]
-    gain: Float[Array, ""]
-    log_det: Float[Array, ""]
-    gradient_norm: Float[Array, ""]
-    steps: Array
-    converged: Array
-
-
-@eqx.filter_jit
-def _ascend(problem: _Problem, start: Float[Array, " k"]) -> _Ascent:
-    """The maximum of a concave function by Newton's method, with steps halved until it rises."""
-    eps = jnp.finfo(start.dtype).eps
-
-    def step(state: tuple) -> tuple:
-        x, value, number, _ = state
-        slope, curved = problem.derivatives(x)
-        values, axes = jnp.linalg.eigh(-curved)
-        values = jnp.maximum(values, eps * jnp.maximum(values[-1], 1.0))
-        along = axes @ ((axes.T @ slope) / values)
-        along *= jnp.minimum(1.0, 3.0 / jnp.max(jnp.abs(along)))
-        rise = slope @ along
-
-        def is_low(size: Array) -> Array:
-            enough = problem(x + size * along) >= value + 1e-4 * size * rise
-            return ~enough & (size > eps)
-
-        size = jax.lax.while_loop(is_low, lambda s: 0.5 * s, jnp.ones((), x.dtype))
-        found = problem(x + size * along)
-        is_higher = found > value
-        x = jnp.where(is_higher, x + size * along, x)
-        is_done = ~is_higher | (rise < 4.0 * eps) | (jnp.max(jnp.abs(x)) > FURTHEST)
-        return x, jnp.where(is_higher, found, value), number + 1, is_done
-
-    first = start, problem(start), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-    x, value, steps, _ = jax.lax.while_loop(
-        lambda state: ~state[3] & (state[2] < NEWTON_STEPS), step, first
-    )
-    norm = jnp.linalg.norm(problem.derivatives(x)[0])
-    # Of a gradient that is a difference of sums of the size of counts and squares.
-    terms = jnp.sum(problem.counts) + jnp.sum(jnp.exp(x[: problem.counts.size]) * problem.squares)
-    is_close = norm <= jnp.sqrt(eps) * (1.0 + terms) * 0.1
-    converged = is_close & (jnp.max(jnp.abs(x)) <= FURTHEST)
-    log_det = problem.log_det(jnp.zeros(start.size + 2 - (problem.fit is not None), start.dtype))
-    return _Ascent(x, value - problem(start), log_det, norm, steps, converged)
