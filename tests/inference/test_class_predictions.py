@@ -21,8 +21,8 @@ from volform.inference import (
     HeldOut,
     LaplaceBridge,
     Linearized,
+    LogitDraws,
     MeanField,
-    MonteCarlo,
     Probit,
     class_scores,
 )
@@ -46,9 +46,9 @@ def exact() -> Any:
 
 def test_monte_carlo_against_quadrature() -> None:
     draws = 20_000
-    found = MonteCarlo(jax.random.key(0), draws).classes(LOGITS, COVARIANCE).probs
+    found = LogitDraws(jax.random.key(0), draws).classes(LOGITS, COVARIANCE).probs
     assert_allclose(found, exact(), atol=4.0 * 0.5 / np.sqrt(draws))
-    binary = MonteCarlo(jax.random.key(0), draws).binary(LOGITS[:, 0], VARIANCE[:, 0]).probs
+    binary = LogitDraws(jax.random.key(0), draws).binary(LOGITS[:, 0], VARIANCE[:, 0]).probs
     nodes, weights = hermegauss(60)
     at = np.asarray(LOGITS[:, :1]) + np.sqrt(np.asarray(VARIANCE[:, :1])) * nodes
     want = (weights / (1.0 + np.exp(-at))).sum(1) / weights.sum()
@@ -128,7 +128,7 @@ def test_of_a_model() -> None:
     approx = vf.laplace(posterior, at=at, curvature=GGN())
     J = jax.jacfwd(lambda u: x @ u.reshape(2, 3))(approx.at.u)
     C = jnp.einsum("nki,ij,nlj->nkl", J, approx.covariance, J)
-    for link in (MeanField(2), MeanField(1), LaplaceBridge(), MonteCarlo(jax.random.key(1), 50)):
+    for link in (MeanField(2), MeanField(1), LaplaceBridge(), LogitDraws(jax.random.key(1), 50)):
         found = approx.predictive(x, by=Linearized(link=link))["y"].probs
         given = C if link.is_joint else jnp.einsum("nkk->nk", C)
         assert_allclose(found, link.classes(x @ at["w"], given).probs, rtol=1e-6)
@@ -139,10 +139,10 @@ def test_of_a_model() -> None:
 def test_bad_links() -> None:
     with pytest.raises(ModelError, match="`order` of MeanField is 3"):
         MeanField(3)
-    with pytest.raises(ModelError, match="`draws` of MonteCarlo is 0"):
-        MonteCarlo(jax.random.key(0), 0)
-    with pytest.raises(ModelError, match="`key` of MonteCarlo is 1"):
-        MonteCarlo(1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ModelError, match="`draws` of LogitDraws is 0"):
+        LogitDraws(jax.random.key(0), 0)
+    with pytest.raises(ModelError, match="`key` of LogitDraws is 1"):
+        LogitDraws(1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ModelError, match="`link` of Linearized is 'probit'"):
         Linearized(link="probit")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ModelError, match="is for classes with a logit each"):

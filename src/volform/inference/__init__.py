@@ -55,9 +55,9 @@ from volform.inference.laplace import (
     LastLayer as LastLayer,
     Linearized as Linearized,
     Link as Link,
+    LogitDraws as LogitDraws,
     LowRank as LowRank,
     MeanField as MeanField,
-    MonteCarlo as MonteCarlo,
     MonteCarloFisher as MonteCarloFisher,
     OneScale as OneScale,
     PerLayer as PerLayer,
@@ -88,7 +88,7 @@ from volform.inference.saving import (
 )
 from volform.inference.scoring import (
     ClassScores as ClassScores,
-    Score as Score,
+    ScoreEstimate as ScoreEstimate,
     ScoreTable as ScoreTable,
     class_scores as class_scores,
 )

@@ -16,7 +16,7 @@ from volform.results import html_table
 BINS = 15  # of the confidence, as in Guo et al. (2017)
 
 
-class Score(NamedTuple):
+class ScoreEstimate(NamedTuple):
     """A number with its standard error over the examples."""
 
     value: float
@@ -38,11 +38,11 @@ class ClassScores(NamedTuple):
             where none were given.
     """
 
-    nll: Score
-    brier: Score
-    ece: Score
-    accuracy: Score
-    auroc: Score | None = None
+    nll: ScoreEstimate
+    brier: ScoreEstimate
+    ece: ScoreEstimate
+    accuracy: ScoreEstimate
+    auroc: ScoreEstimate | None = None
 
 
 class ScoreTable(NamedTuple):
@@ -191,14 +191,14 @@ def _labels(labels: Any, probs: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n
     return y.astype(int)
 
 
-def _mean(each: Float[np.ndarray, " n"]) -> Score:
+def _mean(each: Float[np.ndarray, " n"]) -> ScoreEstimate:
     error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
-    return Score(float(each.mean()), float(error))
+    return ScoreEstimate(float(each.mean()), float(error))
 
 
 def _calibration(
     gaps: Float[np.ndarray, " n"], confidence: Float[np.ndarray, " n"], bins: int
-) -> Score:
+) -> ScoreEstimate:
     """The mean of the gaps with the signs that they have in their bins."""
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     sums = np.bincount(bin_of, gaps, bins)
@@ -206,7 +206,7 @@ def _calibration(
     return _mean(signs[bin_of] * gaps)
 
 
-def _auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> Score:
+def _auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> ScoreEstimate:
     """By ranks; the variance by those of the placements."""
     n, m = len(inside), len(outside)
     ranks = scipy.stats.rankdata(np.concatenate([inside, outside]))
@@ -216,4 +216,4 @@ def _auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) ->
         each.var(ddof=1) / len(each) if len(each) > 1 else np.nan
         for each in (of_inside, of_outside)
     ]
-    return Score(float(of_inside.mean()), float(np.sqrt(sum(parts))))
+    return ScoreEstimate(float(of_inside.mean()), float(np.sqrt(sum(parts))))

@@ -41,12 +41,14 @@ from volform.models.model_metric import (
     ModelMetric as ModelMetric,
 )
 from volform.models.model_with_data import (
+    ById as ById,
     ModelWithData as ModelWithData,
     make_program as make_program,
 )
 from volform.models.posterior import (
     Posterior as Posterior,
     condition as condition,
+    with_model as with_model,
     with_sites_fixed as with_sites_fixed,
 )
 from volform.models.prior_draws import (

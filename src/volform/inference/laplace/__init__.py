@@ -41,8 +41,8 @@ from volform.inference.laplace.links import (
     AtMode as AtMode,
     LaplaceBridge as LaplaceBridge,
     Link as Link,
+    LogitDraws as LogitDraws,
     MeanField as MeanField,
-    MonteCarlo as MonteCarlo,
     Probit as Probit,
 )
 from volform.inference.laplace.log_evidence import (

@@ -1,7 +1,7 @@
 """Curvature of the layers of networks, from what flows through them: factors and squares."""
 
 import abc
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,22 +17,11 @@ from volform.inference.laplace.gauss_newton import (
     columns_of,
 )
 from volform.inference.laplace.layers import Layers, Piece, layers_of
+from volform.inference.laplace.pieces import multipliers_of
 from volform.linalg.operator import fits, gib_of
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator
 from volform.models.layout import Site
-from volform.models.posterior import Posterior
-
-
-class ValuedOutputs(Protocol):
-    """Outputs of a model as a function of its latent values, in which layers are looked for."""
-
-    posterior: Posterior
-    u: Float[Array, " d"]
-
-    def of_values(self, values: dict[str, Array]) -> tuple[Any, list[int]]:
-        """The outputs, and the lengths of the data."""
-        ...
 
 
 class PieceCurvature(eqx.Module):
@@ -259,29 +248,6 @@ def holders(split: DataPriorSplit, layers: Layers) -> list[SiteMultiple | None]:
 @eqx.filter_jit
 def _multipliers(split: DataPriorSplit) -> list[tuple[Array, Array] | None]:
     return multipliers_of(split, layers_of(split.of_values, split.posterior.values(split.u)))
-
-
-def multipliers_of(outputs: ValuedOutputs, layers: Layers) -> list[tuple[Array, Array] | None]:
-    """For each array of parameters a number, and whether it is that multiple of its one site.
-
-    Traced; None where the site is another one's too, or of another size.
-    """
-    posterior, u = outputs.posterior, outputs.u
-    arrays, push = jax.linearize(lambda u: layers.arrays(posterior.values(u)), u)
-    probes = jax.random.normal(jax.random.key(0), (2, u.size), u.dtype)
-    moves = [push(probe) for probe in probes]
-    found: list[tuple[Array, Array] | None] = []
-    for k, (array, names) in enumerate(zip(arrays, layers.sites_of, strict=True)):
-        site = posterior.layout.site(min(names))
-        if len(names) > 1 or site.size != array.size:
-            found.append(None)
-            continue
-        pairs = [(move[k].ravel(), p[site.segment]) for move, p in zip(moves, probes, strict=True)]
-        c = (pairs[0][0] @ pairs[0][1]) / (pairs[0][1] @ pairs[0][1])
-        small = 1e3 * jnp.finfo(c.dtype).eps * jnp.abs(c)
-        fits = [jnp.all(jnp.abs(to - c * v) <= small * jnp.abs(v).max()) for to, v in pairs]
-        found.append((c, jnp.all(jnp.stack(fits)) & (c != 0.0)))
-    return found
 
 
 @eqx.filter_jit

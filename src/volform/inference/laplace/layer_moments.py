@@ -1,7 +1,6 @@
 """Second moments of what flows through the layers of a model, forth and back."""
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from volform.errors import StructureError
 from volform.geometry.dependence import dependence
 from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct, SiteOutputs
 from volform.inference.laplace.layers import Layers, Piece, layers_of
+from volform.inference.laplace.pieces import features_of, gradients_of, rows_of, slopes_of
 from volform.linalg.operator import mapped
 from volform.networks.programs import read
 
@@ -275,45 +275,6 @@ def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Arr
         own = square.sum(0).astype(flow.roots.dtype)
         totals[piece.source] = totals[piece.source].at[piece.entries].set(own)
     return totals, flow.factorization_error
-
-
-def features_of(piece: Piece, activations: dict[int, Array]) -> Float[Array, "n p fan_in"]:
-    """Those of all equations that read the piece, as positions of one."""
-    each = [
-        _ordered(r.features(activations[r.equation])[part], own)
-        for r, part, _, own in piece.readings
-    ]
-    return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
-
-
-def rows_of(piece: Piece, activations: dict[int, Array]) -> Int[Array, "n p"]:
-    """Numbers of the rows that are looked up, in their order in the table; else their count."""
-    each = [
-        jnp.asarray(np.argsort(own))
-        .at[r.rows(activations[r.equation])]
-        .get(mode="fill", fill_value=len(own))
-        for r, _, _, own in piece.readings
-    ]
-    return jnp.concatenate(each, 1)
-
-
-def slopes_of(piece: Piece, deltas: dict[int, Array]) -> Float[Array, "n p units"]:
-    """Derivatives at what the equations give that read the piece, as positions of one."""
-    readings = piece.readings
-    each = [_ordered(r.slopes(deltas[r.equation])[part], own) for r, part, own, _ in readings]
-    return jnp.concatenate(each, 1) if len(each) > 1 else each[0]
-
-
-def gradients_of(
-    piece: Piece, activations: dict[int, Array], deltas: dict[int, Array]
-) -> Float[Array, "n s"]:
-    """Derivatives of each example in an array that is added, or multiplied entry by entry."""
-    each = [r.gradients(activations[r.equation], deltas[r.equation]) for (r,) in piece.readings]
-    return functools.reduce(jnp.add, each)
-
-
-def _ordered(array: Float[Array, "n p i"], order: np.ndarray) -> Float[Array, "n p i"]:
-    return array if (np.diff(order) == 1).all() else array[..., order]
 
 
 def _square(

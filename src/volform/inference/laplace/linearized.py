@@ -37,7 +37,7 @@ class Linearized(eqx.Module):
     Args:
         chunk: examples worked on at once, which bounds the memory.
         link: probabilities of classes from the logits' covariance `J P^-1 J^T`: `Probit()` as
-            above, `LaplaceBridge()`, `MeanField(order)`, `MonteCarlo(key)`.
+            above, `LaplaceBridge()`, `MeanField(order)`, `LogitDraws(key)`.
 
     With `Kronecker()`, `Diagonal()` and a layer's own blocks the covariance is that of the factors,
     from what flows through the layers forth and back: no row of J is formed. Elsewhere it takes a
@@ -71,7 +71,7 @@ class Linearized(eqx.Module):
         if not isinstance(self.link, Link):
             raise ModelError(
                 f"`link` of Linearized is {self.link!r}; it should be a value such as `Probit()`, "
-                "`LaplaceBridge()`, `MeanField()` or `MonteCarlo(key)`."
+                "`LaplaceBridge()`, `MeanField()` or `LogitDraws(key)`."
             )
 
 

@@ -1,6 +1,7 @@
 """Probabilities of classes whose logits are Gaussian, as values: links."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ PROBIT = jnp.pi / 8.0
 class Link(eqx.Module):
     """Predictive probabilities of classes with logits `f ~ Normal(m, C)`, as a value.
 
-    `approx.predictive(x, by=Linearized(link=...))`. None is exact but `MonteCarlo` in the limit.
+    `approx.predictive(x, by=Linearized(link=...))`. None is exact but `LogitDraws` in the limit.
     """
 
     @property
@@ -27,9 +28,7 @@ class Link(eqx.Module):
         """Tell whether it asks for the covariance of the logits, and not only their variances."""
 
     @abc.abstractmethod
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]) -> Any:
         """The distribution of a class.
 
         Args:
@@ -38,9 +37,7 @@ class Link(eqx.Module):
         """
 
     @abc.abstractmethod
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """The distribution of zero or one.
 
         Args:
@@ -57,15 +54,11 @@ class AtMode(Link):
         """Nothing of it is used."""
         return False
 
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]) -> Any:
         """The logits at the mode."""
         return dist.CategoricalLogits(logits)
 
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """The logit at the mode."""
         return dist.BernoulliLogits(logits)
 
@@ -85,15 +78,11 @@ class Probit(Link):
         """Variances only."""
         return False
 
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "... k"]) -> Any:
         """Logits moderated one by one."""
         return dist.CategoricalLogits(_moderated(logits, covariance))
 
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """The logit moderated."""
         return dist.BernoulliLogits(_moderated(logits, variance))
 
@@ -127,9 +116,7 @@ class LaplaceBridge(Link):
         """The covariance, for that of the differences."""
         return True
 
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]) -> Any:
         """The mean of the Dirichlet distribution."""
         row = covariance.mean(-1)
         mean = logits - logits.mean(-1, keepdims=True)
@@ -145,13 +132,11 @@ class LaplaceBridge(Link):
         logs = jnp.logaddexp(jnp.log(1.0 - 2.0 / size), mean + opposite) - jnp.log(variance)
         return dist.CategoricalProbs(jax.nn.softmax(logs, axis=-1))
 
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """Not defined."""
         raise ModelError(
             "`link=LaplaceBridge()` is for classes with a logit each; of a Bernoulli, which has "
-            "one, take `Probit()` or `MonteCarlo(key)`."
+            "one, take `Probit()` or `LogitDraws(key)`."
         )
 
 
@@ -184,9 +169,7 @@ class MeanField(Link):
         """The covariance for order 2 only."""
         return self.order == 2
 
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "..."]) -> Any:
         """Sigmoids of all pairs."""
         own = jnp.diagonal(covariance, axis1=-2, axis2=-1) if self.is_joint else covariance
         spread = jnp.broadcast_to(own[..., :, None], (*own.shape, own.shape[-1]))
@@ -197,14 +180,12 @@ class MeanField(Link):
         gaps = _moderated(logits[..., :, None] - logits[..., None, :], spread)
         return dist.CategoricalProbs(jax.nn.softmax(-jax.nn.logsumexp(-gaps, axis=-1), axis=-1))
 
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """The logit moderated, whatever the order: the other one is zero."""
         return dist.BernoulliLogits(_moderated(logits, variance))
 
 
-class MonteCarlo(Link):
+class LogitDraws(Link):
     """The mean of `softmax(f)` over draws of the logits, with their joint covariance.
 
     The same normal numbers for each example, so that examples can be compared.
@@ -218,17 +199,15 @@ class MonteCarlo(Link):
     draws: int = eqx.field(static=True, default=1000)
 
     def __check_init__(self) -> None:
-        require_key(self.key, "key", "MonteCarlo", ModelError)
-        require_whole(self.draws, "draws", "MonteCarlo", ModelError)
+        require_key(self.key, "key", "LogitDraws", ModelError)
+        require_whole(self.draws, "draws", "LogitDraws", ModelError)
 
     @property
     def is_joint(self) -> bool:
         """The covariance."""
         return True
 
-    def classes(
-        self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]
-    ) -> dist.Distribution:
+    def classes(self, logits: Float[Array, "... k"], covariance: Float[Array, "... k k"]) -> Any:
         """Means over draws."""
         size = logits.shape[-1]
         normal = jax.random.normal(self.key, (self.draws, size), logits.dtype)
@@ -243,9 +222,7 @@ class MonteCarlo(Link):
         found = jax.lax.map(of_example, flat, batch_size=min(32, max(1, len(flat[0]))))
         return dist.CategoricalProbs(found.reshape(logits.shape))
 
-    def binary(
-        self, logits: Float[Array, "..."], variance: Float[Array, "..."]
-    ) -> dist.Distribution:
+    def binary(self, logits: Float[Array, "..."], variance: Float[Array, "..."]) -> Any:
         """Means over draws."""
         normal = jax.random.normal(self.key, (self.draws,), logits.dtype)
         each = jax.nn.sigmoid(logits[..., None] + jnp.sqrt(variance)[..., None] * normal)

@@ -16,14 +16,12 @@ from volform.errors import StructureError
 from volform.linalg.precision import KroneckerSum, LowRankUpdate, RotatedDiagonal
 from volform.linalg.structured import DenseOperator, FlatBlocks, dense_logdet, positive_inverse
 
-Weights = Float[Array, " groups"]
-
 
 class LogDeterminant(eqx.Module):
     """`log det(c D + w R) - log det R` of some coordinates, R diagonal and w one of each group."""
 
     @abc.abstractmethod
-    def at(self, weights: Weights, c: Float[Array, ""]) -> Float[Array, ""]:
+    def at(self, weights: Float[Array, " groups"], c: Float[Array, ""]) -> Float[Array, ""]:
         """Its value; minus it is concave in the logs of the weights and c.
 
         The determinant is a polynomial in them without negative coefficients, where D is positive
@@ -47,7 +45,7 @@ class Eigenvalues(LogDeterminant):
     values: Float[Array, " m"]
     groups: Int[Array, " m"]
 
-    def at(self, weights: Weights, c: Float[Array, ""]) -> Float[Array, ""]:
+    def at(self, weights: Float[Array, " groups"], c: Float[Array, ""]) -> Float[Array, ""]:
         """A sum over eigenvalues."""
         return jnp.sum(jnp.log(c * self.values + weights[self.groups]))
 
@@ -63,7 +61,7 @@ class Coupled(LogDeterminant):
     matrix: Float[Array, "n n"]
     groups: Int[Array, " n"]
 
-    def at(self, weights: Weights, c: Float[Array, ""]) -> Float[Array, ""]:
+    def at(self, weights: Float[Array, " groups"], c: Float[Array, ""]) -> Float[Array, ""]:
         """By Cholesky."""
         return dense_logdet(c * self.matrix + jnp.diag(weights[self.groups]))
 
@@ -94,7 +92,7 @@ class Directions(LogDeterminant):
     grams: Float[Array, "groups k k"]
     counts: Float[Array, " groups"]
 
-    def at(self, weights: Weights, c: Float[Array, ""]) -> Float[Array, ""]:
+    def at(self, weights: Float[Array, " groups"], c: Float[Array, ""]) -> Float[Array, ""]:
         """`sum_g count_g log w_g + log det(1 + c sum_g gram_g / w_g)`."""
         inner = jnp.einsum("g,gij->ij", c / weights, self.grams)
         inner += jnp.eye(len(inner), dtype=inner.dtype)

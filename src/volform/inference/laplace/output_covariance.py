@@ -11,9 +11,15 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from volform.inference.laplace.kronecker_factors import ValuedOutputs, multipliers_of
-from volform.inference.laplace.layer_moments import features_of, gradients_of, rows_of, slopes_of
 from volform.inference.laplace.layers import Layers, Piece, layers_of
+from volform.inference.laplace.pieces import (
+    ValuedOutputs,
+    features_of,
+    gradients_of,
+    multipliers_of,
+    rows_of,
+    slopes_of,
+)
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator, FlatBlocks
 from volform.linalg.under_metric import whitening_maps

@@ -18,8 +18,8 @@ from volform.models.posterior import Posterior, with_model
 ARGUMENT = "volform_factors"  # of a rescaled model; new data come without it
 
 
-class Factors(eqx.Module):
-    """Factors of the scales of a model's Normal distributions, and a power of the likelihood.
+class ScaleFactors(eqx.Module):
+    """ScaleFactors of the scales of a model's Normal distributions, and a power of the likelihood.
 
     Attributes:
         scales: of priors and noise, by site.
@@ -39,7 +39,7 @@ class Rescaled(Messenger):
             so that models of other factors run by the same programs.
     """
 
-    def __init__(self, fn: Callable, factors: Factors):
+    def __init__(self, fn: Callable, factors: ScaleFactors):
         self.factors, self.__name__ = factors, getattr(fn, "__name__", "model")
         super().__init__(fn)
 
@@ -50,7 +50,7 @@ class Rescaled(Messenger):
 
 
 class _Rescaling(Messenger):
-    def __init__(self, fn: Callable | None, factors: Factors):
+    def __init__(self, fn: Callable | None, factors: ScaleFactors):
         self.factors = factors
         super().__init__(fn)
 
@@ -70,7 +70,7 @@ def rescaled(fn: Any, factor: Array) -> Any:
     return eqx.tree_at(lambda fn: core_of(fn).scale, fn, replace_fn=lambda s: factor * s)
 
 
-def with_factors(posterior: Posterior, factors: Factors) -> Posterior:
+def with_factors(posterior: Posterior, factors: ScaleFactors) -> Posterior:
     """The posterior of the model with these factors."""
     model = Rescaled(posterior.model, factors)
     return with_model(posterior, model, **{ARGUMENT: factors})
@@ -139,15 +139,15 @@ def _normals(split: DataPriorSplit) -> dict[str, Any]:
 
 
 class NoiseFit(NamedTuple):
-    """Likelihoods as functions of a factor k of their scales: `-squares / (2 k^2) - count log k`.
+    """Likelihoods as functions of a factor k of their scales: `-squares / (2 k^2) - number log k`.
 
     Attributes:
         squares: sum of the squared residuals in units of the scales.
-        count: number of data, weighed as the model weighs them.
+        number: of data, weighed as the model weighs them.
     """
 
     squares: Float[Array, ""]
-    count: Float[Array, ""]
+    number: Float[Array, ""]
 
 
 def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
@@ -204,8 +204,8 @@ def uniform_scale(scale: np.ndarray) -> float | None:
     return float(scale.flat[0]) if (scale == scale.flat[0]).all() else None
 
 
-def factors_of(scales: Mapping[str, float], temperature: float, dtype: Any) -> Factors:
-    """Factors as arrays."""
+def factors_of(scales: Mapping[str, float], temperature: float, dtype: Any) -> ScaleFactors:
+    """ScaleFactors as arrays."""
     arrays = {name: jnp.asarray(factor, dtype) for name, factor in scales.items()}
     power = None if temperature == 1.0 else jnp.asarray(1.0 / temperature, dtype)
-    return Factors(arrays, power)
+    return ScaleFactors(arrays, power)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from volform.inference.laplace.moving import LogDeterminant
 from volform.inference.laplace.rescaling import NoiseFit
 
-NEWTON_STEPS = 100
+ASCENT_STEPS = 100
 # Of a scale, in logs: there its evidence has long stopped changing.
 FURTHEST = 25.0
 
@@ -35,7 +35,7 @@ class ScaledEvidence(eqx.Module):
         logs, count = self._logs(x), self.squares.size
         found = 0.5 * jnp.sum(self.counts * x[:count] - jnp.exp(x[:count]) * self.squares)
         if self.fit is not None:
-            found += 0.5 * (self.fit.count * x[count] - jnp.exp(x[count]) * self.fit.squares)
+            found += 0.5 * (self.fit.number * x[count] - jnp.exp(x[count]) * self.fit.squares)
         return found - 0.5 * self.log_det(logs)
 
     def log_det(self, logs: Float[Array, " l"]) -> Float[Array, ""]:
@@ -50,7 +50,7 @@ class ScaledEvidence(eqx.Module):
         bend = jnp.zeros_like(x).at[:count].set(-jnp.exp(x[:count]) * self.squares)
         if self.fit is not None:
             pull = jnp.exp(x[count]) * self.fit.squares
-            slope, bend = slope.at[count].set(self.fit.count - pull), bend.at[count].set(-pull)
+            slope, bend = slope.at[count].set(self.fit.number - pull), bend.at[count].set(-pull)
         parts = [part.derivatives(logs) for part in self.parts]
         # Of the weights of the groups, and of c where it moves; not of the weight that is held.
         kept = jnp.asarray([*range(count), count + 1][: x.size])
@@ -103,7 +103,7 @@ def ascend(problem: ScaledEvidence, start: Float[Array, " k"]) -> Ascent:
 
     first = start, problem(start), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     x, value, steps, _ = jax.lax.while_loop(
-        lambda state: ~state[3] & (state[2] < NEWTON_STEPS), step, first
+        lambda state: ~state[3] & (state[2] < ASCENT_STEPS), step, first
     )
     norm = jnp.linalg.norm(problem.derivatives(x)[0])
     # Of a gradient that is a difference of sums of the size of counts and squares.
