@@ -403,3 +403,29 @@ def test_rows_beyond_the_table_count_where_the_program_reads_them(mode):
     )
     for matrix in others:
         assert_allclose(np.diag(matrix), np.diag(exact), rtol=1e-10)
+
+
+def test_last_layer_keeps_its_factors() -> None:
+    """512 features and 120 classes: as a matrix of 61,440 rows it would take 28 GiB."""
+    size, hidden, classes = 6, 512, 120
+    random = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(random.normal(size=(3, hidden))),
+        "v": jnp.asarray(0.05 * random.normal(size=(hidden, classes))),
+    }
+    net = nn.from_function(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], params)
+    x = jnp.asarray(random.normal(size=(size, 3)))
+    posterior = vf.condition(nn.classification(net), x, jnp.arange(size))
+    at, curvature = net.values(params), MonteCarloFisher(jax.random.key(0))
+    last = LastLayer(Kronecker())
+    approx = vf.laplace(posterior, at=at, curvature=curvature, structure=last)
+    assert approx.posterior.names == ("v",)
+    assert max(leaf.size for leaf in jax.tree.leaves(approx.precision)) == hidden**2
+    features = jnp.tanh(x @ params["w"])
+    (block,) = approx.precision.blocks  # pyright: ignore[reportAttributeAccessIssue]
+    right = block.left if len(block.left) == hidden else block.right
+    assert_allclose(right, features.T @ features, rtol=1e-10)
+    assert approx.sample(jax.random.key(1), 2).values["v"].shape == (2, hidden, classes)
+    assert bool(jnp.isfinite(approx.evidence.log_z))
+    tuned = vf.tune(approx)
+    assert tuned.log_z[1] > tuned.log_z[0]

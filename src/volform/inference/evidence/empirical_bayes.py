@@ -60,7 +60,8 @@ class EmpiricalBayes(eqx.Module):
             f"  {name:<12} {np.array2string(np.asarray(value), precision=6, threshold=12)}"
             for name, value in self.hyperparameters.items()
         ]
-        end = "converged" if self.converged else "not converged: more `max_steps` may help"
+        more = "max_steps" if self.history is None else "rounds"
+        end = "converged" if self.converged else f"not converged: more `{more}` may help"
         rows.append(f"  |gradient|   {self.gradient_norm:.1e} after {self.steps} steps, {end}")
         return "\n".join(rows)
 
