@@ -95,7 +95,8 @@ class LaplaceBridge(Link):
 
         a_k = (1 - 2/K + e^(m_k) sum_l e^(-m_l) / K^2) / C_kk
 
-    and the probabilities `a / sum a`. They do not tend to `softmax(m)` as C vanishes. With
+    and the probabilities `a / sum a`. They do not tend to `softmax(m)` as C vanishes;
+    of two classes they are `softmax(m)`, whatever C is. With
     `normalized` means and variances are first brought to a common size, `m / sqrt(v)` and `C / v`
     with `v = mean(C_kk) / sqrt(K / 2)`: with many classes of large variances the bridge is poor.
     The sources condition the logits on the sum zero in place of `P`: another distribution, with
