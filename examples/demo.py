@@ -18,6 +18,7 @@ import eight_schools_table as schools
 import matplotlib.pyplot as plt
 import regression_table as regression
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 from rich.console import Console
 from rich.progress import track
 
@@ -83,7 +84,9 @@ def draw_errors(ax: Axes, labels: list[str], rows: list, peer: str) -> None:
     ax.set_yticks(heights, labels)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="x", alpha=0.25)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("absolute error of log evidence, in nats")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8.5)

@@ -72,6 +72,7 @@ from volform.inference.laplace import (
     is_few as is_few,
     laplace as laplace,
     tune as tune,
+    marginal_densities as marginal_densities,
 )
 from volform.inference.modes import (
     MAP as MAP,
@@ -94,6 +95,7 @@ from volform.inference.scoring import (
 )
 from volform.inference.summary import (
     Summary as Summary,
+    element_labels as element_labels,
 )
 from volform.moved import moved_from as _moved_from
 

@@ -24,7 +24,6 @@ from volform.inference.laplace.gaussian_chart import LEBESGUE
 from volform.inference.laplace.samples import (
     FEWEST_FOR_TIMES,
     Samples,
-    around_direction,
     weighted_quantiles,
 )
 from volform.inference.summary import require_probability
@@ -119,11 +118,7 @@ class CredibleRegion(eqx.Module):
 
         Angles are taken around their mean direction.
         """
-        kept = self._samples.weights > 0.0
-        x, weights = self._samples[name][kept].astype(float), self._samples.weights[kept]
-        if self.posterior.layout.site(name).circular:
-            x = around_direction(x.reshape(len(x), -1), weights).reshape(x.shape)
-        return x, weights
+        return self._samples.marginal(name)
 
     @cached_property
     def _samples(self) -> Samples:

@@ -93,7 +93,7 @@ class Summary:
         """A pandas DataFrame, one row for each element of each site: `theta[0]`."""
         import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
 
-        labels = [label for name in self.mean for label in _labels(name, self.mean[name])]
+        labels = [label for name in self.mean for label in element_labels(name, self.mean[name])]
         return pd.DataFrame(
             {
                 title: np.concatenate([np.ravel(v) for v in part.values()])
@@ -107,7 +107,7 @@ class Summary:
         columns = self.columns
         yield "", *(column.title for column in columns)
         for name, values in self.mean.items():
-            labels = _labels(name, values)
+            labels = element_labels(name, values)
             for index, label in enumerate(labels[:ROWS_SHOWN]):
                 numbers = [float(np.ravel(part[name])[index]) for _, part in columns]
                 decimals = _decimals(float(np.ravel(self.sd[name])[index]))
@@ -148,7 +148,7 @@ def require_probability(probability: Any, function: str) -> None:
         )
 
 
-def _labels(name: str, values: Any) -> list[str]:
+def element_labels(name: str, values: Any) -> list[str]:
     """Names of the elements, as ArviZ writes them."""
     shape = np.shape(values)
     return [f"{name}[{', '.join(map(str, i))}]" for i in np.ndindex(shape)] if shape else [name]

@@ -4,6 +4,9 @@ No function changes matplotlib's global settings. Each draws on the axes that it
 a figure of its own, and leaves showing and saving to the caller.
 """
 
+from volform.plot.calibration import (
+    reliability as reliability,
+)
 from volform.plot.canvas import (
     figure_of as figure_of,
 )
@@ -15,8 +18,17 @@ from volform.plot.equivalence_pictures import (
     learning as learning,
     rank as rank,
 )
+from volform.plot.evidence_search import (
+    evidence_trace as evidence_trace,
+)
+from volform.plot.forest import (
+    forest as forest,
+)
 from volform.plot.hidden_units import (
     units as units,
+)
+from volform.plot.importance_weights import (
+    k_hat as k_hat,
 )
 from volform.plot.intervals import (
     credible as credible,
@@ -29,6 +41,12 @@ from volform.plot.kernels import (
 from volform.plot.layer_pictures import (
     distinguishable as distinguishable,
     layers as layers,
+)
+from volform.plot.marginals import (
+    marginals as marginals,
+)
+from volform.plot.predictions import (
+    predictive_band as predictive_band,
 )
 from volform.plot.profiles import (
     profile as profile,

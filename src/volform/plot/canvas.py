@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's blue and vermilion differ in lightness too, so they survive a gray print.
 BLUE, VERMILION, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#999999"
+COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 Target = MAP | LaplaceApproximation | Posterior
 
@@ -37,11 +38,61 @@ def new_axes(count: int, width: float, height: float) -> "list[Axes]":
     return list(figure.subplots(1, count, squeeze=False)[0])
 
 
+def rows_of_axes(count: int, columns: int, width: float, height: float) -> "list[Axes]":
+    """Axes in rows of `columns` at most, in a new figure, `width` and `height` inches each."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = plt.figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return list(axes[:count])
+
+
 def figure_of(ax: "Axes") -> "Figure":
     """The figure that holds `ax`, sub-figures looked through."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
+
+
+def title(ax: "Axes", text: str, size: float = 10.5, pad: float | None = None) -> None:
+    """A title from the left edge of the axes, in as many lines as the figure has room for.
+
+    Words wider than the room make all of it smaller.
+    """
+    figure = figure_of(ax)
+    shown = ax.set_title(text, fontsize=size, loc="left", color=INK, pad=pad)
+    figure.draw_without_rendering()  # which places the axes
+    room = figure.bbox.x1 - ax.get_window_extent().x0 - 4.0
+
+    def width(line: str) -> float:
+        shown.set_text(line)
+        return shown.get_window_extent().width
+
+    widest = max(map(width, text.split()))
+    if widest > room:
+        shown.set_fontsize(size * room / widest)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and width(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    shown.set_text("\n".join(lines))
+
+
+def legend_above(ax: "Axes", panels: int = 1) -> None:
+    """A legend above the axes; above all panels of the figure where there are several."""
+    look: Any = {"frameon": False, "fontsize": 9}
+    if panels > 1:
+        handles, labels = ax.get_legend_handles_labels()
+        figure_of(ax).legend(handles, labels, loc="outside upper left", ncols=2, **look)
+    else:
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **look)
 
 
 def plain(ax: "Axes") -> None:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colors, with markers for a gray print.
-_COLORS = canvas.BLUE, canvas.VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 _MARKERS = "os^Dv<>P"
 _NAMED = 12  # units that a legend names
 
@@ -72,7 +71,7 @@ def units(
             xs[:, unit],
             ys[:, unit],
             s=9,
-            color=_COLORS[unit % len(_COLORS)],
+            color=canvas.COLORS[unit % len(canvas.COLORS)],
             marker=_MARKERS[unit % len(_MARKERS)],
             alpha=0.35,
             linewidths=0,

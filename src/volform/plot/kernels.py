@@ -15,7 +15,7 @@ from volform.kernels.kernel import kernel
 from volform.networks.activations import Activation
 from volform.networks.parametrization import NTP, SP, Fans, Scaling, WithPrior
 from volform.plot import canvas
-from volform.plot.widths import COLORS, STYLES
+from volform.plot.widths import STYLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def kernel_by_angle(
             ax.plot(
                 np.degrees(angles),
                 values[0] / values[0, 0],
-                color=COLORS[i % len(COLORS)],
+                color=canvas.COLORS[i % len(canvas.COLORS)],
                 linestyle=STYLES[i % 4],
                 linewidth=1.8,
                 label=f"depth {depth}",
@@ -116,7 +116,7 @@ def prior_functions(
         inputs, -spread, spread, color=canvas.FAINT, alpha=0.25, label="limit, 2 deviations"
     )
     for i, function in enumerate(np.asarray(functions)):
-        ax.plot(inputs, function, color=COLORS[i % len(COLORS)], linewidth=1.3)
+        ax.plot(inputs, function, color=canvas.COLORS[i % len(canvas.COLORS)], linewidth=1.3)
     biases = "no biases" if architecture.b_std is None else f"b_std {architecture.b_std:g}"
     ax.set_title(
         f"Prior draws at width {width}, depth {architecture.depth}, "
@@ -168,7 +168,7 @@ def prior_readings(*, fan_in: int = 4, w_std: float = 1.0) -> "list[Axes]":
             ax.plot(
                 grid,
                 density,
-                color=COLORS[i],
+                color=canvas.COLORS[i],
                 linestyle=STYLES[i],
                 linewidth=2 if i else 5,  # curves that coincide are seen one through the other
                 alpha=1.0 if i else 0.45,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 STEPS_OF_PROFILE = 20  # of Levenberg and Marquardt's method, at each point
 POINTS_AT_ONCE = 4096
 TETRAHEDRA = ((0, 1, 3, 7), (0, 1, 5, 7), (0, 2, 3, 7), (0, 2, 6, 7), (0, 4, 5, 7), (0, 4, 6, 7))
-COLORS = (canvas.BLUE, canvas.VERMILION, "#009E73", "#CC79A7")
 
 
 def profile(
@@ -90,7 +89,7 @@ def profile(
 
     light = LightSource(azdeg=200, altdeg=40)  # from behind the viewer
     for piece in np.unique(pieces):
-        look: Any = {"facecolors": COLORS[(piece - 1) % len(COLORS)], "lightsource": light}
+        look: Any = {"facecolors": canvas.COLORS[(piece - 1) % 4], "lightsource": light}
         shown = triangles[pieces == piece]
         ax.add_collection3d(Poly3DCollection(shown, shade=True, antialiased=False, **look))
     for axis, name in zip("xyz", names, strict=True):

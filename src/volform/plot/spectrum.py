@@ -55,8 +55,8 @@ def spectrum(target: canvas.Target, *, ax: "Axes | None" = None) -> "Axes":
     ax.set_xlabel("rank, from the lowest", color=canvas.INK)
     ax.set_ylabel("eigenvalue of E", color=canvas.INK)
     metric = fit.posterior.metric_name
-    ax.set_title(f"$E = G^{{-1}}H$ at the mode of $q^G$, G = {metric}", fontsize=10.5)
     canvas.plain(ax)
+    canvas.title(ax, f"$E=G^{{-1}}H$ at the mode of $q^G$, G = {metric}")
     return ax
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from volform.architectures.survey import Entry, Survey
 
-# Okabe and Ito's palette, dark enough to read on white.
-COLORS = (canvas.BLUE, canvas.VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^")
 
@@ -63,7 +61,7 @@ def evidence_by_width(survey: "Survey", *, ax: "Axes | None" = None) -> "Axes":
     names = sorted({entry.candidate.activation for entry in survey.entries})
     depths = sorted({entry.candidate.depth for entry in survey.entries})
     for label, line in _lines(survey).items():
-        color = COLORS[names.index(line[0].candidate.activation) % len(COLORS)]
+        color = canvas.COLORS[names.index(line[0].candidate.activation) % len(canvas.COLORS)]
         depth = depths.index(line[0].candidate.depth)
         values = [float(e.evidence.log_z) for e in line if e.evidence is not None]
         at = [widths.index(entry.width) for entry in line]
@@ -159,7 +157,7 @@ def tangent_growth(
             ax.loglog(
                 widths,
                 part,
-                color=COLORS[layer % len(COLORS)],
+                color=canvas.COLORS[layer % len(canvas.COLORS)],
                 marker=MARKS[layer % 4],
                 linestyle=STYLES[layer % 4],
                 markersize=9 - 2 * min(layer, 3),  # parts that coincide stay visible
@@ -236,7 +234,7 @@ def kernel_convergence(
         ax.loglog(
             widths,
             distances[:, column],
-            color=COLORS[column],
+            color=canvas.COLORS[column],
             marker=MARKS[column],
             linestyle=STYLES[column],
             label=name,

@@ -43,7 +43,9 @@ class EmpiricalBayes(eqx.Module):
         steps: steps of the outer search.
         converged: whether it ended where the gradient vanishes; of a training, where log Z has
             settled.
-        history: log Z after each round of a training, else None.
+        history: log Z at the start and after each step of the search that changed the
+            hyperparameters; of a training after each round.
+        path: the hyperparameters there, each with an axis for the steps first.
     """
 
     hyperparameters: dict[str, Array]
@@ -51,7 +53,8 @@ class EmpiricalBayes(eqx.Module):
     gradient_norm: float
     steps: int
     converged: bool
-    history: Float[Array, " rounds"] | None = None
+    history: Float[Array, " steps"] | None = None
+    path: dict[str, Array] | None = None
 
     def __repr__(self) -> str:
         log_z = float(first_order(self.approx.at, exact_logdet(self.approx.precision)))
@@ -134,17 +137,22 @@ def maximize_evidence(
     fit = laplace(find_map(first, key=key)).fit
     solver = _bfgs() if solver is None else solver
 
-    def negative(flat: Float[Array, " k"], u: Float[Array, " d"]) -> Float[Array, ""]:
-        return -evidence_at(posterior_at(flat), u, second_order)
+    def negative(flat: Float[Array, " k"], u: Float[Array, " d"]) -> tuple[Any, Any]:
+        log_z = evidence_at(posterior_at(flat), u, second_order)
+        return -log_z, (log_z, flat)
 
     with waiting("maximize_evidence", show=True) as phase:
         phase(f"{type(solver).__name__} over {start.size} hyperparameters")
-        end, gradient, steps = eqx.filter_jit(_search)(negative, solver, start, fit.at.u, max_steps)
+        end, gradient, *kept, steps = eqx.filter_jit(_search)(
+            negative, solver, start, fit.at.u, max_steps
+        )
+    history, flats = _changes(*map(np.asarray, kept), int(steps))
     found = {name: charts[name](u) for name, u in unravel(end).items()}
     last = find_map(build(found), key=key, initial=fit.values)
     norm = float(jnp.linalg.norm(gradient))
     approx = laplace(last, allow_improper=allow_improper)
-    return EmpiricalBayes(found, approx, norm, int(steps), norm < tolerance)
+    path = path_of(flats, charts, unravel)
+    return EmpiricalBayes(found, approx, norm, int(steps), norm < tolerance, history, path)
 
 
 def charts_of(hyperparameters: Mapping[str, Any], supports: Any) -> dict[str, Any]:
@@ -173,11 +181,36 @@ def _bfgs() -> "optx.AbstractMinimiser":
 
 def _search(
     negative: Callable, solver: "optx.AbstractMinimiser", start: Any, u: Any, max_steps: int
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
+    """The end, the gradient there, log Z and hyperparameters by step, and the number of steps."""
     import optimistix as optx  # noqa: PLC0415
 
-    found = optx.minimise(negative, solver, start, args=u, max_steps=max_steps, throw=False)
-    return found.value, jax.grad(negative)(found.value, u), found.stats["num_steps"]
+    from volform.inference.evidence.recorded_search import Recorded  # noqa: PLC0415
+
+    recorded = Recorded(solver, max_steps)
+    found = optx.minimise(
+        negative, recorded, start, args=u, has_aux=True, max_steps=max_steps, throw=False
+    )
+    (_, last), gradient = jax.value_and_grad(negative, has_aux=True)(found.value, u)
+    kept = jax.tree.map(lambda all, now: jnp.append(all, now[None], 0), found.state.kept, last)
+    return found.value, gradient, *kept, found.stats["num_steps"]
+
+
+def _changes(
+    history: Float[np.ndarray, " m"], flats: Float[np.ndarray, "m k"], steps: int
+) -> tuple[Any, Any]:
+    """Log Z and hyperparameters where these changed; optimistix repeats them where it rejects."""
+    kept = np.r_[np.arange(steps), len(history) - 1]
+    changed = np.r_[True, (np.diff(flats[kept], axis=0) != 0.0).any(1)]
+    return jnp.asarray(history[kept][changed]), jnp.asarray(flats[kept][changed])
+
+
+def path_of(
+    flats: Float[Array, "m k"], charts: dict[str, Any], unravel: Callable
+) -> dict[str, Array]:
+    """Hyperparameters by name, of unconstrained points, with an axis for these first."""
+    named = jax.vmap(lambda flat: {name: charts[name](u) for name, u in unravel(flat).items()})
+    return named(flats)
 
 
 def evidence_at(

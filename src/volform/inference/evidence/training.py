@@ -12,7 +12,7 @@ from numpyro.distributions.constraints import Constraint
 
 from volform.checks import require_whole
 from volform.errors import ConvergenceError
-from volform.inference.evidence.empirical_bayes import EmpiricalBayes, charts_of
+from volform.inference.evidence.empirical_bayes import EmpiricalBayes, charts_of, path_of
 from volform.inference.laplace.approximation import laplace
 from volform.inference.laplace.curvatures import GGN
 from volform.inference.laplace.gauss_newton import Curvature
@@ -116,7 +116,7 @@ def train_by_evidence(
 
     u = first.layout.unconstrain(at, "at")
     states = inner.start(u), ascent.start(flat)
-    history, slope = [], jnp.zeros_like(flat)
+    history, flats, slope = [], [], jnp.zeros_like(flat)
     with waiting("train_by_evidence", progress) as phase:
         for number in range(rounds):
             reached = f"log Z {float(history[-1]):.3f}" if history else "the first steps"
@@ -132,12 +132,14 @@ def train_by_evidence(
                     "`optimizer` or `outer`, or start elsewhere."
                 )
             history.append(-value)
+            flats.append(flat)
     last = build(named(flat))
     approx = laplace(last, at=last.values(u), curvature=curvature)
     trace = jnp.stack(history)
     is_settled = float(jnp.abs(trace[-1] - trace[-1 - rounds // 10])) <= tolerance
     norm = float(jnp.linalg.norm(slope))
-    return EmpiricalBayes(named(flat), approx, norm, rounds * updates, is_settled, trace)
+    path = path_of(jnp.stack(flats), charts, unravel)
+    return EmpiricalBayes(named(flat), approx, norm, rounds * updates, is_settled, trace, path)
 
 
 def held_evidence(

@@ -52,6 +52,10 @@ from volform.inference.laplace.log_evidence import (
     laplace_evidence as laplace_evidence,
     without_copies as without_copies,
 )
+from volform.inference.laplace.marginals import (
+    marginal_densities as marginal_densities,
+    marginals_of as marginals_of,
+)
 from volform.inference.laplace.mixture import (
     Proposal as Proposal,
     adapted as adapted,
@@ -60,7 +64,6 @@ from volform.inference.laplace.mixture import (
 from volform.inference.laplace.samples import (
     FEWEST_FOR_TIMES as FEWEST_FOR_TIMES,
     Samples as Samples,
-    around_direction as around_direction,
     weighted_quantiles as weighted_quantiles,
     widening as widening,
 )

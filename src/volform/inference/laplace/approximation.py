@@ -108,7 +108,7 @@ class LaplaceApproximation(eqx.Module):
         Raises:
             SizeError: when it would take more than 8 GiB.
         """
-        return self._gaussian.covariance
+        return self.gaussian.covariance
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -175,14 +175,15 @@ class LaplaceApproximation(eqx.Module):
         """
         require_key(key, "key", "sample", ModelError)
         require_whole(draws, "draws", "sample", ModelError)
-        return draw(self.posterior, self._gaussian, key, draws)
+        return draw(self.posterior, self.gaussian, key, draws)
 
     @cached_property
     def _rotated(self) -> lx.AbstractLinearOperator:
         return rotated_blocks(self.precision)
 
     @property
-    def _gaussian(self) -> TangentGaussian:
+    def gaussian(self) -> TangentGaussian:
+        """The Gaussian in the tangent space, which `sample` draws from."""
         at, orbit = self.at, self.mode.orbit
         return TangentGaussian(self.posterior, self.chart, at.u, self.precision, orbit)
 
@@ -212,7 +213,7 @@ class LaplaceApproximation(eqx.Module):
         modes = len(self.mode.modes) if isinstance(self.mode, MAP) else 1
         title = f"Laplace approximation under {self.posterior.metric_name}"
         return summary_of(
-            self._gaussian,
+            self.gaussian,
             lambda count: self.sample(jax.random.key(0), count),
             probability,
             title=f"{title}, {self.title}" if self.title else title,
@@ -251,7 +252,7 @@ class LaplaceApproximation(eqx.Module):
             DataError: when a value has the wrong shape.
             ModelError: along an orbit, where the density has no closed form.
         """
-        return log_prob_of_values(self._gaussian, values)
+        return log_prob_of_values(self.gaussian, values)
 
     def predictive(
         self, *args: Any, by: Linearized | None = None, draws: int = 1000, **kwargs: Any

@@ -30,6 +30,7 @@ UNCORRELATED = 1e-9
 # and for a sigmoid of s z the error is exp(-2 pi^2 / (s STEP)), 1e-14 of s = 10.
 REACH, STEP = 38.0, 1.0 / 16.0
 DRAWN = 10_000
+CURVE, POINTS = 5.0, 401  # reach of a curve in standard deviations, and its points
 NUMBERS = 10_000_000  # of all draws together, which bounds the memory in many dimensions
 
 
@@ -148,6 +149,48 @@ def marginals_of(tangent: TangentGaussian) -> Marginals:
     correlation[np.arange(is_cut.sum()), np.flatnonzero(is_cut)] = 0.0
     depends = (correlation > UNCORRELATED).any(0)
     return Marginals(center, sd, lower, upper, is_alone & ~depends, root, is_box)
+
+
+def marginal_densities(
+    tangent: TangentGaussian,
+) -> dict[str, tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, "n ..."]]]:
+    """Curves of the density of each element of the sites, with respect to its value.
+
+    Over five standard deviations on either side in the coordinates of the draws, as far as the
+    support goes.
+
+    Args:
+        tangent: the Gaussian.
+
+    Returns:
+        Values and densities at them by site, of those where there is a closed form.
+    """
+    layout = tangent.posterior.layout
+    if tangent.orbit is not None or layout.dim > EXPLAINED_UP_TO:
+        return {}
+    known, in_values = marginals_of(tangent), _in_values(tangent)
+    z, found = np.linspace(-CURVE, CURVE, POINTS), {}
+    for site in layout.sites:
+        if site.circular or not known.is_exact[site.segment].all():
+            continue
+        m, s, low, high = (part[site.segment].reshape(site.coordinates) for part in known[:4])
+        w = np.clip(m + s * z.reshape(-1, *[1] * m.ndim), low, high)
+        inside = scipy.special.ndtr((high - m) / s) - scipy.special.ndtr((low - m) / s)
+        density = scipy.stats.norm.pdf(w, m, s) / inside
+        x, slope = (w, 1.0) if site.name in in_values or site.is_line else _sloped_at(site, w)
+        found[site.name] = x, density / np.abs(slope)
+    return found
+
+
+def _sloped_at(site: Site, u: Float[np.ndarray, "n ..."]) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a site at points u, and their slopes, each element's by its own."""
+    x, slope = _sloped(site, u.astype(jnp.result_type(float)))
+    return np.asarray(x, float), np.asarray(slope, float)
+
+
+@lambda fn: Compiled(fn, QUICK)
+def _sloped(site: Site, u: Float[Array, "n ..."]) -> Any:
+    return jax.vmap(lambda u: jax.jvp(site.chart, (u,), (jnp.ones_like(u),)))(u)
 
 
 def _in_values(tangent: TangentGaussian) -> tuple[str, ...]:

@@ -145,18 +145,56 @@ class Samples(eqx.Module):
         require_probability(probability, "summary")
         ends, turned = (0.5 - 0.5 * probability, 0.5 + 0.5 * probability), []
         found: dict[str, dict[str, Any]] = {name: {} for name in _COLUMNS}
-        kept = self.weights > 0.0  # of what is outside, values mean nothing
         for name, (shape, is_angle) in self._sites.items():
-            x = np.reshape(self.values[name], (len(kept), -1)).astype(float)
-            x = np.where(kept[:, None], x, 0.0)
-            if is_angle:
-                x = around_direction(x, self.weights)
-                turned.append(name)
+            x = self._columns(name)
+            turned += [name] * is_angle
             numbers = *self._moments(x), *self._quantiles(name, x, ends)
             for column, number in zip(_COLUMNS, numbers, strict=True):
                 found[column][name] = number.reshape(shape)
         notes = (*notes, *notes_on_angles(turned, found))
         return Summary(**found, probability=float(probability), title=title, notes=notes)
+
+    def marginal(self, name: str) -> tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, " n"]]:
+        """Draws of one site and their weights, all positive.
+
+        Angles are taken around their mean direction.
+
+        Args:
+            name: a latent site.
+        """
+        kept = self.weights > 0.0
+        return self._columns(name)[kept].reshape(-1, *self._sites[name][0]), self.weights[kept]
+
+    def quantiles(self, name: str, at: Sequence[float]) -> Float[np.ndarray, "q ..."]:
+        """Quantiles of each element of one site, the weight of nodes spread over their cells.
+
+        Args:
+            name: a latent site.
+            at: probabilities, shape (q,).
+        """
+        found = np.asarray(self._quantiles(name, self._columns(name), at))
+        return found.reshape(len(at), *self._sites[name][0])
+
+    def _columns(self, name: str) -> Float[np.ndarray, "n k"]:
+        """Draws of the elements of a site; zero outside of the support, where they mean nothing."""
+        kept = self.weights > 0.0
+        x = np.reshape(self.values[name], (len(kept), -1)).astype(float)
+        x = np.where(kept[:, None], x, 0.0)
+        return around_direction(x, self.weights) if self._sites[name][1] else x
+
+    def expectation(
+        self, x: Float[np.ndarray, "n k"]
+    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Means over the posterior of numbers at each draw, and their standard errors.
+
+        Args:
+            x: the numbers, shape (n, k); those of draws without weight are of no account.
+
+        Returns:
+            Means, and standard errors as those of `summary`: NaN of nodes.
+        """
+        mean, _, error = self._moments(np.where(self.weights[:, None] > 0.0, x, 0.0))
+        return mean, error
 
     def _quantiles(self, name: str, x: Float[np.ndarray, "n k"], at: Sequence[float]) -> Any:
         """Quantiles of each element of a site, shape (q, k)."""
