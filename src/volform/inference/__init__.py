@@ -96,6 +96,7 @@ from volform.inference.scoring import (
 from volform.inference.summary import (
     Summary as Summary,
     element_labels as element_labels,
+    require_probability as require_probability,
 )
 from volform.moved import moved_from as _moved_from
 

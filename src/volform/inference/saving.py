@@ -19,7 +19,7 @@ import numpy as np
 from volform.errors import DataError, ModelError, VolformError
 from volform.geometry.metric import Metric
 from volform.inference.attached_metrics import SiteMetrics
-from volform.inference.evidence.comparison import Comparison
+from volform.inference.evidence.comparison import Comparison, Row
 from volform.inference.evidence.empirical_bayes import EmpiricalBayes
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.samples import Samples
@@ -264,7 +264,7 @@ class _Reader:
 
 
 def _fields_of(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Samples):
+    if isinstance(value, Samples | Row):
         return value.__getstate__()
     if isinstance(value, tuple):
         return value._asdict()  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from volform.errors import ModelError
-from volform.inference.laplace import marginal_densities
 from volform.inference.laplace.approximation import LaplaceApproximation
+from volform.inference.laplace.marginals import marginal_densities
 from volform.inference.laplace.samples import Samples
 from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
@@ -157,7 +157,9 @@ def _steps(
     It begins and ends with the draws, so that it does not go over an edge of the support.
     """
     if isinstance(drawn, Samples) and drawn.cells is not None:
-        at = drawn.quantiles(element.site, LEVELS).reshape(len(LEVELS), -1)[:, element.place]
+        at = drawn.quantiles(element.site, LEVELS.tolist()).reshape(len(LEVELS), -1)[
+            :, element.place
+        ]
         edges = np.linspace(max(span[0], at[0]), min(span[1], at[-1]), 41)
         below = np.interp(edges, at, LEVELS, left=0.0, right=1.0)
         return edges, np.diff(below) / np.diff(edges)

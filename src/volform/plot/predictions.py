@@ -131,8 +131,8 @@ def _chances(predicted: Any, classes: int, count: int) -> Float[np.ndarray, "n m
         if not np.isfinite(chances).all():
             name = type(predicted).__name__
             raise DataError(
-                f"`predicted` of plot.predictive_band is a {name}, which has no `probs`; of classes "
-                "give a Bernoulli or categorical distribution, or leave `classes` out."
+                f"`predicted` of plot.predictive_band is a {name}, which has no `probs`; of "
+                "classes give a Bernoulli or categorical distribution, or leave `classes` out."
             )
         chances = chances[None]
     else:

@@ -4,23 +4,28 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from volform.checks import key_of, require_names
+from volform.checks import is_positive_number, key_of, require_names
 from volform.errors import ModelError, TrustWarning, VolformError
 from volform.inference.evidence.automatic import Automatic
+from volform.inference.evidence.cautions import (
+    cautions_on,
+    cautions_on_loo,
+    finite,
+    have_other_data,
+)
 from volform.inference.evidence.estimator import Estimator, Problem, estimator_of, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
+from volform.inference.evidence.model_average import averaged_predictive
+from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.progress import waiting
-from volform.results import Evidence, Level, html_table
+from volform.results import Evidence, html_table
 
 # Kass & Raftery (1995), section 3.2: bounds on log Bayes factors, half of theirs on 2 log B.
 WORDS = ((1.0, "barely worth a mention"), (3.0, "positive"), (5.0, "strong"))
@@ -38,6 +43,10 @@ class Row:
         log_bayes_factor: log evidence of the best model less this one's.
         log_bayes_factor_error: standard error of that.
         loo: expected log predictive density by leave-one-out, where it could be had.
+        prior: its probability before the data.
+        approx: the Laplace approximation at its best mode, which `Comparison.predictive` draws from
+            where the evidence has no draws; None where there is none. It is neither pickled nor
+            saved.
     """
 
     name: str
@@ -47,6 +56,12 @@ class Row:
     log_bayes_factor: float
     log_bayes_factor_error: float
     loo: Loo | None
+    prior: float = math.nan
+    approx: LaplaceApproximation | None = dataclasses.field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # It holds a posterior, and that a model, without which a table can be read.
+        return {**vars(self), "approx": None}
 
     @property
     def words(self) -> str:
@@ -66,6 +81,7 @@ class Row:
             "model": self.name,
             "log Z": f"{float(found.log_z):z.3f}",
             "error": _or_unknown(float(found.error)),
+            "prior": f"{self.prior:.3g}",
             "probability": share,
             "log BF": f"{self.log_bayes_factor:.2f}",
             "against it": self.words,
@@ -110,6 +126,7 @@ class Comparison:
                 "error": float(row.evidence.error),
                 "method": row.evidence.method,
                 "k_hat": row.evidence.diagnostics.get("k_hat", math.nan),
+                "prior": row.prior,
                 "probability": row.probability,
                 "probability_error": row.probability_error,
                 "log_bayes_factor": row.log_bayes_factor,
@@ -128,9 +145,39 @@ class Comparison:
         ]
         return pd.DataFrame(records).set_index("model")
 
-    def __repr__(self) -> str:
+    def predictive(
+        self, key: PRNGKeyArray, *args: Any, draws: int = 1000, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Posterior predictive draws averaged over the models by their probabilities.
+
+        `p(y' | y) = sum_i p_i p(y' | y, model i)`: each draw is of a model drawn by its
+        probability, and of its posterior: by the draws of its evidence, or by the Laplace approximation at its
+        best mode where that has none.
+
+        Args:
+            key: key of the draws.
+            *args: arguments of the models, by default those that each was conditioned on.
+            draws: number of draws n.
+            **kwargs: keyword arguments of the models.
+
+        Returns:
+            Draws of the sites that all models observe, each of shape (n, ...).
+
+        Raises:
+            ModelError: models without a posterior, as an evidence in closed form or one that was
+                saved; no site that all observe, or sites of different shapes.
+        """
+        return averaged_predictive(self.rows, key, args, kwargs, draws)
+
+    @property
+    def _table(self) -> list[list[str]]:
         cells = [row.cells for row in self.rows]
-        table = [list(cells[0]), *(list(row.values()) for row in cells)]
+        if not len({row.prior for row in self.rows}) > 1:  # equal, or not known
+            cells = [{k: v for k, v in row.items() if k != "prior"} for row in cells]
+        return [list(cells[0]), *(list(row.values()) for row in cells)]
+
+    def __repr__(self) -> str:
+        table = self._table
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -139,9 +186,7 @@ class Comparison:
         return "\n".join([*lines, *(f"caution: {text}" for text in self.cautions)])
 
     def _repr_html_(self) -> str:
-        cells = [row.cells for row in self.rows]
-        rows = [list(cells[0]), *(list(row.values()) for row in cells)]
-        return html_table(rows, [f"caution: {text}" for text in self.cautions])
+        return html_table(self._table, [f"caution: {text}" for text in self.cautions])
 
 
 def _or_unknown(error: float) -> str:
@@ -154,11 +199,13 @@ def compare(
     key: PRNGKeyArray | None = None,
     by: Estimator | None = None,
     loo: bool = True,
+    prior: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Rank models by evidence.
 
-    The probability of a model is `Z_i / sum_j Z_j`: all are taken as equally probable before the
-    data. Its standard error carries those of the log evidences, by the delta method.
+    The probability of a model is `p_i Z_i / sum_j p_j Z_j`, with p its probability before the data:
+    all are taken as equally probable if `prior` is left out. Bayes factors are without it. Its
+    standard error carries those of the log evidences, by the delta method.
 
     Args:
         models: a `Posterior`, `MAP`, Laplace approximation or `Evidence` for each name.
@@ -167,14 +214,15 @@ def compare(
             Laplace, importance sampling, bridge sampling.
         loo: whether to give the leave-one-out predictive density beside the evidence, by ArviZ on
             weighted draws around the modes; left out where those weights cannot be trusted.
+        prior: probability of each model before the data, by name; they sum to one.
 
     Returns:
         A `Comparison`: a table, with cautions where data or metrics differ, where errors are
         larger than differences, or where an evidence cannot be trusted.
 
     Raises:
-        ModelError: no models, a value of another type, an improper prior, or no evidence at all
-            that is a number.
+        ModelError: no models, a value of another type, an improper prior, no evidence at all
+            that is a number, or a `prior` that is none over these models.
         VolformError: whatever the estimator raises, with the name of the model.
 
     References:
@@ -198,7 +246,9 @@ def compare(
     require_names(models, "models", "compare", ModelError)
     estimator = estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
+    shares = _prior(prior, list(models))
     found: dict[str, Evidence] = {}
+    approximations: dict[str, LaplaceApproximation] = {}
     scores: dict[str, Loo | str] = {}
     with waiting("compare", show=True) as phase:
         for index, (name, model) in enumerate(models.items()):
@@ -210,6 +260,8 @@ def compare(
                     continue
                 problem = problem_of(model, jax.random.fold_in(key, index))
                 found[name] = estimator.estimate(problem)
+                if found[name].draws is None and problem.modes_so_far:
+                    approximations[name] = problem.approx
                 if loo:
                     scores[name] = _loo(problem)
             except VolformError as error:
@@ -218,10 +270,36 @@ def compare(
     if not any(math.isfinite(float(e.log_z)) for e in found.values()):
         reasons = "; ".join(f"{name}: {e.trust}" for name, e in found.items())
         raise ModelError(f"No evidence in `models` is a finite number to be ranked by ({reasons}).")
-    cautions = [*_cautions(found), *_cautions_of_loo(scores)]
-    if _have_other_data(found):
+    cautions = [*cautions_on(found), *cautions_on_loo(scores)]
+    if have_other_data(found):
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
-    return Comparison(_rows(found, scores), tuple(cautions))
+    rows = [
+        dataclasses.replace(row, approx=approximations.get(row.name))
+        for row in _rows(found, scores, shares)
+    ]
+    return Comparison(tuple(rows), tuple(cautions))
+
+
+def _prior(prior: Any, names: list[str]) -> dict[str, float]:
+    """Probabilities before the data; equal ones for None.
+
+    Raises:
+        ModelError: names that are not those of the models, or numbers that are no probabilities.
+    """
+    if prior is None:
+        return dict.fromkeys(names, 1.0 / len(names))
+    if not isinstance(prior, Mapping) or set(prior) != set(names):
+        given = list(prior) if isinstance(prior, Mapping) else prior
+        raise ModelError(
+            f"`prior` of compare is of {given!r}; it should hold a probability for each of the "
+            f"models {names}. To leave a model out, leave it out of `models`."
+        )
+    if not all(map(is_positive_number, prior.values())) or abs(sum(prior.values()) - 1.0) > 1e-6:
+        raise ModelError(
+            f"`prior` of compare is {dict(prior)}; it should hold positive numbers whose sum is "
+            "one. Divide them by their sum, if they are odds."
+        )
+    return {name: float(np.asarray(prior[name]).item()) for name in names}
 
 
 def _loo(problem: Problem) -> Loo | str:
@@ -235,14 +313,17 @@ def _loo(problem: Problem) -> Loo | str:
     return loo_of(problem, drawn.w, drawn.log_weights)
 
 
-def _rows(found: dict[str, Evidence], scores: dict[str, Loo | str]) -> tuple[Row, ...]:
-    names = sorted(found, key=lambda name: -_finite(found[name].log_z))
-    log_z = np.array([_finite(found[name].log_z) for name in names])
+def _rows(
+    found: dict[str, Evidence], scores: dict[str, Loo | str], prior: dict[str, float]
+) -> list[Row]:
+    names = sorted(found, key=lambda name: -finite(found[name].log_z))
+    log_z = np.array([finite(found[name].log_z) for name in names])
     errors = np.array([float(found[name].error) for name in names])
-    shares = np.exp(log_z - np.logaddexp.reduce(log_z))
+    joint = log_z + np.log([prior[name] for name in names])
+    shares = np.exp(joint - np.logaddexp.reduce(joint))
     share_errors = _delta(shares, errors)
     gaps = np.hypot(errors, errors[0])
-    return tuple(
+    return [
         Row(
             name,
             found[name],
@@ -251,14 +332,10 @@ def _rows(found: dict[str, Evidence], scores: dict[str, Loo | str]) -> tuple[Row
             float(log_z[0] - log_z[i]),
             float(gaps[i]) if i else 0.0,
             score if isinstance(score := scores.get(name), Loo) else None,
+            prior[name],
         )
         for i, name in enumerate(names)
-    )
-
-
-def _finite(log_z: Any) -> float:
-    value = float(log_z)
-    return -math.inf if math.isnan(value) else value
+    ]
 
 
 def _delta(shares: Float[np.ndarray, " k"], errors: Float[np.ndarray, " k"]) -> Any:
@@ -266,75 +343,3 @@ def _delta(shares: Float[np.ndarray, " k"], errors: Float[np.ndarray, " k"]) -> 
     jacobian = shares[:, None] * (np.eye(len(shares)) - shares)
     # An unknown error, NaN, is of no account where nothing depends on it.
     return np.linalg.norm(np.where(jacobian == 0.0, 0.0, jacobian * errors), axis=1)
-
-
-def _cautions(found: dict[str, Evidence]) -> list[str]:
-    cautions = []
-    if _have_other_data(found):
-        cautions.append(
-            "the models have different data, so that their evidences cannot be compared: "
-            + "; ".join(f"{name} {_shapes(e)}" for name, e in found.items())
-        )
-    written = [f"{n}: {', '.join(f)}" for n, e in found.items() if (f := e.provenance.by_factor)]
-    if written and len(found) > 1:
-        cautions.append(
-            "whether the models have the same data cannot be told of likelihoods by "
-            f"`numpyro.factor` ({'; '.join(written)})"
-        )
-    used = {name: e for name, e in found.items() if e.metric is not None}
-    if any(not _are_equal(e.metric, other.metric) for e, other in pairwise(used.values())):
-        metrics = ", ".join(f"{name}: {e.metric_name}" for name, e in used.items())
-        where = "" if len({e.metric_name for e in used.values()}) > 1 else " in their numbers"
-        cautions.append(
-            f"the metrics differ{where} ({metrics}); Laplace evidence depends on the metric at "
-            "order 1/n"
-        )
-    ranked = sorted(found, key=lambda name: -_finite(found[name].log_z))
-    best = found[ranked[0]]
-    for name in ranked[1:]:
-        gap = float(best.log_z) - float(found[name].log_z)
-        if gap < 2.0 * math.hypot(float(best.error), float(found[name].error)):
-            cautions.append(f"{ranked[0]} and {name} differ by less than two standard errors")
-    for name in ranked:
-        trust = found[name].trust
-        if trust.level in {Level.POOR, Level.UNCHECKED}:
-            cautions.append(f"{name} is not to be trusted ({trust})")
-        cautions += [f"{name}: {note}" for note in found[name].provenance.notes()]
-    return cautions
-
-
-def _cautions_of_loo(scores: dict[str, Loo | str]) -> list[str]:
-    cautions = [
-        f"{name} has no LOO: {score}" for name, score in scores.items() if isinstance(score, str)
-    ]
-    had = {name: score for name, score in scores.items() if isinstance(score, Loo)}
-    rough = ", ".join(name for name, score in had.items() if not score.good)
-    if rough:
-        cautions.append(
-            f"LOO of {rough} is rough: some data have a Pareto k-hat above its threshold"
-        )
-    if len({score.data for score in had.values()}) > 1:
-        counts = ", ".join(f"{name} {score.data:,}" for name, score in had.items())
-        cautions.append(f"LOO is of different numbers of data, which do not compare ({counts})")
-    return cautions
-
-
-def _have_other_data(found: dict[str, Evidence]) -> bool:
-    """True if models have different data; of values made of parameters nothing can be said."""
-    known = {e.provenance.data for e in found.values() if e.provenance.is_of_known_data}
-    return len(known) > 1
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    """True if two metrics read the same and hold the same numbers; functions go by their names."""
-    return repr(one) == repr(other) and bool(eqx.tree_equal(_numbers(one), _numbers(other)))
-
-
-def _numbers(metric: Any) -> list[Any]:
-    return [jnp.asarray(leaf) for leaf in jax.tree.leaves(metric) if eqx.is_array_like(leaf)]
-
-
-def _shapes(found: Evidence) -> str:
-    return (
-        " ".join(f"{list(shape)} {digest[:6]}" for shape, digest in found.provenance.data) or "none"
-    )

@@ -146,7 +146,7 @@ def maximize_evidence(
         end, gradient, *kept, steps = eqx.filter_jit(_search)(
             negative, solver, start, fit.at.u, max_steps
         )
-    history, flats = _changes(*map(np.asarray, kept), int(steps))
+    history, flats = _changes(np.asarray(kept[0]), np.asarray(kept[1]), int(steps))
     found = {name: charts[name](u) for name, u in unravel(end).items()}
     last = find_map(build(found), key=key, initial=fit.values)
     norm = float(jnp.linalg.norm(gradient))

@@ -42,22 +42,22 @@ class Recorded(optx.AbstractMinimiser):
         self.minimizer, self.steps = minimizer, steps
         self.rtol, self.atol, self.norm = minimizer.rtol, minimizer.atol, minimizer.norm
 
-    def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> Records:  # noqa: ANN001
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> Records:
         """The minimizer's start, and nothing kept."""
         own = self.minimizer.init(fn, y, args, options, f_struct, aux_struct, tags)
         kept = jax.tree.map(lambda s: jnp.zeros((self.steps, *s.shape), s.dtype), aux_struct)
         return Records(own, kept, jnp.array(0))
 
-    def step(self, fn, y, args, options, state, tags):  # noqa: ANN001, ANN201
+    def step(self, fn, y, args, options, state, tags):
         """The minimizer's step, its auxiliary output kept."""
         y, own, aux = self.minimizer.step(fn, y, args, options, state.own, tags)
         kept = jax.tree.map(lambda all, now: all.at[state.count].set(now), state.kept, aux)
         return y, Records(own, kept, state.count + 1), aux
 
-    def terminate(self, fn, y, args, options, state, tags):  # noqa: ANN001, ANN201
+    def terminate(self, fn, y, args, options, state, tags):
         """The minimizer's verdict."""
         return self.minimizer.terminate(fn, y, args, options, state.own, tags)
 
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):  # noqa: ANN001, ANN201
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
         """The minimizer's result."""
         return self.minimizer.postprocess(fn, y, aux, args, options, state.own, tags, result)

@@ -30,7 +30,7 @@ UNCORRELATED = 1e-9
 # and for a sigmoid of s z the error is exp(-2 pi^2 / (s STEP)), 1e-14 of s = 10.
 REACH, STEP = 38.0, 1.0 / 16.0
 DRAWN = 10_000
-CURVE, POINTS = 5.0, 401  # reach of a curve in standard deviations, and its points
+CURVE, ON_CURVE = 5.0, 401  # reach of a curve in standard deviations, and its points
 NUMBERS = 10_000_000  # of all draws together, which bounds the memory in many dimensions
 
 
@@ -169,7 +169,7 @@ def marginal_densities(
     if tangent.orbit is not None or layout.dim > EXPLAINED_UP_TO:
         return {}
     known, in_values = marginals_of(tangent), _in_values(tangent)
-    z, found = np.linspace(-CURVE, CURVE, POINTS), {}
+    z, found = np.linspace(-CURVE, CURVE, ON_CURVE), {}
     for site in layout.sites:
         if site.circular or not known.is_exact[site.segment].all():
             continue
