@@ -38,6 +38,7 @@ from volform.inference import (
     maximize_evidence as maximize_evidence,
     nuts as nuts,
     save as save,
+    sensitivity as sensitivity,
     to_arviz as to_arviz,
     tune as tune,
 )

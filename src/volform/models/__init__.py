@@ -49,6 +49,7 @@ from volform.models.posterior import (
     Posterior as Posterior,
     condition as condition,
     with_model as with_model,
+    with_arguments as with_arguments,
     with_sites_fixed as with_sites_fixed,
 )
 from volform.models.prior_draws import (

@@ -1,6 +1,7 @@
 """A NumPyro model with data and metric: densities and geometry on R^d."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 from numpyro.distributions import Unit
+from numpyro.primitives import Messenger
 
-from volform.errors import ModelError, TrustWarning
+from volform.errors import ModelError, TrustWarning, UnknownSiteError
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.questions import name_of
 from volform.linalg.structured import exact_logdet
@@ -327,6 +329,48 @@ def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
     args, kwargs = posterior.program.arguments()
     attached = _with_attached(model, posterior.attachments)
     return _conditioned(attached, args, {**kwargs, **more}, frozenset())
+
+
+def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Posterior:
+    """The posterior of the same model and metric with other values of some arguments.
+
+    The values may be traced.
+
+    Args:
+        posterior: the posterior.
+        arguments: of the model, by their names.
+
+    Raises:
+        UnknownSiteError: when the model has no argument of a name.
+    """
+    posterior.program.require_unchanged()
+    args, kwargs = posterior.program.arguments()
+    places = _parameters(posterior.model)
+    unknown = [name for name in arguments if name not in places and name not in kwargs]
+    if unknown:
+        raise UnknownSiteError(
+            f"`{posterior.program.name}` has no argument {unknown[0]!r}; it has "
+            f"{list(dict.fromkeys([*places, *kwargs]))}. What it reads from elsewhere, make an "
+            "argument."
+        )
+    changed = list(args)
+    for name, value in arguments.items():
+        if name not in kwargs and places.index(name) < len(args):
+            changed[places.index(name)] = value
+        else:
+            kwargs = {**kwargs, name: value}
+    model = _with_attached(posterior.model, posterior.attachments)
+    return _conditioned(model, tuple(changed), kwargs, frozenset())
+
+
+def _parameters(model: Any) -> list[str]:
+    """Names of the arguments of a model's function, under whatever handlers, in order."""
+    while isinstance(model, Messenger) and model.fn is not None:
+        model = model.fn
+    try:
+        return list(inspect.signature(model).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:

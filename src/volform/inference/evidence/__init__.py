@@ -19,6 +19,10 @@ from volform.inference.evidence.estimator import (
     Estimator as Estimator,
     Laplace as Laplace,
 )
+from volform.inference.evidence.hyperparameters import (
+    Sensitivity as Sensitivity,
+    sensitivity as sensitivity,
+)
 from volform.inference.evidence.importance import (
     FEWEST_DRAWS as FEWEST_DRAWS,
     Importance as Importance,
@@ -37,6 +41,10 @@ from volform.inference.evidence.marginalize import (
 )
 from volform.inference.evidence.quadrature import (
     Quadrature as Quadrature,
+)
+from volform.inference.evidence.savage_dickey import (
+    DensityRatio as DensityRatio,
+    savage_dickey as savage_dickey,
 )
 from volform.inference.evidence.tempered import (
     Tempered as Tempered,

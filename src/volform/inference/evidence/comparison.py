@@ -151,8 +151,8 @@ class Comparison:
         """Posterior predictive draws averaged over the models by their probabilities.
 
         `p(y' | y) = sum_i p_i p(y' | y, model i)`: each draw is of a model drawn by its
-        probability, and of its posterior: by the draws of its evidence, or by the Laplace approximation at its
-        best mode where that has none.
+        probability, and of its posterior: by the draws of its evidence, or by the Laplace
+        approximation at its best mode where that has none.
 
         Args:
             key: key of the draws.
