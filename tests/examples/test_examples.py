@@ -63,6 +63,13 @@ def figures(rows: list[list[str]], column: int) -> list[float]:
 
 
 @pytest.mark.slow
+def test_result_pictures(tmp_path):
+    out = run("result_pictures.py", "--out", str(tmp_path))
+    assert out.startswith("marginals.png and predictive_band.png in")
+    assert {path.name for path in tmp_path.iterdir()} == {"marginals.png", "predictive_band.png"}
+
+
+@pytest.mark.slow
 def test_layers_of_a_spiral(tmp_path):
     out = run("layers_of_a_spiral.py", "--out", str(tmp_path), "--steps", "200")
     assert "turned over at 0 of 400 points" in out

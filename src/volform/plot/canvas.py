@@ -72,9 +72,10 @@ def title(ax: "Axes", text: str, size: float = 10.5, pad: float | None = None) -
         shown.set_text(line)
         return shown.get_window_extent().width
 
-    widest = max(map(width, text.split()))
-    if widest > room:
-        shown.set_fontsize(size * room / widest)
+    widest = max(text.split(), key=width)
+    while width(widest) > room and size > 4.0:  # hinted letters do not shrink in proportion
+        size *= 0.95
+        shown.set_fontsize(size)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

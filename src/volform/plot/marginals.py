@@ -104,7 +104,9 @@ def marginals(
 
 def _panels(elements: Sequence[Element], axes: "Sequence[Axes] | None") -> "list[Axes]":
     if axes is None:
-        wide, high = (3.6, 2.6) if len(elements) == 1 else (2.0, 1.7)
+        wide, high = (
+            (3.6, 2.6) if len(elements) == 1 else (2.0, 2.1 if len(elements) <= COLUMNS else 1.7)
+        )
         return canvas.rows_of_axes(len(elements), COLUMNS, wide, high)
     found = list(np.ravel(np.asarray(axes, object)))
     if len(found) != len(elements):

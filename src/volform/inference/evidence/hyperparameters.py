@@ -221,10 +221,11 @@ def _numbers(hyperparameters: Any) -> dict[str, Array]:
 
 
 def _named(values: Any, gradient: Any, error: Any, method: str) -> Sensitivity:
-    values, gradient = (jax.tree.map(np.asarray, part) for part in (values, gradient))
     if error is None:
-        error = jax.tree.map(lambda x: np.full_like(x, np.nan), values)
-    return Sensitivity(values, gradient, jax.tree.map(np.asarray, error), method)
+        error = {name: np.full_like(value, np.nan) for name, value in values.items()}
+    # Not by `jax.tree.map`, which would sort them.
+    parts = [{n: np.asarray(part[n]) for n in values} for part in (values, gradient, error)]
+    return Sensitivity(*parts, method)
 
 
 def _shown(values: dict[str, Array]) -> str:
