@@ -75,8 +75,8 @@ from volform.inference.laplace import (
     Tuned as Tuned,
     is_few as is_few,
     laplace as laplace,
-    tune as tune,
     marginal_densities as marginal_densities,
+    tune as tune,
 )
 from volform.inference.modes import (
     MAP as MAP,

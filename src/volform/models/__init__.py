@@ -48,9 +48,6 @@ from volform.models.model_with_data import (
 from volform.models.posterior import (
     Posterior as Posterior,
     condition as condition,
-    with_model as with_model,
-    with_arguments as with_arguments,
-    with_sites_fixed as with_sites_fixed,
 )
 from volform.models.prior_draws import (
     PRIOR_DRAWS as PRIOR_DRAWS,
@@ -62,6 +59,11 @@ from volform.models.prior_draws import (
 from volform.models.priors import (
     Jeffreys as Jeffreys,
     VolumeDensity as VolumeDensity,
+)
+from volform.models.respelled import (
+    with_arguments as with_arguments,
+    with_model as with_model,
+    with_sites_fixed as with_sites_fixed,
 )
 from volform.models.rotations import (
     Rotations as Rotations,

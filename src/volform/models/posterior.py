@@ -1,7 +1,6 @@
 """A NumPyro model with data and metric: densities and geometry on R^d."""
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -9,19 +8,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 from numpyro.distributions import Unit
-from numpyro.primitives import Messenger
 
-from volform.errors import ModelError, TrustWarning, UnknownSiteError
+from volform.errors import ModelError, TrustWarning
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.questions import name_of
 from volform.linalg.structured import exact_logdet
 from volform.models.attaching import (
     Attached,
-    FixedSites,
     Sites,
     attach,
     attached_metrics,
@@ -179,7 +175,7 @@ class Posterior(eqx.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A recording holds what cannot be pickled: the model does not, and is recorded again.
-        model = _with_attached(self.model, self.attachments)
+        model = with_attached(self.model, self.attachments)
         return _unpickled, (model, *self.program.arguments(), signature_of(self))
 
     def __copy__(self, memo: Any = None) -> "Posterior":
@@ -245,19 +241,19 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     """
     require_model(model)
     with waiting("condition", show=True):
-        posterior = _conditioned(model, args, kwargs, frozenset())
+        posterior = conditioned(model, args, kwargs, frozenset())
     for note in notes_on_held(posterior.held):
         warnings.warn(f"`{posterior.program.name}`: {note}", TrustWarning, stacklevel=2)
     return posterior
 
 
-def _conditioned(
+def conditioned(
     model: Callable, args: tuple, kwargs: dict[str, Any], fixed: frozenset[str]
 ) -> Posterior:
     """As `condition`, without the metrics of values that are known to be constants."""
     by_site, wide = attached_metrics(model)
     if fixed:
-        by_site = {sites: m for sites, m in by_site.items() if not set(_names(sites)) <= fixed}
+        by_site = {sites: m for sites, m in by_site.items() if not set(names_in(sites)) <= fixed}
     attachments = tuple(Attachment(sites, metric) for sites, metric in by_site.items())
     if wide is not None:
         attachments += (Attachment(None, wide),)
@@ -286,94 +282,8 @@ def _conditioned(
     return Posterior(layout, program, parts, observed, known, title, attachments, held)
 
 
-def with_sites_fixed(
-    posterior: Posterior, u: Float[Array, " d"], names: Sequence[str]
-) -> Posterior:
-    """The posterior of the model with some latent sites as constants, without their priors.
-
-    Metrics of values that depend on these sites alone are dropped; others measure what is left.
-
-    Args:
-        posterior: the posterior.
-        u: where the values of the constants are taken.
-        names: latent sites, not all of them.
-    """
-    tangent = jax.random.normal(jax.random.key(0), u.shape, u.dtype)
-    for name in names:
-        tangent = tangent.at[posterior.layout.site(name).segment].set(0.0)
-
-    def reals(u: Float[Array, " d"]) -> dict[str, Any]:
-        found = posterior.values(u, posterior.known)
-        return {n: v for n, v in found.items() if jnp.issubdtype(jnp.result_type(v), jnp.floating)}
-
-    _, moved = jax.jvp(reals, (u,), (tangent,))
-    fixed = frozenset(name for name, by in moved.items() if not jnp.any(by != 0.0))
-    groups = {n for a in posterior.attachments if a.sites for n in _names(a.sites)}
-    values = {name: value for name, value in posterior.values(u).items() if name in names}
-    fixed_model = FixedSites(posterior.model, values, shown=groups)
-    model = _with_attached(fixed_model, posterior.attachments)
-    posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
-    return _conditioned(model, args, kwargs, fixed)
-
-
-def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
-    """The posterior of another spelling of the model, on the same data and with the same metrics.
-
-    Args:
-        posterior: the posterior.
-        model: a handler around its model.
-        **more: keyword arguments that the handler takes beside those of the model.
-    """
-    posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
-    attached = _with_attached(model, posterior.attachments)
-    return _conditioned(attached, args, {**kwargs, **more}, frozenset())
-
-
-def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Posterior:
-    """The posterior of the same model and metric with other values of some arguments.
-
-    The values may be traced.
-
-    Args:
-        posterior: the posterior.
-        arguments: of the model, by their names.
-
-    Raises:
-        UnknownSiteError: when the model has no argument of a name.
-    """
-    posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
-    places = _parameters(posterior.model)
-    unknown = [name for name in arguments if name not in places and name not in kwargs]
-    if unknown:
-        raise UnknownSiteError(
-            f"`{posterior.program.name}` has no argument {unknown[0]!r}; it has "
-            f"{list(dict.fromkeys([*places, *kwargs]))}. What it reads from elsewhere, make an "
-            "argument."
-        )
-    changed = list(args)
-    for name, value in arguments.items():
-        if name not in kwargs and places.index(name) < len(args):
-            changed[places.index(name)] = value
-        else:
-            kwargs = {**kwargs, name: value}
-    model = _with_attached(posterior.model, posterior.attachments)
-    return _conditioned(model, tuple(changed), kwargs, frozenset())
-
-
-def _parameters(model: Any) -> list[str]:
-    """Names of the arguments of a model's function, under whatever handlers, in order."""
-    while isinstance(model, Messenger) and model.fn is not None:
-        model = model.fn
-    try:
-        return list(inspect.signature(model).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def _with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:
+def with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:
+    """The model with the metrics that were attached to another spelling of it."""
     for a in attachments:
         model = attach(model, a.metric if a.sites is None else {a.sites: a.metric})
     return model
@@ -383,16 +293,17 @@ def _unpickled(
     model: Callable, args: tuple, kwargs: dict[str, Any], signature: Signature
 ) -> Posterior:
     """The posterior of a model in another process; raises ModelError where it is another one."""
-    posterior = _conditioned(model, args, kwargs, frozenset())
+    posterior = conditioned(model, args, kwargs, frozenset())
     signature.require(posterior, "the pickled one")
     return posterior
 
 
 def _named_in(by_site: dict[Sites, Metric]) -> set[str]:
-    return {n for sites in by_site for n in _names(sites)}
+    return {n for sites in by_site for n in names_in(sites)}
 
 
-def _names(sites: Sites) -> tuple[str, ...]:
+def names_in(sites: Sites) -> tuple[str, ...]:
+    """Names of one site or of several."""
     return sites if isinstance(sites, tuple) else (sites,)
 
 

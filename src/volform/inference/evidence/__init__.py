@@ -9,6 +9,7 @@ from volform.inference.evidence.bridge import (
 )
 from volform.inference.evidence.comparison import (
     Comparison as Comparison,
+    Row as Row,
     compare as compare,
 )
 from volform.inference.evidence.empirical_bayes import (

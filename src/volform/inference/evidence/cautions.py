@@ -34,7 +34,7 @@ def cautions_on(found: dict[str, Evidence]) -> list[str]:
             f"the metrics differ{where} ({metrics}); Laplace evidence depends on the metric at "
             "order 1/n"
         )
-    ranked = sorted(found, key=lambda name: -finite(found[name].log_z))
+    ranked = sorted(found, key=lambda name: -rankable(found[name].log_z))
     best = found[ranked[0]]
     for name in ranked[1:]:
         gap = float(best.log_z) - float(found[name].log_z)
@@ -71,7 +71,7 @@ def have_other_data(found: dict[str, Evidence]) -> bool:
     return len(known) > 1
 
 
-def finite(log_z: Any) -> float:
+def rankable(log_z: Any) -> float:
     """Log Z as a number to rank by; minus infinity for NaN."""
     value = float(log_z)
     return -math.inf if math.isnan(value) else value

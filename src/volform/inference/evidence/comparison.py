@@ -16,8 +16,8 @@ from volform.inference.evidence.automatic import Automatic
 from volform.inference.evidence.cautions import (
     cautions_on,
     cautions_on_loo,
-    finite,
     have_other_data,
+    rankable,
 )
 from volform.inference.evidence.estimator import Estimator, Problem, estimator_of, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
@@ -316,8 +316,8 @@ def _loo(problem: Problem) -> Loo | str:
 def _rows(
     found: dict[str, Evidence], scores: dict[str, Loo | str], prior: dict[str, float]
 ) -> list[Row]:
-    names = sorted(found, key=lambda name: -finite(found[name].log_z))
-    log_z = np.array([finite(found[name].log_z) for name in names])
+    names = sorted(found, key=lambda name: -rankable(found[name].log_z))
+    log_z = np.array([rankable(found[name].log_z) for name in names])
     errors = np.array([float(found[name].error) for name in names])
     joint = log_z + np.log([prior[name] for name in names])
     shares = np.exp(joint - np.logaddexp.reduce(joint))

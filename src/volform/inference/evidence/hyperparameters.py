@@ -18,12 +18,12 @@ from volform.inference.laplace.samples import Samples
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.search import find_map
 from volform.inference.summary import element_labels
-from volform.models.fingerprint import provenance_of
-from volform.models.posterior import Posterior, with_arguments
+from volform.models.posterior import Posterior
+from volform.models.respelled import with_arguments
 from volform.results import Evidence, html_table
 
 GRADIENTS_AT_ONCE = 100  # bounds the memory
-ALIKE = 1e-6  # relative difference of log p, up to which two posteriors are the same
+AS_BEFORE = 1e-6  # relative difference of log p, up to which two posteriors are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def sensitivity(
         )
     require_untraced(posterior, "target", "sensitivity", ONE_BY_ONE, ModelError)
     there = with_arguments(posterior, values)
-    provenance_of(there).require_proper(allow_improper=False)
+    there.provenance.require_proper(allow_improper=False)
     start = fit.values if isinstance(fit, MAP) else None
     key = key_of(key, "sensitivity", ModelError)
     mode = laplace(find_map(there, key=key, initial=start)).fit
@@ -183,7 +183,9 @@ def _by_draws(found: Evidence, values: dict[str, Array]) -> Sensitivity:
 
     log_p, slopes = map(np.asarray, at_draws(flat, jnp.asarray(u, flat.dtype)))
     known = samples.log_p[kept]
-    if not np.allclose(log_p[kept], known, rtol=ALIKE, atol=ALIKE * max(1.0, np.ptp(known))):
+    if not np.allclose(
+        log_p[kept], known, rtol=AS_BEFORE, atol=AS_BEFORE * max(1.0, np.ptp(known))
+    ):
         raise ModelError(
             f"`hyperparameters` of sensitivity are {_shown(values)}, and the draws are not of the "
             "posterior with these: log p differs by up to "

@@ -26,7 +26,6 @@ from volform.inference.laplace.gaussian_chart import (
 )
 from volform.inference.laplace.marginals import marginals_of
 from volform.inference.laplace.samples import Samples
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
@@ -125,7 +124,7 @@ def savage_dickey(
             f"`target` of savage_dickey is {kind:.200}, without draws or without its model; give "
             "an evidence by `vf.Importance()`, or the result of `vf.laplace`."
         )
-    provenance_of(posterior).require_proper(allow_improper=False)
+    posterior.provenance.require_proper(allow_improper=False)
     points = _points(posterior, values)
     log_prior, prior_error = _log_prior(posterior, values, key_of(key, "savage_dickey", ModelError))
     if isinstance(samples, LaplaceApproximation):

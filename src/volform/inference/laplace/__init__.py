@@ -16,6 +16,7 @@ from volform.inference.laplace.curvatures import (
 from volform.inference.laplace.draws import (
     draws_of_sites as draws_of_sites,
     located as located,
+    predicted as predicted,
 )
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
@@ -26,6 +27,7 @@ from volform.inference.laplace.gauss_newton import (
 )
 from volform.inference.laplace.gaussian_chart import (
     LEBESGUE as LEBESGUE,
+    FlatChart as FlatChart,
     UnconstrainedChart as UnconstrainedChart,
     densities_at as densities_at,
     sampling_chart as sampling_chart,
