@@ -11,7 +11,6 @@ from volform.errors import ModelError
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.marginals import marginal_densities
 from volform.inference.laplace.samples import Samples
-from volform.models.fingerprint import provenance_of
 from volform.models.posterior import Posterior
 from volform.models.prior_draws import prior_draws
 from volform.plot import canvas
@@ -130,7 +129,7 @@ def _prior(drawn: dict[str, Drawn], function: str) -> dict[str, np.ndarray]:
             "result of `vf.laplace` or `vf.evidence` beside them."
         )
     posterior: Posterior = posteriors[0]
-    if improper := provenance_of(posterior).improper:
+    if improper := posterior.provenance.improper:
         raise ModelError(
             f"`prior` of plot.{function} is improper at `{'`, `'.join(improper)}`, so that there "
             "are no draws of it; leave `prior` out."
