@@ -227,7 +227,7 @@ def _named(values: Any, gradient: Any, error: Any, method: str) -> Sensitivity:
         error = {name: np.full_like(value, np.nan) for name, value in values.items()}
     # Not by `jax.tree.map`, which would sort them.
     parts = [{n: np.asarray(part[n]) for n in values} for part in (values, gradient, error)]
-    return Sensitivity(*parts, method)
+    return Sensitivity(parts[0], parts[1], parts[2], method)
 
 
 def _shown(values: dict[str, Array]) -> str:
