@@ -26,8 +26,8 @@ from volform.inference.laplace.samples import Samples
 from volform.inference.modes.mode import ExpansionPoint
 from volform.inference.summary import Summary
 from volform.models.attaching import FixedSites
+from volform.models.conditioned_again import with_sites_fixed
 from volform.models.posterior import Posterior
-from volform.models.respelled import with_sites_fixed
 from volform.models.signature import Signature, signature_of
 from volform.results import Evidence
 

@@ -15,6 +15,11 @@ from volform.models.bound_model import (
 from volform.models.charts import (
     StereographicTransform as StereographicTransform,
 )
+from volform.models.conditioned_again import (
+    with_arguments as with_arguments,
+    with_model as with_model,
+    with_sites_fixed as with_sites_fixed,
+)
 from volform.models.curvature_metrics import (
     ObservedInformation as ObservedInformation,
     SoftAbs as SoftAbs,
@@ -59,11 +64,6 @@ from volform.models.prior_draws import (
 from volform.models.priors import (
     Jeffreys as Jeffreys,
     VolumeDensity as VolumeDensity,
-)
-from volform.models.respelled import (
-    with_arguments as with_arguments,
-    with_model as with_model,
-    with_sites_fixed as with_sites_fixed,
 )
 from volform.models.rotations import (
     Rotations as Rotations,

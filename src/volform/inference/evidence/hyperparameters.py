@@ -18,8 +18,8 @@ from volform.inference.laplace.samples import Samples
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.search import find_map
 from volform.inference.summary import element_labels
+from volform.models.conditioned_again import with_arguments
 from volform.models.posterior import Posterior
-from volform.models.respelled import with_arguments
 from volform.results import Evidence, html_table
 
 GRADIENTS_AT_ONCE = 100  # bounds the memory

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
 from volform.inference.laplace.gauss_newton import DataPriorSplit
+from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
-from volform.models.respelled import with_model
 
 ARGUMENT = "volform_factors"  # of a rescaled model; new data come without it
 

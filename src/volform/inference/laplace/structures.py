@@ -29,7 +29,7 @@ from volform.linalg.precision import LowRankUpdate as LowRankOperator
 from volform.linalg.spectrum import eigenvalues
 from volform.linalg.structured import DenseOperator, FlatBlocks, exact_logdet
 from volform.linalg.under_metric import UnderMetric
-from volform.models.respelled import with_sites_fixed
+from volform.models.conditioned_again import with_sites_fixed
 from volform.results import Regime
 
 
