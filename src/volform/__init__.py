@@ -50,6 +50,7 @@ from volform.models import (
     Jeffreys as Jeffreys,
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,
+    PCPrior as PCPrior,
     Unconstrained as Unconstrained,
     VolumeDensity as VolumeDensity,
     attach as attach,

@@ -217,6 +217,27 @@ def half_line(count: int, dtype: Any) -> tuple[Array, Array]:
 
 
 def _about_the_mode(fn: Any, count: int) -> tuple[Array, Array]:
+    mode, t, dt = _in_t(fn, 2 * count)
+    weights = dt * jnp.exp(jax.vmap(lambda t: _log_density(fn, t))(t))
+    weights = jnp.where(jnp.isnan(weights), 0.0, weights)
+    t = jnp.where(weights > 0.0, t, mode)
+    return jax.vmap(biject_to(fn.support))(t), weights
+
+
+def line_nodes(fn: Any, count: int) -> tuple[Float[Array, "n *batch"], Float[Array, "n *batch"]]:
+    """Nodes t in the unconstrained coordinate and weights dt, on either side of the mode.
+
+    Held fixed where the parameters of the family move. They go out to 1e10 widths of the density.
+
+    Args:
+        fn: a family for which `has_quadrature`, with its batch.
+        count: nodes of each side.
+    """
+    return _in_t(jax.lax.stop_gradient(fn), count)[1:]
+
+
+def _in_t(fn: Any, count: int) -> tuple[Array, Array, Array]:
+    """The mode, and nodes and weights on either side of it, a width of the density apart."""
     dtype = _dtype(fn)
 
     def log_density(t: Array) -> Array:
@@ -224,13 +245,10 @@ def _about_the_mode(fn: Any, count: int) -> tuple[Array, Array]:
         return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
     mode = _mode(log_density, fn.batch_shape, dtype)
-    x, dx = (v.reshape(-1, *(1,) * mode.ndim) for v in half_line(2 * count, dtype))
+    x, dx = (v.reshape(-1, *(1,) * mode.ndim) for v in half_line(count, dtype))
     sides = [(s, _width(log_density, mode, s)) for s in (-1.0, 1.0)]
     t = jnp.concatenate([mode + side * width * x for side, width in sides])
-    density = jnp.exp(jax.vmap(log_density)(t))
-    weights = jnp.concatenate([width * dx for _, width in sides]) * density
-    t = jnp.where(weights > 0.0, t, mode)
-    return jax.vmap(biject_to(fn.support))(t), weights
+    return mode, t, jnp.concatenate([width * dx for _, width in sides])
 
 
 def _mode(log_density: Callable[[Array], Array], shape: tuple[int, ...], dtype: Any) -> Array:

@@ -28,6 +28,9 @@ from volform.models.data_checks import (
     core_of as core_of,
     require_in_support as require_in_support,
 )
+from volform.models.distance_priors import (
+    PCPrior as PCPrior,
+)
 from volform.models.fingerprint import fingerprint as fingerprint
 from volform.models.fisher_metrics import (
     JointFisher as JointFisher,

@@ -86,7 +86,10 @@ def _of_site(site: dict[str, Any], is_moving: bool) -> Fingerprint:
 
 def _is_improper(site: dict[str, Any]) -> bool:
     """Tell whether a prior does not integrate to one: improper, scaled, or masked anywhere."""
-    is_unknown = isinstance(core_of(site["fn"]), ImproperUniform | VolumeDensity)
+    core = core_of(site["fn"])
+    is_unknown = isinstance(core, ImproperUniform) or (
+        isinstance(core, VolumeDensity) and not core.is_normalized
+    )
     return is_unknown or _is_masked(site) or _powers(site) is not None
 
 

@@ -4,15 +4,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import IdentityTransform
 
-from volform.errors import MetricError
-from volform.geometry.metric import Metric, log_volume
+from volform.checks import require_untraced
+from volform.compilation import QUICK, Compiled
+from volform.errors import MetricError, ModelError
+from volform.geometry.metric import Metric, log_volume, pulled_back
+from volform.linalg.structured import exact_logdet
+from volform.models.hidden_leaves import HiddenLeaves
+from volform.models.line_laws import LineLaw, line_law
 
 
 class VolumeDensity(dist.Distribution):
@@ -20,8 +26,8 @@ class VolumeDensity(dist.Distribution):
 
     If q is the density with respect to the volume form of `metric`, the density with respect to
     Lebesgue measure in the value, which `log_prob` returns, is `log q(v) + 1/2 log det G(v)`. q may
-    be unnormalized or improper; then so is the prior. There is no sampler: NUTS starts such sites
-    as it starts `ImproperUniform`.
+    be unnormalized or improper; then so is the prior. `normalized()` divides by the integral where
+    it is finite, and has a sampler; NUTS starts other sites as it starts `ImproperUniform`.
 
     Args:
         log_density: log q, a function of the value or a NumPyro distribution.
@@ -41,8 +47,8 @@ class VolumeDensity(dist.Distribution):
     """
 
     arg_constraints = {}  # noqa: RUF012 - NumPyro declares it so
-    pytree_data_fields = ("_arrays",)
-    pytree_aux_fields = ("_others", "_support")
+    pytree_data_fields = ("_hidden", "_log_integral", "_law")
+    pytree_aux_fields = ("_support",)
 
     def __init__(
         self,
@@ -57,29 +63,21 @@ class VolumeDensity(dist.Distribution):
             raise MetricError(
                 f"`metric` should be a volform metric such as `Fisher(family)`; got {metric!r}."
             )
-        # Density and metric hold functions, which are no JAX values: they go into the treedef.
-        leaves, treedef = jax.tree.flatten((log_density, metric))
-        self._arrays = tuple(leaf if eqx.is_array(leaf) else None for leaf in leaves)
-        others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
-        self._others = others, treedef
+        self._log_integral: Any = None
+        self._law: LineLaw | None = None
+        self._hidden = HiddenLeaves.of((log_density, metric))
         self._support = constraints.independent(support, len(event_shape) - support.event_dim)
         super().__init__((), event_shape, validate_args=validate_args)
 
     @property
     def log_density(self) -> Callable[[Any], Any] | dist.Distribution:
         """log q, with respect to dV_G."""
-        return self._parts()[0]
+        return self._hidden.shown()[0]
 
     @property
     def metric(self) -> Metric:
         """The metric on the value."""
-        return self._parts()[1]
-
-    def _parts(self) -> tuple[Any, Metric]:
-        others, treedef = self._others
-        pairs = zip(self._arrays, others, strict=True)
-        leaves = [other if array is None else array for array, other in pairs]
-        return jax.tree.unflatten(treedef, leaves)
+        return self._hidden.shown()[1]
 
     @constraints.dependent_property
     def support(self) -> Any:
@@ -96,14 +94,118 @@ class VolumeDensity(dist.Distribution):
     def _one(self, value: Array) -> Float[Array, ""]:
         density = self.log_density
         of = density.log_prob if isinstance(density, dist.Distribution) else density
-        return jnp.sum(of(value)) + log_volume(self.metric, value)
+        found = jnp.sum(of(value)) + self._log_volume(value)
+        return found if self._log_integral is None else found - self._log_integral
+
+    def _log_volume(self, value: Array) -> Float[Array, ""]:
+        chart = biject_to(self._support)
+        if chart.inverse_shape(self.event_shape) == self.event_shape:
+            return log_volume(self.metric, value)
+        # Embedded, as a simplex: the volume of its tangent space, and NumPyro's measure on it.
+        u = chart.inv(value)
+        form = pulled_back(self.metric, chart, u, elementwise=False)
+        return 0.5 * exact_logdet(form) - jnp.sum(chart.log_abs_det_jacobian(u, value))
+
+    @property
+    def is_normalized(self) -> bool:
+        """Tell whether the density was divided by its integral."""
+        return self._log_integral is not None
+
+    @property
+    def log_integral(self) -> Any:
+        """Log of the integral that the density was divided by; None where it was not."""
+        return self._log_integral
+
+    def normalized(self, log_integral: float | None = None) -> "VolumeDensity":
+        """The prior divided by its integral: proper, so that it has an evidence.
+
+        Of one number the integral is computed, by Gauss-Legendre on cells that are halved where
+        they need it, to 1e-10, and `sample` is by the inverse of the distribution function.
+
+        Args:
+            log_integral: log of the integral where it is known, of priors of several numbers.
+
+        Raises:
+            ModelError: when the integral is infinite, as of Jeffreys' prior of a scale; when it
+                cannot be computed, and is not given or not finite; inside `jit` and `vmap`.
+
+        >>> import jax, numpyro.distributions as dist, volform as vf
+        >>> prior = vf.Jeffreys(vf.Fisher(dist.Bernoulli), dist.constraints.unit_interval)
+        >>> proper = prior.normalized()
+        >>> round(float(proper.log_integral), 6)  # log pi: the prior is Beta(1/2, 1/2)
+        1.14473
+        """
+        require_untraced(
+            self, "self", "normalized", "call it once, outside of the model", ModelError
+        )
+        if log_integral is not None:
+            if not np.isfinite(log_integral):
+                raise ModelError(
+                    f"`log_integral` of normalized is {log_integral}; it should be one finite "
+                    "number. An improper prior has no evidence."
+                )
+            return self._divided(jnp.asarray(log_integral, jnp.result_type(float)), None)
+        if math.prod(biject_to(self._support).inverse_shape(self.event_shape)) != 1:
+            raise ModelError(
+                f"A prior of values of shape {self.event_shape} has no integral that is computed "
+                "here; give it, `normalized(log_integral=...)`: that of Jeffreys' prior of k "
+                "probabilities is log(pi^(k/2) / Gamma(k/2))."
+            )
+        law = line_law(_log_density_on_line(self))
+        if law is None:
+            raise ModelError(
+                "The integral of the density over `support` is infinite, or not a number: it is "
+                "an improper prior, which has no evidence. A PC prior, `vf.PCPrior`, is proper."
+            )
+        return self._divided(law.log_integral, law)
+
+    def _divided(self, log_integral: Any, law: LineLaw | None) -> "VolumeDensity":
+        log_density, metric = self._hidden.shown()
+        found = VolumeDensity(log_density, metric, self._support, self.event_shape)
+        found._log_integral, found._law = log_integral, law
+        return found
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Not implemented: the density has no sampler."""
-        raise NotImplementedError(
-            "`VolumeDensity` has no sampler; run it under MCMC, which starts it by "
-            "`init_to_uniform`, or give the site a value."
-        )
+        """Draws of a normalized prior of one number; others have no sampler."""
+        law = self._law
+        if law is None:
+            raise NotImplementedError(
+                "`VolumeDensity` has no sampler; `prior.normalized()` has one where the prior is "
+                "of one number and proper. Run others under MCMC, which starts them by "
+                "`init_to_uniform`, or give the site a value."
+            )
+        values = _drawn(self, law, key, math.prod(sample_shape))
+        return values.reshape(*sample_shape, *self.event_shape)
+
+
+def _placed(prior: VolumeDensity, s: Float[Array, ""]) -> tuple[Array, Float[Array, ""]]:
+    """The value at a point of a line on which tails are exponential, and the log derivative."""
+    chart = biject_to(prior._support)
+    is_line = isinstance(getattr(chart, "base_transform", chart), IdentityTransform)
+    u, stretch = (jnp.sinh(s), jnp.log(jnp.cosh(s))) if is_line else (s, jnp.zeros_like(s))
+    u = u.reshape(chart.inverse_shape(prior.event_shape))
+    value = chart(u)
+    return value, stretch + jnp.sum(chart.log_abs_det_jacobian(u, value))
+
+
+def _log_density_at(prior: VolumeDensity, s: Float[Array, ""]) -> Float[Array, ""]:
+    """Log density with respect to ds, before it is divided by its integral."""
+    value, log_slope = _placed(prior, s)
+    found = prior.log_prob(value) + log_slope
+    return found if prior.log_integral is None else found + prior.log_integral
+
+
+def _log_density_on_line(prior: VolumeDensity) -> Callable[[Any], Any]:
+    compiled = Compiled(jax.vmap(_log_density_at, (None, 0)), QUICK)
+    return lambda s: compiled(prior, jnp.asarray(s, jnp.result_type(float)))
+
+
+def _draws(prior: VolumeDensity, law: LineLaw, key: Any, count: int) -> Array:
+    s = law.sample(lambda s: _log_density_at(prior, s), key, count)
+    return jax.vmap(lambda s: _placed(prior, s)[0])(s)
+
+
+_drawn = Compiled(_draws, QUICK)
 
 
 def Jeffreys(
@@ -112,7 +214,8 @@ def Jeffreys(
     """Jeffreys' prior: the uniform density with respect to dV_G, `log_prob = 1/2 log det G(v)`.
 
     With a Fisher metric it is the prior of Jeffreys (1946); unnormalized, and improper where the
-    volume of the manifold is infinite, so that no evidence is defined with it.
+    volume of the manifold is infinite, so that no evidence is defined with it. Where the volume is
+    finite, `Jeffreys(...).normalized()` is proper.
 
     Args:
         metric: metric on the value, usually `Fisher(family)`.

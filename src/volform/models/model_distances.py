@@ -1,0 +1,165 @@
+"""Distances of the models of a family from a simpler one, `sqrt(2 KL)`, and their slopes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.core import Tracer
+from jaxtyping import Array, Float
+from numpyro.distributions import biject_to
+from numpyro.distributions.distribution import validation_enabled
+
+from volform.errors import ModelError
+from volform.geometry.score_quadrature import has_quadrature, line_nodes
+from volform.geometry.scores import unwrapped
+
+NODES = 202  # on each side of the mode: the divergence of a Student t from a normal to 1e-13
+NEAR = 0.1  # distance below which 2 KL loses digits (2e-16 / NEAR^2), and is integrated instead
+_LOG_2_PI = float(np.log(2.0 * np.pi))
+# Gauss-Legendre on (0, 1): of the second derivative over a stretch as short as NEAR.
+_STEPS, _WEIGHTS = (0.5 * x for x in np.polynomial.legendre.leggauss(12))
+_STEPS = _STEPS + 0.5
+
+
+class ModelDistance(eqx.Module):
+    """Distance of `family(value)` from a base model, `sqrt(2 KL(family(value) || base))`.
+
+    Attributes:
+        family: from a value, one number, to a NumPyro distribution.
+        base: the value of the base model, or its distribution.
+        is_limit: whether the base is a normal distribution of scale zero. The divergence is then
+            infinite, and the distance its limit up to a factor, `sqrt(E |y - base|^2)`.
+    """
+
+    family: Callable[[Any], dist.Distribution]
+    base: Any
+    is_limit: bool = eqx.field(static=True)
+
+    def signed(self, value: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The distance, negative below a base value inside the support, and its derivative.
+
+        Near the base, where the divergence is a difference of nearly equal numbers, both are
+        integrals of its second derivative: `KL = delta^2 int_0^1 (1 - s) KL''(base + s delta) ds`.
+        """
+        if self.is_limit:
+            return jax.value_and_grad(self._spread)(value)
+        two_kl, slope = jax.value_and_grad(self._two_kl)(value)
+        if isinstance(self.base, dist.Distribution):
+            # An end of the support: the derivative of the root at zero is never asked for.
+            positive = two_kl > 0.0
+            root = jnp.sqrt(jnp.where(positive, two_kl, 1.0))
+            return jnp.where(positive, root, 0.0), 0.5 * slope / root
+        delta = value - jnp.asarray(self.base, value.dtype)
+        near = jnp.isfinite(delta) & (two_kl < NEAR**2)
+        root = jnp.sqrt(jnp.where(near, 1.0, two_kl))
+        side = jnp.where(delta < 0.0, -1.0, 1.0)
+        short = jnp.where(near, delta, 0.0)
+        steps, weights = (jnp.asarray(x, value.dtype) for x in (_STEPS, _WEIGHTS))
+        bends = jax.vmap(jax.grad(jax.grad(self._two_kl)))(value - (1.0 - steps) * short)
+        bends = jnp.where(near, bends, 1.0)
+        scale = jnp.sqrt(jnp.sum(weights * (1.0 - steps) * bends))
+        signed = jnp.where(near, delta * scale, side * root)
+        return signed, jnp.where(near, 0.5 * jnp.sum(weights * bends) / scale, 0.5 * slope / root)
+
+    def _two_kl(self, value: Float[Array, ""]) -> Float[Array, ""]:
+        return 2.0 * divergence(self.family(value), self.base_model)
+
+    def _spread(self, value: Float[Array, ""]) -> Float[Array, ""]:
+        fn, base = _core(self.family(value)), _core(self.base_model)
+        return jnp.sqrt(jnp.sum(fn.scale**2 + (fn.loc - base.loc) ** 2))
+
+    @property
+    def base_model(self) -> dist.Distribution:
+        """The distribution of the base model."""
+        return base_model(self.family, self.base)
+
+
+def base_model(family: Callable[[Any], dist.Distribution], base: Any) -> dist.Distribution:
+    """The distribution of a base, also where it is a limit that NumPyro's checks refuse."""
+    if isinstance(base, dist.Distribution):
+        return base
+    with validation_enabled(False):
+        return family(base)
+
+
+def is_point(fn: Any) -> bool:
+    """Tell whether a model is a normal distribution of scale zero, which is known."""
+    core = _core(fn)
+    if not isinstance(core, dist.Normal) or isinstance(core.scale, Tracer):
+        return False
+    return bool(np.all(np.asarray(core.scale) == 0.0))
+
+
+def _core(fn: Any) -> Any:
+    """The distribution under wrappers, and under charts that are the same for all of a family."""
+    fn = unwrapped(fn)
+    while isinstance(fn, dist.TransformedDistribution) and not jax.tree.leaves(fn.transforms):
+        fn = unwrapped(fn.base_dist)
+    return fn
+
+
+def divergence(fn: Any, base: Any) -> Float[Array, ""]:
+    """Divergence of Kullback and Leibler `KL(fn || base)`, summed over the batch.
+
+    By NumPyro's closed form where it has one, else by enumeration of a finite support, or by
+    quadrature on the line; where the two are close of `log r + 1 / r - 1`, r the ratio of the
+    densities, which is nowhere negative and keeps its digits.
+
+    Raises:
+        ModelError: of other families.
+    """
+    fn, base = unwrapped(fn), unwrapped(base)
+    charts = [getattr(x, "transforms", None) for x in (fn, base)]
+    if charts[0] and charts[1] and _are_one(*charts):  # which change nothing
+        return divergence(fn.base_dist, base.base_dist)
+    try:
+        return jnp.sum(dist.kl_divergence(fn, base))
+    except NotImplementedError:
+        pass
+    if fn.has_enumerate_support and base.has_enumerate_support:
+        return _by_enumeration(fn, base)
+    if has_quadrature(fn) and has_quadrature(base):
+        return _by_quadrature(fn, base)
+    raise ModelError(
+        f"The divergence of `family`, {type(fn).__name__}, from the base model, "
+        f"{type(base).__name__}, has no closed form in NumPyro, and these are no densities on the "
+        "line; register one by `numpyro.distributions.kl.kl_divergence.register`."
+    )
+
+
+def _are_one(a: Any, b: Any) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and not jax.tree.leaves(a)
+
+
+def _by_enumeration(fn: Any, base: Any) -> Float[Array, ""]:
+    support = fn.enumerate_support(expand=True)
+    log_p, log_q = fn.log_prob(support), base.log_prob(support)
+    is_there = log_p > -jnp.inf
+    gap = jnp.where(is_there, log_p, 0.0) - jnp.where(is_there, log_q, 0.0)
+    return jnp.sum(jnp.exp(log_p) * gap)
+
+
+def _by_quadrature(fn: Any, base: Any) -> Float[Array, ""]:
+    t, dt = line_nodes(fn, NODES)
+    chart = biject_to(fn.support)
+    x = jax.vmap(chart)(t)
+    log_p, log_q = fn.log_prob(x), base.log_prob(x)
+    weights = dt * jnp.exp(log_p + jax.vmap(chart.log_abs_det_jacobian)(t, x))
+    gap = log_p - log_q
+    # Far out the weights are zero, and what they multiply infinite.
+    holds = (weights > 0.0) & jnp.isfinite(gap)
+    p, gap = jnp.where(holds, weights, 0.0), jnp.where(holds, gap, 0.0)
+    plain = jnp.sum(p * gap)
+    if isinstance(base, dist.Normal):  # whose part is known, however slowly the tails of fn fall
+        log_p = jnp.where(holds, log_p, 0.0)
+        spread = (fn.variance + (fn.mean - base.loc) ** 2) / base.scale**2
+        plain = jnp.sum(p * log_p)
+        plain += jnp.sum(0.5 * spread + jnp.log(base.scale)) + 0.5 * spread.size * _LOG_2_PI
+    ratio = jnp.expm1(-jnp.maximum(gap, -1.0))
+    beyond = jnp.where(gap < -1.0, p * jnp.exp(-jnp.maximum(gap, -600.0)) - p, p * ratio)
+    # Only of densities that are close do the nodes of one hold all of the other's mass.
+    return jnp.where(plain < NEAR**2, jnp.sum(p * gap + beyond), plain)

@@ -1,0 +1,256 @@
+"""Priors that are exponential in the distance from a simpler model, against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose
+from numpyro.distributions import constraints
+from scipy.integrate import quad
+from scipy.special import digamma, gammaln
+from scipy.stats import expon, kstest
+
+import volform as vf
+from volform.errors import ModelError
+from volform.models.model_distances import divergence
+
+LINE = constraints.interval(-1.0, 1.0)
+
+
+def scale(sigma):
+    return dist.Normal(0.0, sigma)
+
+
+def correlated(rho):
+    swapped = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    return dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2) + rho * swapped)
+
+
+def student(nu):
+    """Student's t of variance one."""
+    return dist.StudentT(nu, 0.0, jnp.sqrt((nu - 2.0) / nu))
+
+
+def prior_of_scale():
+    return vf.PCPrior(scale, 0.0, 2.0, 0.05)
+
+
+def prior_of_correlation():
+    return vf.PCPrior(correlated, 0.0, 0.7, 0.1, support=LINE)
+
+
+# --- Closed forms
+
+
+def test_scale_of_a_normal_is_exponential():
+    """Simpson et al. (2017), section 3.3."""
+    sigma = jnp.array([1e-8, 0.1, 1.0, 5.0, 50.0])
+    exact = dist.Exponential(-np.log(0.05) / 2.0)
+    assert_allclose(prior_of_scale().log_prob(sigma), exact.log_prob(sigma), rtol=1e-12)
+
+
+def test_correlation():
+    """Distance `sqrt(-log(1 - rho^2))`, and half of the mass on either side."""
+    rho = np.array([-0.999999, -0.9, -0.05, -1e-3, 1e-12, 1e-3, 0.02, 0.5, 0.99])
+    distance = np.sqrt(-np.log1p(-(rho**2)))
+    rate = -np.log(0.1) / np.sqrt(-np.log1p(-0.49))
+    slope = np.abs(rho) / ((1.0 - rho**2) * distance)
+    exact = np.log(0.5 * rate * slope) - rate * distance
+    found = prior_of_correlation()
+    assert_allclose(found.log_prob(jnp.array(rho)), exact, rtol=1e-12)
+    # At the base the slope is the root of the Fisher information, which is one.
+    assert_allclose(found.log_prob(0.0), np.log(0.5 * rate), rtol=1e-12)
+
+
+def divergence_of_student(nu):
+    """Entropies: that of a normal of variance one, less that of Student's t."""
+    half = 0.5 * (nu + 1.0)
+    entropy = half * (digamma(half) - digamma(0.5 * nu)) + 0.5 * np.log(nu - 2.0)
+    entropy += gammaln(0.5 * nu) + gammaln(0.5) - gammaln(half)
+    return 0.5 * np.log(2.0 * np.pi) + 0.5 - entropy
+
+
+def test_degrees_of_freedom():
+    """Distance from the normal of the same variance, in closed form."""
+    prior = vf.PCPrior(
+        student, dist.Normal(0.0, 1.0), 10.0, 0.5, support=constraints.greater_than(2.0)
+    )
+    nu = np.array([2.05, 2.5, 4.0, 10.0, 30.0])
+    distance = np.sqrt(2.0 * divergence_of_student(nu))
+    rate = -np.log(0.5) / np.sqrt(2.0 * divergence_of_student(10.0))
+    step = 1e-4 * (nu - 2.0)
+    away = [divergence_of_student(nu + k * step) for k in (-2, -1, 1, 2)]
+    slope = (away[0] - 8.0 * away[1] + 8.0 * away[2] - away[3]) / (12.0 * step) / distance
+    exact = np.log(rate * np.abs(slope)) - rate * distance
+    assert_allclose(prior.log_prob(jnp.array(nu)), exact, atol=1e-8)
+    assert_allclose(prior.transforms[0].inv(jnp.array(nu)), distance, rtol=1e-11)
+
+
+def test_divergence_keeps_its_digits_where_models_are_close():
+    """Of the next order in 1 / nu, `KL = 3 / (4 nu^2)`: at 1e5 it is 7.5e-11."""
+    found = divergence(student(1e5), dist.Normal(0.0, 1.0))
+    assert_allclose(found, 0.75e-10, rtol=1e-4)
+
+
+def test_exponential_family_by_quadrature():
+    """`log r + 1 / r - 1` of rates with the ratio r, which NumPyro does not know."""
+    found = divergence(dist.Exponential(2.0), dist.Exponential(0.5))
+    assert_allclose(found, np.log(4.0) + 0.25 - 1.0, rtol=1e-12)
+
+
+# --- Invariance
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "upper", "value", "log_slope"),
+    [
+        (lambda t: dist.Normal(0.0, t**-0.5), jnp.inf, 0.25, lambda s: s**-2, np.log(0.5)),
+        (lambda t: dist.LogNormal(0.0, t**-0.5), jnp.inf, 0.25, lambda s: s**-2, np.log(0.5)),
+    ],
+)
+def test_same_law_of_a_precision(family, base, upper, value, log_slope):
+    """Also of a one-to-one function of the data."""
+    sigma = jnp.array([0.01, 0.7, 3.0])
+    prior = vf.PCPrior(family, base, upper, 0.05)
+    expected = prior_of_scale().log_prob(sigma) + log_slope + 3.0 * jnp.log(sigma)
+    assert_allclose(prior.log_prob(value(sigma)), expected, rtol=1e-12)
+
+
+def test_same_law_in_another_chart():
+    """Fisher's z of a correlation, far from the base and at it."""
+    z = jnp.array([-3.0, -0.2, -1e-5, 1e-9, 0.1, 2.0])
+    prior = vf.PCPrior(
+        lambda z: correlated(jnp.tanh(z)), 0.0, np.arctanh(0.7), 0.1, support=constraints.real
+    )
+    expected = prior_of_correlation().log_prob(jnp.tanh(z)) + jnp.log1p(-(jnp.tanh(z) ** 2))
+    assert_allclose(prior.log_prob(z), expected, rtol=1e-8)
+
+
+def test_evidence_does_not_hear_the_parametrization():
+    y = jnp.array([0.3, -1.2, 0.8, 2.0])
+
+    def of_scale(y):
+        sigma = numpyro.sample("sigma", prior_of_scale())
+        numpyro.sample("y", scale(sigma), obs=y)
+
+    def of_log(y):
+        prior = vf.PCPrior(
+            lambda t: scale(jnp.exp(t)), -jnp.inf, np.log(2.0), 0.05, support=constraints.real
+        )
+        numpyro.sample("y", scale(jnp.exp(numpyro.sample("t", prior))), obs=y)
+
+    found = []
+    for model in (of_scale, of_log):
+        posterior = vf.condition(vf.attach(model, vf.JointFisher()), y)
+        found.append(vf.laplace(posterior).evidence)
+    assert_allclose(found[0].log_z, found[1].log_z, rtol=1e-8)
+    rate, squares = -np.log(0.05) / 2.0, float(jnp.sum(y**2))
+    exact = quad(
+        lambda s: rate * np.exp(-rate * s - squares / (2 * s * s)) / (2 * np.pi * s * s) ** 2,
+        0.0,
+        np.inf,
+    )[0]
+    assert_allclose(found[0].log_z_second_order, np.log(exact), atol=0.05)
+
+
+# --- Bounded distances, draws
+
+
+def distance_of_probability(p):
+    return np.sqrt(2.0 * (p * np.log(p / 0.3) + (1.0 - p) * np.log((1.0 - p) / 0.7)))
+
+
+def test_bounded_distance_is_truncated():
+    """A probability with base 0.3: one law of mass one, and the tail that was asked for."""
+    prior = vf.PCPrior(dist.Bernoulli, 0.3, 0.6, 0.1, support=constraints.unit_interval)
+    density = jax.jit(lambda p: jnp.exp(prior.log_prob(p)))
+    beyond = distance_of_probability(0.6)
+    low = next(p for p in np.linspace(0.3, 1e-4, 20001) if distance_of_probability(p) >= beyond)
+    parts = [quad(density, *ends)[0] for ends in ((0.0, low), (low, 0.3), (0.3, 0.6), (0.6, 1.0))]
+    assert_allclose(sum(parts), 1.0, rtol=1e-6)
+    assert_allclose(parts[0] + parts[3], 0.1, rtol=1e-3)
+    sides = [density(0.3 - 1e-9), density(0.3 + 1e-9)]
+    assert_allclose(*sides, rtol=1e-6)
+
+
+def test_draws_are_of_the_law():
+    rate = -np.log(0.05) / 2.0
+    sigma = prior_of_scale().sample(jax.random.key(0), (4000,))
+    assert kstest(np.asarray(sigma), expon(scale=1.0 / rate).cdf).pvalue > 1e-3
+    rho = np.asarray(prior_of_correlation().sample(jax.random.key(1), (4000,)))
+    rate = -np.log(0.1) / np.sqrt(-np.log1p(-0.49))
+    assert kstest(np.sqrt(-np.log1p(-(rho**2))), expon(scale=1.0 / rate).cdf).pvalue > 1e-3
+    assert abs(np.mean(rho > 0.0) - 0.5) < 4.0 * 0.5 / np.sqrt(4000)
+
+
+def test_forwards_and_back():
+    transform = prior_of_correlation().transforms[0]
+    rho = jnp.array([-0.99, -1e-3, 0.4])
+    assert_allclose(transform(transform.inv(rho)), rho, rtol=1e-10)
+    slope = jax.grad(lambda x: transform(x))(0.5)
+    there = transform(0.5)
+    assert_allclose(jnp.log(slope), transform.log_abs_det_jacobian(0.5, there), rtol=1e-10)
+
+
+def test_under_jit_with_hyperparameters():
+    """The derivative in `upper` is that of the exponential."""
+
+    def log_prob(upper):
+        return vf.PCPrior(scale, 0.0, upper, 0.05).log_prob(1.0)
+
+    def exact(upper):
+        return dist.Exponential(-jnp.log(0.05) / upper).log_prob(1.0)
+
+    for upper in (0.5, 3.0):
+        assert_allclose(jax.jit(log_prob)(upper), exact(upper), rtol=1e-12)
+        assert_allclose(jax.jit(jax.grad(log_prob))(upper), jax.grad(exact)(upper), rtol=1e-10)
+
+
+@pytest.mark.float32
+def test_in_float32():
+    prior = prior_of_scale()
+    assert prior.log_prob(jnp.array(1.0)).dtype == jnp.float32
+    assert_allclose(prior.log_prob(1.0), -1.0938, rtol=1e-4)
+    assert_allclose(prior_of_correlation().log_prob(0.3), -0.4521897, rtol=1e-4)
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tail": 1.0}, "`tail` of PCPrior is 1.0"),
+        ({"tail": jnp.nan}, "`tail` of PCPrior is nan"),
+        ({"upper": -1.0}, "`upper` of PCPrior is -1.0"),
+        ({"upper": jnp.ones(2)}, "should be one number inside the support"),
+        ({"family": dist.Normal(0.0, 1.0)}, "`family` of PCPrior is"),
+        ({"support": constraints.real_vector}, "`support` of PCPrior is"),
+        ({"base": dist.Normal(0.0, 1.0)}, "not monotone"),
+        ({"base": 2.0}, "The distance of `upper` from the base of PCPrior is 0.0"),
+        ({"family": lambda s: dist.Laplace(0.0, s)}, "from the base of PCPrior is"),
+        (
+            {
+                "family": lambda s: dist.Dirichlet(s * jnp.ones(2)),
+                "base": dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+            },
+            "no closed form in NumPyro",
+        ),
+        (
+            {
+                "family": dist.Bernoulli,
+                "base": 0.5,
+                "upper": 0.6,
+                "tail": 0.95,
+                "support": constraints.unit_interval,
+            },
+            "a uniform one has",
+        ),
+    ],
+)
+def test_bad_input(options, message):
+    given = {"family": scale, "base": 0.0, "upper": 2.0, "tail": 0.05, **options}
+    with pytest.raises(ModelError, match=message):
+        vf.PCPrior(**given)
