@@ -41,6 +41,7 @@ from volform.inference import (
     sensitivity as sensitivity,
     to_arviz as to_arviz,
     tune as tune,
+    to_blackjax as to_blackjax,
 )
 from volform.linalg import (
     Exact as Exact,
@@ -57,6 +58,7 @@ from volform.models import (
     check_invariance as check_invariance,
     condition as condition,
     flow_metric as flow_metric,
+    glm as glm,
 )
 from volform.moved import moved_from as _moved_from
 from volform.operators import (

@@ -10,8 +10,11 @@ from numpy.testing import assert_allclose
 from numpyro.diagnostics import effective_sample_size
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
+from scipy.special import betaln
+from scipy.stats import beta, gamma, kstest, t
 
 import volform as vf
+from volform.errors import ModelError
 from volform.geometry import MatrixField
 
 BERNOULLI = vf.Fisher(dist.Bernoulli)
@@ -117,6 +120,75 @@ def test_distribution_is_a_pytree(density):
 def test_metric_of_a_function_inside_jit():
     prior = vf.Jeffreys(MatrixField(lambda s: jnp.eye(1) / s**2), constraints.positive)
     assert_allclose(jax.jit(lambda prior, x: prior.log_prob(x))(prior, 2.0), -np.log(2.0))
+
+
+# --- Normalized
+
+
+def test_jeffreys_of_a_probability_is_proper():
+    """It is Beta(1/2, 1/2), with the evidence of a beta-binomial."""
+    prior = vf.Jeffreys(BERNOULLI, constraints.unit_interval).normalized()
+    assert_allclose(prior.log_integral, np.log(np.pi), rtol=1e-10)
+    exact = dist.Beta(0.5, 0.5)
+    assert_allclose(prior.log_prob(POINTS), exact.log_prob(POINTS), rtol=1e-9)
+    drawn = np.asarray(prior.sample(jax.random.key(0), (2, 2000)))
+    assert drawn.shape == (2, 2000)
+    assert kstest(drawn.ravel(), beta(0.5, 0.5).cdf).pvalue > 1e-3
+
+    def model(y):
+        p = numpyro.sample("p", prior)
+        numpyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    posterior = vf.condition(vf.attach(model, {"p": BERNOULLI}), jnp.array([1] * 3 + [0] * 7))
+    found = vf.evidence(posterior, by=vf.Quadrature())
+    assert_allclose(found.log_z, betaln(3.5, 7.5) - betaln(0.5, 0.5), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("density", "metric", "support", "exact"),
+    [
+        (lambda s: 2.0 * jnp.log(s) - s, SCALE, constraints.positive, gamma(2.0)),
+        (dist.StudentT(3.0, 100.0, 0.01), vf.Euclidean(), constraints.real, t(3.0, 100.0, 0.01)),
+    ],
+    ids=["scale", "line"],
+)
+def test_normalized_density_of_one_number(density, metric, support, exact):
+    prior = vf.VolumeDensity(density, metric, support).normalized()
+    values = jnp.asarray(exact.ppf([0.1, 0.5, 0.9]))
+    assert_allclose(prior.log_prob(values), exact.logpdf(values), rtol=1e-10)
+    assert kstest(np.asarray(prior.sample(jax.random.key(0), (2000,))), exact.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("family", [dist.CategoricalProbs, dist.MultinomialProbs])
+def test_jeffreys_of_several_probabilities_is_dirichlet(family):
+    """Though they are three numbers on a surface; its volume is that of an octant, 2 pi."""
+    arguments = (1,) if family is dist.MultinomialProbs else ()
+    metric = vf.Fisher(lambda p: family(p, *arguments))
+    prior = vf.Jeffreys(metric, constraints.simplex, (3,)).normalized(float(np.log(2.0 * np.pi)))
+    p = jnp.array([[0.2, 0.3, 0.5], [0.01, 0.01, 0.98]])
+    assert_allclose(prior.log_prob(p), dist.Dirichlet(jnp.ones(3) / 2).log_prob(p), rtol=1e-9)
+
+
+def test_jeffreys_of_exponential_regression():
+    """Slope b of rates exp(b x): the information is the sum of x^2, and the prior flat."""
+    x = jnp.array([0.5, 1.0, 3.0])
+    metric = vf.Fisher(lambda b: dist.Exponential(jnp.exp(b * x)))
+    prior = vf.Jeffreys(metric, constraints.real)
+    assert_allclose(prior.log_prob(POINTS), 0.5 * np.log(np.sum(np.square(x))), rtol=1e-13)
+
+
+def test_mistakes_of_normalization():
+    with pytest.raises(ModelError, match="integral of the density over `support` is infinite"):
+        vf.Jeffreys(SCALE, constraints.positive).normalized()
+    several = vf.Jeffreys(vf.Euclidean(), constraints.real, (2,))
+    with pytest.raises(ModelError, match=r"normalized\(log_integral=...\)"):
+        several.normalized()
+    with pytest.raises(ModelError, match="`log_integral` of normalized is inf"):
+        several.normalized(np.inf)
+    with pytest.raises(NotImplementedError, match="has no sampler"):
+        several.normalized(0.0).sample(jax.random.key(0))
+    with pytest.raises(ModelError, match="traced arrays"):
+        jax.jit(lambda p: p.normalized())(vf.Jeffreys(vf.Euclidean(jnp.ones(())), constraints.real))
 
 
 # --- Under stock NUTS

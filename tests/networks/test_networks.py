@@ -475,8 +475,12 @@ MISTAKES = {
     "prior": (NetworkError, "`prior` is -1.0; it should be a positive",
               lambda: nn.from_function(jnp.dot, jnp.ones(2), -1.0)),
     "prior's shape": (
-        NetworkError, r"`prior` returned .* for `params`; .*shape \(2,\)",
-        lambda: nn.from_function(jnp.dot, jnp.ones(2), lambda name, shape: dist.Normal(0.0, 1.0)),
+        NetworkError, r"`prior` of `params` is .*shape \(2,\)",
+        lambda: nn.from_function(jnp.dot, jnp.ones(2), lambda *_: dist.Normal(jnp.zeros(3), 1.0)),
+    ),
+    "prior of no site": (
+        NetworkError, r"`prior` has distributions of \['a'\]; .*\['params'\]",
+        lambda: nn.from_function(jnp.dot, jnp.ones(2), {"a": dist.Normal(0.0, 1.0)}),
     ),
     "other params": (NetworkError, r"`params` lacks \['params'\]",
                      lambda: nn.from_function(jnp.dot, jnp.ones(2)).apply({}, X)),

@@ -56,6 +56,7 @@ from volform.inference.laplace import (
     Kronecker as Kronecker,
     LaplaceApproximation as LaplaceApproximation,
     LaplaceBridge as LaplaceBridge,
+    LaplaceGuide as LaplaceGuide,
     LastLayer as LastLayer,
     Linearized as Linearized,
     Link as Link,
@@ -84,8 +85,10 @@ from volform.inference.modes import (
 )
 from volform.inference.samplers import (
     RMHMC as RMHMC,
+    BlackjaxTarget as BlackjaxTarget,
     RMHMCState as RMHMCState,
     nuts as nuts,
+    to_blackjax as to_blackjax,
 )
 from volform.inference.saving import (
     load as load,

@@ -41,6 +41,10 @@ from volform.models.flows import (
     FlowMetric as FlowMetric,
     flow_metric as flow_metric,
 )
+from volform.models.formulas import (
+    LinearModel as LinearModel,
+    glm as glm,
+)
 from volform.models.layout import (
     Layout as Layout,
     Site as Site,

@@ -231,18 +231,25 @@ def PCPrior(
     >>> float(prior.log_prob(1.0))  # Exponential(-log(0.05) / 2)
     -1.0938...
     """
-    _require_arguments(family, upper, tail, support)
+    _require_arguments(family, base, upper, tail, support)
     with jax.ensure_compile_time_eval():  # of constants, also inside `jit`
         model = base_model(family, base)
         base = base if isinstance(base, dist.Distribution) else jnp.asarray(base, float)
         distance = ModelDistance(family, base, is_point(model))
-        facts = _facts_of(distance, support, jnp.asarray(upper, float))
-    if not isinstance(facts.beyond, Tracer):
+        is_two_sided = not distance.is_limit and _is_inside(base, support)
+        facts = _facts_of(distance, support, jnp.asarray(upper, float), is_two_sided)
+    if not any(isinstance(fact, Tracer) for fact in jax.tree.leaves(facts)):
+        facts = jax.tree.map(np.asarray, facts)  # which stay known inside `jit`
         _require_distance(facts)
-    is_two_sided = bool(facts.is_inside)
     rate = _rate(facts, jnp.asarray(tail, facts.beyond.dtype), is_two_sided)
     transform = DistanceTransform(distance, support, upper, facts.sign, is_two_sided)
     return dist.TransformedDistribution(_of_distance(facts, rate, is_two_sided), transform)
+
+
+def _is_inside(base: Any, support: Any) -> bool:
+    if isinstance(base, dist.Distribution):
+        return False
+    return bool(jnp.isfinite(biject_to(support).inv(base)))
 
 
 class _Facts(NamedTuple):
@@ -252,24 +259,24 @@ class _Facts(NamedTuple):
         beyond: the distance of `upper`.
         sign: 1, or -1 where it decreases with the value.
         ends: distances at the lower and the upper end of the support.
-        is_inside: whether the base is a value inside the support.
+        far: that at the end which is not the base.
         is_ordered: whether it is monotone.
     """
 
     beyond: Float[Array, ""]
     sign: Float[Array, ""]
     ends: tuple[Float[Array, ""], Float[Array, ""]]
-    is_inside: Any
+    far: Float[Array, ""]
     is_ordered: Bool[Array, ""]
 
 
-def _facts(distance: ModelDistance, support: Any, upper: Float[Array, ""]) -> _Facts:
-    is_inside = jnp.array(False)
-    if not distance.is_limit and not isinstance(distance.base, dist.Distribution):
-        is_inside = jnp.isfinite(biject_to(support).inv(distance.base))
-    way = way_of(distance, support, upper, None, is_inside)
+def _facts(
+    distance: ModelDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
+) -> _Facts:
+    way = way_of(distance, support, upper, None, is_two_sided)
     beyond, ends = jnp.abs(way.rising[_START]), (jnp.abs(way.ends[0]), jnp.abs(way.ends[1]))
-    return _Facts(beyond, way.sign, ends, is_inside, way.is_ordered)
+    far = jnp.where(way.sign > 0.0, ends[1], ends[0])
+    return _Facts(beyond, way.sign, ends, far, way.is_ordered)
 
 
 _facts_of = Compiled(_facts, QUICK)
@@ -277,9 +284,7 @@ _facts_of = Compiled(_facts, QUICK)
 
 def _sides(facts: _Facts, is_two_sided: bool) -> tuple[Float[Array, ""], ...]:
     """How far the distance goes on each side of the base."""
-    if is_two_sided:
-        return facts.ends
-    return (jnp.where(facts.sign > 0.0, facts.ends[1], facts.ends[0]),)
+    return facts.ends if is_two_sided else (facts.far,)
 
 
 def _rate(facts: _Facts, tail: Float[Array, ""], is_two_sided: bool) -> Float[Array, ""]:
@@ -331,11 +336,18 @@ def _of_distance(facts: _Facts, rate: Float[Array, ""], is_two_sided: bool) -> d
     return dist.TruncatedDistribution(dist.Laplace(0.0, 1.0 / rate), low, ends[-1])
 
 
-def _require_arguments(family: Any, upper: Any, tail: Any, support: Any) -> None:
+def _require_arguments(family: Any, base: Any, upper: Any, tail: Any, support: Any) -> None:
     if not callable(family) or isinstance(family, dist.Distribution):
         raise ModelError(
             f"`family` of PCPrior is {family!r}; it should be a function from a value to a NumPyro "
             "distribution, such as `lambda sigma: dist.Normal(0.0, sigma)`."
+        )
+    if not isinstance(base, dist.Distribution) and (
+        isinstance(base, Tracer) or np.asarray(base).dtype.kind not in "fiu" or np.ndim(base)
+    ):
+        raise ModelError(
+            f"`base` of PCPrior is {base!r}; it should be one number that is known, the value of "
+            "the base model, or a NumPyro distribution."
         )
     if not isinstance(support, constraints.Constraint) or support.event_dim or support.is_discrete:
         raise ModelError(

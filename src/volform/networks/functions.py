@@ -15,7 +15,12 @@ from volform.equivalence.copies import copies
 from volform.errors import NetworkError
 from volform.networks.network import require_real
 
-Prior = float | Callable[[str, tuple[int, ...]], dist.Distribution]
+Prior = (
+    float
+    | dist.Distribution
+    | Mapping[str, dist.Distribution]
+    | Callable[[str, tuple[int, ...]], dist.Distribution]
+)
 
 
 class Function(eqx.Module):
@@ -97,15 +102,17 @@ def from_function(
     Args:
         function: from parameters and inputs to outputs.
         params: any pytree with float32 or float64 arrays: gives shapes and names, not values.
-        prior: standard deviation of an independent Normal prior, or a function
-            `prior(name, shape)` that returns the distribution of a site.
+        prior: standard deviation of an independent Normal prior; or, as in
+            `numpyro.contrib.module`, a distribution of each entry, such as `dist.Normal(0, 1)`, a
+            dict of these for every site by name, or a function `prior(name, shape)` that returns
+            one, of an entry or of the whole site.
 
     Returns:
         A network for `regression`, `classification` and `supervised`, with `apply` and `init`.
 
     Raises:
         NetworkError: when `params` has no array, or one that is not float32 or float64; when
-            `prior` is neither, or returns a distribution of another shape.
+            `prior` is none of these, lacks a site or names another one, or is of another shape.
 
     >>> import jax.numpy as jnp, volform as vf
     >>> line = lambda p, x: p["slope"] * x + p["offset"]
@@ -120,11 +127,17 @@ def from_function(
             f"`function` should be a function of `params` and inputs, and `params` a pytree with "
             f"arrays; got {function!r} and {len(found)} arrays."
         )
-    priors = {}
+    leaves = {}
     for path, leaf in found:
         name = jax.tree_util.keystr(path, simple=True, separator=".") or "params"
         require_real(leaf, name)
-        priors[name] = _prior_of(prior, name, leaf)
+        leaves[name] = leaf
+    if isinstance(prior, Mapping) and set(prior) != set(leaves):
+        raise NetworkError(
+            f"`prior` has distributions of {sorted(prior)}; it should have one of every site, "
+            f"{sorted(leaves)}."
+        )
+    priors = {name: _prior_of(prior, name, leaf) for name, leaf in leaves.items()}
     return Function(function, rest, priors, tuple(priors), treedef)
 
 
@@ -132,17 +145,36 @@ def _prior_of(prior: Prior, name: str, leaf: Array) -> dist.Distribution:
     match prior:
         case float() | int() if prior > 0:
             return dist.Normal(0.0, prior).expand(leaf.shape).to_event(leaf.ndim)
+        case Mapping():
+            return _expanded(prior[name], name, leaf.shape)
+        case dist.Distribution():  # which is callable
+            return _expanded(prior, name, leaf.shape)
         case Callable():
-            fn = prior(name, leaf.shape)
-            if not isinstance(fn, dist.Distribution) or fn.shape() != leaf.shape:
-                raise NetworkError(
-                    f"`prior` returned {fn!r} for `{name}`; it should return a NumPyro "
-                    f"distribution of shape {leaf.shape}, for example "
-                    "`dist.Normal(0, 1).expand(shape).to_event(len(shape))`."
-                )
-            return fn
+            return _expanded(prior(name, leaf.shape), name, leaf.shape)
         case _:
             raise NetworkError(
-                f"`prior` is {prior!r}; it should be a positive standard deviation, or a function "
-                "`prior(name, shape)` that returns a NumPyro distribution."
+                f"`prior` is {prior!r}; it should be a positive standard deviation, a NumPyro "
+                "distribution, a dict of these by site, or a function `prior(name, shape)` that "
+                "returns one."
             )
+
+
+def _expanded(fn: Any, name: str, shape: tuple[int, ...]) -> dist.Distribution:
+    """The distribution of a site, of one of its entries or of trailing axes of it."""
+    if isinstance(fn, dist.Distribution):
+        if fn.shape() == shape:
+            return fn
+        lead = shape[: len(shape) - fn.event_dim]
+        if fn.event_shape == shape[len(lead) :] and _broadcasts(fn.batch_shape, lead):
+            return fn.expand(lead).to_event(len(lead))
+    raise NetworkError(
+        f"`prior` of `{name}` is {fn!r}; it should be a NumPyro distribution of an entry, or of "
+        f"shape {shape}, for example `dist.Normal(0, 1).expand(shape).to_event(len(shape))`."
+    )
+
+
+def _broadcasts(batch: tuple[int, ...], lead: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(batch, lead) == lead
+    except ValueError:
+        return False

@@ -32,6 +32,9 @@ from volform.inference.laplace.gaussian_chart import (
     densities_at as densities_at,
     sampling_chart as sampling_chart,
 )
+from volform.inference.laplace.guide import (
+    LaplaceGuide as LaplaceGuide,
+)
 from volform.inference.laplace.layer_structures import (
     Diagonal as Diagonal,
     Kronecker as Kronecker,

@@ -24,6 +24,7 @@ from volform.inference.laplace.draws import (
 from volform.inference.laplace.explanation import Explanation, explained
 from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
+from volform.inference.laplace.guide import LaplaceGuide
 from volform.inference.laplace.linearized import Linearized, linearized_predictive
 from volform.inference.laplace.log_evidence import (
     curved_evidence,
@@ -186,6 +187,10 @@ class LaplaceApproximation(eqx.Module):
         """The Gaussian in the tangent space, which `sample` draws from."""
         at, orbit = self.at, self.mode.orbit
         return TangentGaussian(self.posterior, self.chart, at.u, self.precision, orbit)
+
+    def guide(self) -> LaplaceGuide:
+        """NumPyro guide that begins as this approximation, in unconstrained coordinates."""
+        return LaplaceGuide(self._gaussian, self.values)
 
     def summary(self, probability: float = 0.9) -> Summary:
         """Mode, mean, standard deviation and credible interval of every parameter, in its values.

@@ -253,6 +253,10 @@ class Samples(eqx.Module):
         """Shape of each latent site, and whether it is an angle."""
         return {site.name: (site.shape, site.circular) for site in self.posterior.layout.sites}
 
+    def keys(self) -> tuple[str, ...]:
+        """Names of the latent sites, so that `dict(draws)` is what NumPyro's `Predictive` takes."""
+        return tuple(self._sites)
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Draws of the site called `name`, shape (n, ...)."""
         return self.values[name]

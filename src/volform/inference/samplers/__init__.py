@@ -1,5 +1,9 @@
 """Posterior draws by Markov chains."""
 
+from volform.inference.samplers.blackjax_target import (
+    BlackjaxTarget as BlackjaxTarget,
+    to_blackjax as to_blackjax,
+)
 from volform.inference.samplers.nuts import (
     Chains as Chains,
     chains_of as chains_of,
