@@ -52,7 +52,7 @@ def test_is_the_model_written_out():
 @pytest.mark.parametrize(
     ("formula", "family", "likelihood", "y"),
     [
-        ("passed ~ 1", dist.Bernoulli, lambda eta: dist.BernoulliLogits(eta), [0, 1, 1, 1, 0, 0]),
+        ("passed ~ 1", dist.Bernoulli, lambda eta: dist.BernoulliLogits(eta), [0.0, 1, 1, 1, 0, 0]),
         ("count ~ 1", dist.Poisson, lambda eta: dist.Poisson(np.exp(eta)), FRAME["count"]),
         ("y ~ 1", lambda eta: dist.Laplace(eta, 2.0), lambda eta: dist.Laplace(eta, 2.0), FRAME.y),
     ],
@@ -71,7 +71,8 @@ def test_varying_slopes_by_levels():
     posterior = vf.condition(vf.glm("y ~ 1 + (0 + k | g)", frame))
     assert posterior.layout.site("k|g").shape == (3, 2)
     effects = jnp.arange(6.0).reshape(3, 2)
-    values = {"Intercept": 0.0, "k|g_sd": 1.0, "k|g": effects, "sigma": 1.0}
+    one = jnp.ones(())
+    values = {"Intercept": 0.0 * one, "k|g_sd": one, "k|g": effects, "sigma": one}
     found = posterior.program.run(values)["y"]["fn"].loc
     assert_allclose(found, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
 

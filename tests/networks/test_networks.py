@@ -411,6 +411,19 @@ def test_function_with_priors_of_its_own():
     assert_allclose(half.priors["params"].variance, 0.25)
 
 
+def test_function_with_priors_of_numpyros_modules():
+    """One distribution for every entry, or one by site, as in `numpyro.contrib.module`."""
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    net = nn.from_function(lambda p, x: x @ p["w"] + p["b"], params, dist.Normal(0.0, 2.0))
+    assert {name: fn.event_shape for name, fn in net.priors.items()} == {"w": (2, 3), "b": (3,)}
+    assert_allclose(net.priors["w"].variance, jnp.full((2, 3), 4.0))
+    wide = dist.Normal(jnp.zeros(3), jnp.array([1.0, 2.0, 3.0]))  # broadcast, as NumPyro does
+    net = nn.from_function(lambda p, x: x, params, {"w": wide, "b": wide.to_event(1)})
+    expected = dist.Normal(0.0, jnp.array([1.0, 2.0, 3.0])).expand([2, 3]).log_prob(1.0).sum()
+    assert_allclose(net.priors["w"].log_prob(jnp.ones((2, 3))), expected)
+    assert net.priors["b"].event_shape == (3,)
+
+
 # --- Bad input
 
 NET = nn.MLP((3,))

@@ -66,11 +66,16 @@ from volform.geometry.riemann import (
     scalar_curvature as scalar_curvature,
     sectional_curvature as sectional_curvature,
 )
+from volform.geometry.score_quadrature import (
+    has_quadrature as has_quadrature,
+    line_nodes as line_nodes,
+)
 from volform.geometry.scores import (
     CENSORED as CENSORED,
     Route as Route,
     ScoreTangents as ScoreTangents,
     tangent_like as tangent_like,
+    unwrapped as unwrapped,
 )
 from volform.geometry.tensors import (
     flat as flat,

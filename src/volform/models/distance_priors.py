@@ -23,10 +23,11 @@ from volform.models.model_distances import ModelDistance, base_model, is_point
 _STEPS = 2.0 ** np.arange(-2.0, 10.0)
 _AT = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
 _START = len(_STEPS)
-CLOSE = 32  # halvings of a step before one of Newton's: of a step of 4 to 1e-9, and that squared
-HALVINGS = 60
-ENOUGH = 1e-4  # of the distance of `upper`, below which a way to the base ends
-CONVERGED = 0.03  # relative change over the last doubling, below which a distance has a limit
+_CLOSE = 32  # halvings of a step before one of Newton's: of a step of 4 to 1e-9, and that squared
+_HALVINGS = 60
+_AT_ONCE = 200  # values at once, which bounds the memory
+_ENOUGH = 1e-4  # of the distance of `upper`, below which a way to the base ends
+_CONVERGED = 0.03  # relative change over the last doubling, below which a distance has a limit
 
 
 class DistanceTransform(Transform):
@@ -95,7 +96,12 @@ class DistanceTransform(Transform):
 
 
 def _signed(distance: ModelDistance, values: Float[Array, " n"]) -> Any:
-    return jax.vmap(distance.signed)(values)
+    return _mapped(distance.signed, values)
+
+
+def _mapped(f: Callable[[Any], Any], x: Float[Array, " n"]) -> Any:
+    """`jax.vmap`, in pieces of many: jaxlib 0.10 hangs on factors of 4,000 matrices in a loop."""
+    return jax.vmap(f)(x) if x.size <= _AT_ONCE else jax.lax.map(f, x, batch_size=_AT_ONCE)
 
 
 _signed_at = Compiled(_signed, QUICK)
@@ -109,21 +115,25 @@ def _solved(
     is_two_sided: bool,
     given: Float[Array, " n"],
 ) -> Float[Array, " n"]:
-    chart, target = biject_to(support), sign * given
+    chart = biject_to(support)
     way = way_of(distance, support, start, sign, is_two_sided)
-    cell = jnp.clip(jnp.searchsorted(way.rising, target), 1, len(_AT) - 1)
 
-    def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = 0.5 * (ends[0] + ends[1])
-        is_below = sign * jax.vmap(distance.signed)(chart(middle))[0] < target
-        return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
+    def solved(given: Float[Array, ""]) -> Float[Array, ""]:
+        cell = jnp.clip(jnp.searchsorted(way.rising, sign * given), 1, len(_AT) - 1)
 
-    ends = jax.lax.fori_loop(0, CLOSE, halved, (way.u[cell - 1], way.u[cell]))
-    value = jax.lax.stop_gradient(chart(0.5 * (ends[0] + ends[1])))
-    # A step of Newton's, which has the derivatives in the distance and in what the family holds.
-    found, slope = jax.vmap(distance.signed)(value)
-    moved = value + (given - found) / jax.lax.stop_gradient(slope)
-    return jnp.where(support(moved), moved, value)
+        def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            middle = 0.5 * (ends[0] + ends[1])
+            is_below = sign * distance.quick(chart(middle)) < sign * given
+            return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
+
+        ends = jax.lax.fori_loop(0, _CLOSE, halved, (way.u[cell - 1], way.u[cell]))
+        value = jax.lax.stop_gradient(chart(0.5 * (ends[0] + ends[1])))
+        # A step of Newton's, with the derivatives in the distance and in what the family holds.
+        found, slope = distance.signed(value)
+        moved = value + (given - found) / jax.lax.stop_gradient(slope)
+        return jnp.where(support(moved), moved, value)
+
+    return _mapped(solved, given)
 
 
 _values_at = Compiled(_solved, STEADY)
@@ -155,7 +165,7 @@ def way_of(distance: ModelDistance, support: Any, start: Any, sign: Any, is_two_
     u = u + jnp.asarray(_AT, u.dtype)
     value = chart(u)
     value = value.at[_START].set(start)
-    signed = jax.vmap(distance.signed)(value)[0]
+    signed = jax.vmap(distance.quick)(value)
     rises = is_two_sided | (signed[_START + 1] > signed[_START - 1])
     sign = jnp.where(rises, 1.0, -1.0).astype(u.dtype) if sign is None else sign
     rising = sign * signed
@@ -163,7 +173,7 @@ def way_of(distance: ModelDistance, support: Any, start: Any, sign: Any, is_two_
     moves = jnp.concatenate([moves[:_START], jnp.array([True]), moves[_START:]])
     usable = moves & jnp.isfinite(rising) & jnp.isfinite(value)
     # At a base that is an end the distance falls to zero, and then to rounding.
-    usable &= is_two_sided | (jnp.abs(rising) > ENOUGH * jnp.abs(rising[_START]))
+    usable &= is_two_sided | (jnp.abs(rising) > _ENOUGH * jnp.abs(rising[_START]))
     low, high = _outwards(usable[_START::-1])[::-1], _outwards(usable[_START:])
     usable = jnp.concatenate([low, high[1:]])
     outside = jnp.where(jnp.asarray(_AT) < 0.0, -jnp.inf, jnp.inf).astype(u.dtype)
@@ -182,7 +192,7 @@ def _outwards(usable: Bool[Array, " n"]) -> Bool[Array, " n"]:
 def _limit(rising: Float[Array, " n"], usable: Bool[Array, " n"]) -> Float[Array, ""]:
     last = jnp.sum(usable) - 1
     then, before = rising[last], rising[jnp.maximum(last - 1, 0)]
-    is_there = jnp.abs(then - before) <= CONVERGED * jnp.abs(then)
+    is_there = jnp.abs(then - before) <= _CONVERGED * jnp.abs(then)
     return jnp.where(is_there, then, jnp.sign(then) * jnp.inf)
 
 
@@ -283,7 +293,7 @@ _facts_of = Compiled(_facts, QUICK)
 
 
 def _sides(facts: _Facts, is_two_sided: bool) -> tuple[Float[Array, ""], ...]:
-    """How far the distance goes on each side of the base."""
+    """Limits of the distance on each side of the base."""
     return facts.ends if is_two_sided else (facts.far,)
 
 
@@ -315,7 +325,7 @@ def _rate(facts: _Facts, tail: Float[Array, ""], is_two_sided: bool) -> Float[Ar
         is_low = excess(middle, *still) > 0.0
         return jnp.where(is_low, middle, ends[0]), jnp.where(is_low, ends[1], middle)
 
-    ends = jax.lax.fori_loop(0, HALVINGS, halved, (0.0 * still[0], jax.lax.stop_gradient(plain)))
+    ends = jax.lax.fori_loop(0, _HALVINGS, halved, (0.0 * still[0], jax.lax.stop_gradient(plain)))
     rate = 0.5 * (ends[0] + ends[1])
     slope = jax.grad(excess)(rate, *still)
     return rate - excess(rate, beyond, tail) / slope

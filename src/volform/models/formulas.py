@@ -62,11 +62,13 @@ class LinearModel:
 
     def _common(self, name: str, x: Float[np.ndarray, "n k"]) -> Float[Array, " n"]:
         spread = self._spreads(name)
-        loc = self.center if name == "Intercept" else 0.0
+        loc = self.center if self._is_intercept(name) else 0.0
         if x.shape[1] == 1:
-            return jnp.asarray(x[:, 0]) * numpyro.sample(name, dist.Normal(loc, float(spread[0])))
+            return jnp.asarray(x[:, 0], float) * numpyro.sample(
+                name, dist.Normal(loc, float(spread[0]))
+            )
         prior = dist.Normal(jnp.zeros(len(spread)), jnp.asarray(spread)).to_event(1)
-        return jnp.asarray(x) @ numpyro.sample(name, prior)
+        return jnp.asarray(x, float) @ numpyro.sample(name, prior)
 
     def _spreads(self, name: str) -> Float[np.ndarray, " k"]:
         """Prior standard deviations, in units of the predictors of the first data frame."""
@@ -74,10 +76,13 @@ class LinearModel:
         x = np.asarray(common.design_matrix, float)
         deviation = x.std(axis=0)
         deviation = np.where(deviation > 0.0, deviation, 1.0)
-        if name == "Intercept":  # which is at the mean of the predictors, carried to zero
+        if self._is_intercept(name):  # which is at the mean of the predictors, carried to zero
             moved = np.delete(x.mean(axis=0) / deviation, common.slices[name])
             return np.array([WIDE * self.scale * np.sqrt(1.0 + np.sum(moved**2))])
         return WIDE * self.scale / deviation[common.slices[name]]
+
+    def _is_intercept(self, name: str) -> bool:
+        return self.design.common.terms[name].kind == "intercept"
 
     def _varying(self, name: str, x: Float[np.ndarray, "n k"]) -> Float[Array, " n"]:
         group = self.design.group
@@ -87,7 +92,7 @@ class LinearModel:
         prior, width = dist.Normal(0.0, deviation), x.shape[1] // len(term.groups)
         with numpyro.plate(self._plate(term), len(term.groups)):
             fn = prior if width == 1 else prior.expand([width]).to_event(1)
-            return jnp.asarray(x) @ jnp.ravel(numpyro.sample(name, fn))
+            return jnp.asarray(x, float) @ jnp.ravel(numpyro.sample(name, fn))
 
     def _plate(self, term: Any) -> str:
         common = self.design.common

@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-FAR = 25.0  # where tails begin: sigmoid(25) is one but for 1e-11, of which five digits are left
+_FAR = 25.0  # where tails begin: sigmoid(25) is one but for 1e-11, of which five digits are left
 TAIL_OVER = 5.0  # length over which their rates are measured
 SLOWEST = 0.02  # rate of a tail below which its integral counts as infinite
-CELLS, ROUNDS = 200, 30  # cells to begin with, and how often those that need it are halved
+_CELLS, _ROUNDS = 200, 30  # cells to begin with, and how often those that need it are halved
 
 
 class LineLaw(eqx.Module):
     """A density on the line with exponential tails, integrated by Gauss-Legendre over cells.
 
     Attributes:
-        edges: of the cells, from -FAR to FAR, shape (k + 1,).
+        edges: of the cells, from -25 to 25, shape (k + 1,).
         masses: of the lower tail, the cells and the upper tail, which sum to one, shape (k + 2,).
         rates: of the tails, shape (2,).
         log_integral: log of the integral of the density.
@@ -64,8 +64,8 @@ class LineLaw(eqx.Module):
 
         ends = jax.lax.fori_loop(0, 30, halved, (low, high))
         beyond = -jnp.log1p(-level)
-        found = jnp.where(cell == 0, -FAR - beyond / self.rates[0], 0.5 * (ends[0] + ends[1]))
-        return jnp.where(cell == self.masses.size - 1, FAR + beyond / self.rates[1], found)
+        found = jnp.where(cell == 0, -_FAR - beyond / self.rates[0], 0.5 * (ends[0] + ends[1]))
+        return jnp.where(cell == self.masses.size - 1, _FAR + beyond / self.rates[1], found)
 
 
 def line_law(log_density: Callable[[Float[Array, " n"]], Float[Array, " n"]]) -> LineLaw | None:
@@ -84,9 +84,9 @@ def line_law(log_density: Callable[[Float[Array, " n"]], Float[Array, " n"]]) ->
         found = [np.asarray(log_density(part)) for part in padded.reshape(-1, 1000)]
         return np.concatenate(found)[: flat.size].reshape(np.shape(s)).astype(float)
 
-    ends = log_f(np.array([-FAR, TAIL_OVER - FAR, FAR - TAIL_OVER, FAR]))
+    ends = log_f(np.array([-_FAR, TAIL_OVER - _FAR, _FAR - TAIL_OVER, _FAR]))
     rates = np.array([ends[1] - ends[0], ends[2] - ends[3]]) / TAIL_OVER
-    edges = np.linspace(-FAR, FAR, CELLS + 1)
+    edges = np.linspace(-_FAR, _FAR, _CELLS + 1)
     peak = np.max(log_f(edges))
     if not np.isfinite(peak) or np.any(rates < SLOWEST) or np.any(np.isnan(ends)):
         return None
@@ -99,7 +99,7 @@ def line_law(log_density: Callable[[Float[Array, " n"]], Float[Array, " n"]]) ->
     tails = np.exp(ends[[0, 3]] - peak) / rates
     cells = np.stack([edges[:-1], edges[1:]], axis=1)
     done, found = [], masses(cells)
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         middle = cells.mean(axis=1)
         halves = np.stack([cells[:, 0], middle, middle, cells[:, 1]], axis=1).reshape(-1, 2)
         parts = masses(halves)
@@ -114,7 +114,7 @@ def line_law(log_density: Callable[[Float[Array, " n"]], Float[Array, " n"]]) ->
     mass = np.concatenate([m for _, m in done] + [found])
     order = np.argsort(every[:, 0])
     mass = np.concatenate([tails[:1], mass[order], tails[1:]])
-    edges = np.append(every[order, 0], FAR)
+    edges = np.append(every[order, 0], _FAR)
     real = jnp.result_type(float)
     log_integral = peak + np.log(mass.sum())
     parts = (edges, mass / mass.sum(), np.maximum(rates, SLOWEST), log_integral)

@@ -17,10 +17,10 @@ from volform.errors import ModelError
 from volform.geometry.score_quadrature import has_quadrature, line_nodes
 from volform.geometry.scores import unwrapped
 
-NODES = 202  # on each side of the mode: the divergence of a Student t from a normal to 1e-13
-NEAR = 0.1  # distance below which 2 KL loses digits (2e-16 / NEAR^2), and is integrated instead
+_NODES = 202  # on each side of the mode: the divergence of a Student t from a normal to 1e-13
+_NEAR = 0.1  # distance below which 2 KL loses digits (2e-16 / _NEAR^2), and is integrated instead
 _LOG_2_PI = float(np.log(2.0 * np.pi))
-# Gauss-Legendre on (0, 1): of the second derivative over a stretch as short as NEAR.
+# Gauss-Legendre on (0, 1): of the second derivative over a stretch as short as _NEAR.
 _STEPS, _WEIGHTS = (0.5 * x for x in np.polynomial.legendre.leggauss(12))
 _STEPS = _STEPS + 0.5
 
@@ -54,7 +54,7 @@ class ModelDistance(eqx.Module):
             root = jnp.sqrt(jnp.where(positive, two_kl, 1.0))
             return jnp.where(positive, root, 0.0), 0.5 * slope / root
         delta = value - jnp.asarray(self.base, value.dtype)
-        near = jnp.isfinite(delta) & (two_kl < NEAR**2)
+        near = jnp.isfinite(delta) & (two_kl < _NEAR**2)
         root = jnp.sqrt(jnp.where(near, 1.0, two_kl))
         side = jnp.where(delta < 0.0, -1.0, 1.0)
         short = jnp.where(near, delta, 0.0)
@@ -64,6 +64,15 @@ class ModelDistance(eqx.Module):
         scale = jnp.sqrt(jnp.sum(weights * (1.0 - steps) * bends))
         signed = jnp.where(near, delta * scale, side * root)
         return signed, jnp.where(near, 0.5 * jnp.sum(weights * bends) / scale, 0.5 * slope / root)
+
+    def quick(self, value: Float[Array, ""]) -> Float[Array, ""]:
+        """The signed distance, to half of the digits where it is small, and a tenth of the cost."""
+        if self.is_limit:
+            return self._spread(value)
+        root = jnp.sqrt(jnp.maximum(self._two_kl(value), 0.0))
+        if isinstance(self.base, dist.Distribution):
+            return root
+        return jnp.where(value < jnp.asarray(self.base, value.dtype), -root, root)
 
     def _two_kl(self, value: Float[Array, ""]) -> Float[Array, ""]:
         return 2.0 * divergence(self.family(value), self.base_model)
@@ -144,7 +153,7 @@ def _by_enumeration(fn: Any, base: Any) -> Float[Array, ""]:
 
 
 def _by_quadrature(fn: Any, base: Any) -> Float[Array, ""]:
-    t, dt = line_nodes(fn, NODES)
+    t, dt = line_nodes(fn, _NODES)
     chart = biject_to(fn.support)
     x = jax.vmap(chart)(t)
     log_p, log_q = fn.log_prob(x), base.log_prob(x)
@@ -162,4 +171,4 @@ def _by_quadrature(fn: Any, base: Any) -> Float[Array, ""]:
     ratio = jnp.expm1(-jnp.maximum(gap, -1.0))
     beyond = jnp.where(gap < -1.0, p * jnp.exp(-jnp.maximum(gap, -600.0)) - p, p * ratio)
     # Only of densities that are close do the nodes of one hold all of the other's mass.
-    return jnp.where(plain < NEAR**2, jnp.sum(p * gap + beyond), plain)
+    return jnp.where(plain < _NEAR**2, jnp.sum(p * gap + beyond), plain)
