@@ -40,8 +40,8 @@ from volform.inference import (
     save as save,
     sensitivity as sensitivity,
     to_arviz as to_arviz,
-    tune as tune,
     to_blackjax as to_blackjax,
+    tune as tune,
 )
 from volform.linalg import (
     Exact as Exact,

@@ -241,7 +241,7 @@ def test_in_float32():
                 "tail": 0.95,
                 "support": constraints.unit_interval,
             },
-            "a uniform one has",
+            "an even law of it has",
         ),
     ],
     ids=[*"abcdefghijkl"],

@@ -49,10 +49,16 @@ def test_is_the_model_written_out():
     assert_allclose(found.metric(u).as_matrix(), expected.metric(u).as_matrix(), rtol=1e-10)
 
 
+@pytest.mark.standard_promotion
 @pytest.mark.parametrize(
     ("formula", "family", "likelihood", "y"),
     [
-        ("passed ~ 1", dist.Bernoulli, lambda eta: dist.BernoulliLogits(eta), [0.0, 1, 1, 1, 0, 0]),
+        (
+            "passed ~ 1",
+            dist.Bernoulli,
+            lambda eta: dist.BernoulliLogits(eta),
+            np.array([0.0, 1, 1, 1, 0, 0]),
+        ),
         ("count ~ 1", dist.Poisson, lambda eta: dist.Poisson(np.exp(eta)), FRAME["count"]),
         ("y ~ 1", lambda eta: dist.Laplace(eta, 2.0), lambda eta: dist.Laplace(eta, 2.0), FRAME.y),
     ],

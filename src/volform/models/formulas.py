@@ -149,7 +149,12 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
     elif family is dist.Poisson:
         center = float(np.log(np.mean(y) or 1.0))
     link = _link(family, scale)
-    return attach(LinearModel(design, link, scale, center, jnp.asarray(y)), JointFisher())
+    return attach(
+        LinearModel(
+            design, link, scale, center, jnp.asarray(y, None if family is dist.Poisson else float)
+        ),
+        JointFisher(),
+    )
 
 
 def _link(family: Callable[..., Any], scale: float) -> Callable[[Any], Any]:
