@@ -73,6 +73,7 @@ def test_guide_preconditions(approx):
     assert_allclose(latent.std(0), 1.0, atol=0.3)
 
 
+@pytest.mark.filterwarnings("ignore:Continuous inference poorly handles circular:UserWarning")
 @pytest.mark.parametrize(("model", "y"), [(scale, [0.5, -1.0, 2.0]), (angle, [3.0, -3.1, 2.9])])
 def test_guide_of_a_bounded_and_of_a_circular_site(model, y):
     """The curvature of log q^G in NumPyro's coordinate: angles are cut elsewhere there."""

@@ -68,7 +68,7 @@ class LineLaw(eqx.Module):
         return jnp.where(cell == self.masses.size - 1, _FAR + beyond / self.rates[1], found)
 
 
-def line_law(log_density: Callable[[Float[Array, " n"]], Float[Array, " n"]]) -> LineLaw | None:
+def line_law(log_density: Callable[[Any], Float[Array, " n"]]) -> LineLaw | None:
     """The law of a density given up to a factor; None where its integral is infinite.
 
     Cells are halved until the rules over a cell and over its halves agree to 1e-13 of the whole.

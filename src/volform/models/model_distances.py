@@ -165,9 +165,10 @@ def _by_quadrature(fn: Any, base: Any) -> Float[Array, ""]:
     plain = jnp.sum(p * gap)
     if isinstance(base, dist.Normal):  # whose part is known, however slowly the tails of fn fall
         log_p = jnp.where(holds, log_p, 0.0)
-        spread = (fn.variance + (fn.mean - base.loc) ** 2) / base.scale**2
+        scale = jnp.asarray(base.scale)
+        spread = (fn.variance + (fn.mean - base.loc) ** 2) / scale**2
         plain = jnp.sum(p * log_p)
-        plain += jnp.sum(0.5 * spread + jnp.log(base.scale)) + 0.5 * spread.size * _LOG_2_PI
+        plain += jnp.sum(0.5 * spread + jnp.log(scale)) + 0.5 * spread.size * _LOG_2_PI
     ratio = jnp.expm1(-jnp.maximum(gap, -1.0))
     beyond = jnp.where(gap < -1.0, p * jnp.exp(-jnp.maximum(gap, -600.0)) - p, p * ratio)
     # Only of densities that are close do the nodes of one hold all of the other's mass.

@@ -53,7 +53,8 @@ class LaplaceGuide(AutoMultivariateNormal):
         with posterior.program.staging(), handlers.seed(rng_seed=0):
             self._setup_prototype(*args, **kwargs)
         entries = self._unpack_latent(jnp.arange(posterior.dim))  # of the guide's flat vector
-        supports = {name: self.prototype_trace[name]["fn"].support for name in values}
+        trace: Any = self.prototype_trace
+        supports = {name: trace[name]["fn"].support for name in values}
 
         def own(u: Float[Array, " d"]) -> Float[Array, " d"]:
             """The guide's coordinates: in another order, and of angles with other cuts."""
