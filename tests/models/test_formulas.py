@@ -93,6 +93,14 @@ def test_predicts_other_rows():
     assert abs(found[:, 1].mean() - expected) < 0.2 * found[:, 1].std()
 
 
+@pytest.mark.standard_promotion
+def test_groups_keep_their_names():
+    data = vf.to_arviz(vf.laplace(vf.condition(vf.glm("y ~ x + (1 | g)", FRAME))), draws=10)
+    effects = data["posterior"]["1|g"]
+    assert effects.dims == ("chain", "draw", "g")
+    assert effects.coords["g"].values.tolist() == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -18,6 +18,7 @@ from volform.errors import DataError, ModelError, UnknownSiteError
 from volform.inference import arviz_compat
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.samples import Samples
+from volform.models.formulas import LinearModel
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
@@ -91,6 +92,10 @@ def to_arviz(
     constant = _constant_data(samples.posterior, groups.get("observed_data", {}))
     shapes |= {n: v.shape for n, v in (groups.get("observed_data", {}) | constant).items()}
     named = _merged(named, given_dims, shapes)
+    if isinstance(model := samples.posterior.model, LinearModel):
+        every = {dim for dims in named.values() for dim in dims}
+        own = {dim: labels for dim, labels in model.coords.items() if dim in every}
+        given_coords = own | given_coords
     _require_fitting(given_coords, named, shapes)
     stats = {"lp": samples.log_p}
     if samples.log_q is not None:

@@ -15,7 +15,7 @@ from volform.errors import DataError, ModelError
 from volform.models.attaching import Attached, attach
 from volform.models.fisher_metrics import JointFisher
 
-WIDE = 2.5  # standard deviations of the response, of an effect of one of the predictor
+_WIDE = 2.5  # standard deviations of the response, of an effect of one of the predictor
 
 
 class LinearModel:
@@ -78,8 +78,8 @@ class LinearModel:
         deviation = np.where(deviation > 0.0, deviation, 1.0)
         if self._is_intercept(name):  # which is at the mean of the predictors, carried to zero
             moved = np.delete(x.mean(axis=0) / deviation, common.slices[name])
-            return np.array([WIDE * self.scale * np.sqrt(1.0 + np.sum(moved**2))])
-        return WIDE * self.scale / deviation[common.slices[name]]
+            return np.array([_WIDE * self.scale * np.sqrt(1.0 + np.sum(moved**2))])
+        return _WIDE * self.scale / deviation[common.slices[name]]
 
     def _is_intercept(self, name: str) -> bool:
         return self.design.common.terms[name].kind == "intercept"
