@@ -121,8 +121,7 @@ class LaplaceApproximation(eqx.Module):
         provenance = self.posterior.provenance
         provenance.require_proper(self.allow_improper)
         notes = [self.note, note_on_others(self.mode, provenance)]
-        # With a curvature the metric's matrix, which `at` holds, is not asked for.
-        at = self.mode.at if self.title else self.at
+        at = self.mode.at if self.title else self.at  # which forms the metric's matrix
         if self.title or not isinstance(self.mode, MAP) or not isinstance(at, SecondOrder):
             log_det = exact_logdet(self.precision)
             return curved_evidence(self.mode, log_det, provenance, self.title, notes, self.regimes)
@@ -154,8 +153,7 @@ class LaplaceApproximation(eqx.Module):
     @property
     def regimes(self) -> tuple[Regime, ...]:
         """Regimes of the search, and of the precision matrix where it is not the Hessian."""
-        own = (self.structure.regime(self.precision),) if self.title else ()
-        return self.mode.regime, *own
+        return self.mode.regime, *([self.structure.regime(self.precision)] if self.title else [])
 
     @property
     def title(self) -> str:
@@ -171,8 +169,8 @@ class LaplaceApproximation(eqx.Module):
         mode along an orbit each is turned by a random rotation.
 
         Args:
-            key: key of the draws.
-            draws: number of draws n.
+            key: of the draws.
+            draws: their number n.
         """
         require_key(key, "key", "sample", ModelError)
         require_whole(draws, "draws", "sample", ModelError)
@@ -190,7 +188,7 @@ class LaplaceApproximation(eqx.Module):
 
     def guide(self) -> LaplaceGuide:
         """NumPyro guide that begins as this approximation, in unconstrained coordinates."""
-        return LaplaceGuide(self._gaussian, self.values)
+        return LaplaceGuide(self.gaussian, self.values)
 
     def summary(self, probability: float = 0.9) -> Summary:
         """Mode, mean, standard deviation and credible interval of every parameter, in its values.
