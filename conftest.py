@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -100,10 +101,12 @@ def strict_ranks(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Compiled programs of a finished module are let go: the suite compiles gigabytes of them."""
+    """Programs and figures of a finished module are let go: the suite makes gigabytes of them."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the command line sets it
     yield
     jax.clear_caches()
+    if "matplotlib.pyplot" in sys.modules:  # which keeps figures, and warns of twenty
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session")
