@@ -1,5 +1,6 @@
 """Comparison of models by evidence."""
 
+import concurrent.futures
 import dataclasses
 import math
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from volform.checks import is_positive_number, key_of, require_names
-from volform.errors import ModelError, TrustWarning, VolformError
+from volform.errors import ModelError, TrustWarning
 from volform.inference.evidence.automatic import Automatic
 from volform.inference.evidence.cautions import (
     cautions_on,
@@ -19,10 +20,10 @@ from volform.inference.evidence.cautions import (
     have_other_data,
     rankable,
 )
-from volform.inference.evidence.estimator import Estimator, Problem, estimator_of, problem_of
-from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
-from volform.inference.evidence.loo import Loo, loo_of
+from volform.inference.evidence.estimator import Estimator, estimator_of
+from volform.inference.evidence.loo import Loo
 from volform.inference.evidence.model_average import averaged_predictive
+from volform.inference.evidence.one_by_one import Estimated, Task, by_executor, in_turn
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.progress import waiting
 from volform.results import Evidence, html_table
@@ -200,6 +201,7 @@ def compare(
     by: Estimator | None = None,
     loo: bool = True,
     prior: Mapping[str, float] | None = None,
+    executor: concurrent.futures.Executor | None = None,
 ) -> Comparison:
     """Rank models by evidence.
 
@@ -215,6 +217,9 @@ def compare(
         loo: whether to give the leave-one-out predictive density beside the evidence, by ArviZ on
             weighted draws around the modes; left out where those weights cannot be trusted.
         prior: probability of each model before the data, by name; they sum to one.
+        executor: where the models are estimated, one task each: `ProcessPoolExecutor()` of
+            `concurrent.futures`, dask's `client.get_executor()`, mpi4py's `MPIPoolExecutor()`. The
+            numbers are the same. A model that fails there is left out with a caution.
 
     Returns:
         A `Comparison`: a table, with cautions where data or metrics differ, where errors are
@@ -244,37 +249,34 @@ def compare(
             f"got {type(models).__name__} {models!r}."
         )
     require_names(models, "models", "compare", ModelError)
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise ModelError(
+            f"`executor` of compare is {executor!r}; it should be an executor as those of "
+            "`concurrent.futures`, such as `ProcessPoolExecutor()`."
+        )
     estimator = estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
     shares = _prior(prior, list(models))
-    found: dict[str, Evidence] = {}
-    approximations: dict[str, LaplaceApproximation] = {}
-    scores: dict[str, Loo | str] = {}
+    tasks = {
+        name: Task(model, estimator, jax.random.fold_in(key, index), loo)
+        for index, (name, model) in enumerate(models.items())
+    }
     with waiting("compare", show=True) as phase:
-        for index, (name, model) in enumerate(models.items()):
-            phase(name, index + 1, len(models))
-            try:
-                if isinstance(model, Evidence):
-                    model.provenance.require_proper(allow_improper=False)
-                    found[name] = model
-                    continue
-                problem = problem_of(model, jax.random.fold_in(key, index))
-                found[name] = estimator.estimate(problem)
-                if found[name].draws is None and problem.modes_so_far:
-                    approximations[name] = problem.approx
-                if loo:
-                    scores[name] = _loo(problem)
-            except VolformError as error:
-                message = f"The model {name!r} of `models` cannot be compared: {error}"
-                raise type(error)(message) from error
+        if executor is None:
+            results, failures = dict(in_turn(tasks, phase)), {}
+        else:
+            results, failures = _sorted_out(dict(by_executor(executor, tasks, phase)), tasks)
+    found = {name: result.evidence for name, result in results.items()}
+    scores = {name: r.score for name, r in results.items() if r.score is not None}
     if not any(math.isfinite(float(e.log_z)) for e in found.values()):
         reasons = "; ".join(f"{name}: {e.trust}" for name, e in found.items())
         raise ModelError(f"No evidence in `models` is a finite number to be ranked by ({reasons}).")
     cautions = [*cautions_on(found), *cautions_on_loo(scores)]
+    cautions += [f"{name} is left out: {error}" for name, error in failures.items()]
     if have_other_data(found):
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
     rows = [
-        dataclasses.replace(row, approx=approximations.get(row.name))
+        dataclasses.replace(row, approx=results[row.name].approx)
         for row in _rows(found, scores, shares)
     ]
     return Comparison(tuple(rows), tuple(cautions))
@@ -302,15 +304,24 @@ def _prior(prior: Any, names: list[str]) -> dict[str, float]:
     return {name: float(np.asarray(prior[name]).item()) for name in names}
 
 
-def _loo(problem: Problem) -> Loo | str:
-    """LOO on the draws of `Importance()`; a reason where there is none."""
-    try:
-        drawn = Importance().weighted(problem)
-    except VolformError:
-        return "no mode to draw around"
-    if not drawn.k_hat <= K_HAT_LIMIT:
-        return f"k-hat {drawn.k_hat:.2f} of draws around the modes"
-    return loo_of(problem, drawn.w, drawn.log_weights)
+def _sorted_out(
+    results: Mapping[str, Estimated | Exception], tasks: Mapping[str, Task]
+) -> tuple[dict[str, Estimated], dict[str, Exception]]:
+    """Models that came back, in the order of the tasks, and the exceptions of those that did not.
+
+    Raises:
+        Exception: that of the first model, where none came back.
+    """
+    found, failures = dict[str, Estimated](), dict[str, Exception]()
+    for name in tasks:
+        result = results[name]
+        if isinstance(result, Exception):
+            failures[name] = result
+        else:
+            found[name] = result
+    if not found:
+        raise next(iter(failures.values()))
+    return found, failures
 
 
 def _rows(

@@ -1,0 +1,148 @@
+"""Models estimated one by one: here, or wherever an executor runs functions."""
+
+import concurrent.futures
+import dataclasses
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from volform.errors import ModelError, VolformError
+from volform.inference.evidence.estimator import Estimator, problem_of
+from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
+from volform.inference.evidence.loo import Loo, loo_of
+from volform.inference.laplace.approximation import LaplaceApproximation
+from volform.inference.modes.mode import ExpansionPoint
+from volform.models.posterior import Posterior
+from volform.progress import Phase
+from volform.results import Evidence
+
+
+class Estimated(NamedTuple):
+    """A model's evidence, what predictions are drawn from without its draws, and its LOO.
+
+    Attributes:
+        evidence: the evidence.
+        approx: the Laplace approximation at the best mode, where the evidence has no draws.
+        score: LOO, or the reason why there is none; None where it was not asked for.
+    """
+
+    evidence: Evidence
+    approx: LaplaceApproximation | None = None
+    score: Loo | str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is done to one model: a target, an estimator, its key, and whether LOO is asked for."""
+
+    target: Any
+    estimator: Estimator
+    key: PRNGKeyArray
+    loo: bool
+
+    def run(self) -> Estimated:
+        """The evidence of the model.
+
+        Raises:
+            VolformError: whatever the estimator raises.
+        """
+        if isinstance(self.target, Evidence):
+            self.target.provenance.require_proper(allow_improper=False)
+            return Estimated(self.target)
+        problem = problem_of(self.target, self.key)
+        found = self.estimator.estimate(problem)
+        approx = problem.approx if found.draws is None and problem.modes_so_far else None
+        if not self.loo:
+            return Estimated(found, approx)
+        try:
+            drawn = Importance().weighted(problem)
+        except VolformError:
+            return Estimated(found, approx, "no mode to draw around")
+        if not drawn.k_hat <= K_HAT_LIMIT:
+            return Estimated(found, approx, f"k-hat {drawn.k_hat:.2f} of draws around the modes")
+        return Estimated(found, approx, loo_of(problem, drawn.w, drawn.log_weights))
+
+
+def in_turn(tasks: Mapping[str, Task], phase: Phase) -> Iterator[tuple[str, Estimated]]:
+    """Every model's evidence, in this process and order.
+
+    Raises:
+        VolformError: whatever the estimator raises, with the name of the model.
+    """
+    for number, (name, task) in enumerate(tasks.items(), start=1):
+        phase(name, number, len(tasks))
+        try:
+            yield name, task.run()
+        except VolformError as error:
+            raise _named(name, error) from error
+
+
+def by_executor(
+    executor: concurrent.futures.Executor, tasks: Mapping[str, Task], phase: Phase
+) -> Iterator[tuple[str, Estimated | Exception]]:
+    """Every model's evidence as it comes, or the exception that it ended with.
+
+    A task travels as bytes, and is read in the worker with 64-bit numbers on or off as they are
+    here, so that its numbers are those of this process.
+
+    Raises:
+        ModelError: a model that cannot be sent.
+    """
+    wide = bool(jax.config.read("jax_enable_x64"))
+    packed = {name: _packed(name, task) for name, task in tasks.items()}
+    running = {executor.submit(_run, data, wide): name for name, data in packed.items()}
+    try:
+        for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+            name = running[future]
+            phase(name, number, len(tasks))
+            try:
+                found = pickle.loads(future.result())
+            except Exception as error:  # also of a worker that died
+                yield name, _named(name, error) if isinstance(error, VolformError) else error
+            else:
+                yield name, _with_model(found, tasks[name].target)
+    finally:
+        for future in running:  # of an interrupt: what has not begun does not
+            future.cancel()
+
+
+def _run(data: bytes, wide: bool) -> bytes:
+    with jax.enable_x64(wide):
+        return _pickler().dumps(pickle.loads(data).run())
+
+
+def _packed(name: str, task: Task) -> bytes:
+    try:
+        return _pickler().dumps(task)
+    except Exception as error:  # of any kind: pickle raises what the objects do
+        raise ModelError(
+            f"The model {name!r} of `models` cannot be sent to another process: {error}. Define "
+            "the model in a module, or install cloudpickle."
+        ) from error
+
+
+def _pickler() -> Any:
+    """Cloudpickle where it is installed: it takes functions of notebooks and closures too."""
+    try:
+        import cloudpickle  # noqa: PLC0415 - optional
+    except ImportError:
+        return pickle
+    return cloudpickle
+
+
+def _with_model(found: Estimated, target: Any) -> Estimated:
+    """What came back, with the model of this process, which draws leave behind."""
+    fit = target.mode if isinstance(target, LaplaceApproximation) else target
+    posterior = fit.posterior if isinstance(fit, ExpansionPoint) else fit
+    draws = found.evidence.draws
+    if draws is None or not isinstance(posterior, Posterior):
+        return found
+    draws = dataclasses.replace(draws, posterior=posterior)
+    return found._replace(evidence=dataclasses.replace(found.evidence, draws=draws))
+
+
+def _named(name: str, error: VolformError) -> VolformError:
+    return type(error)(f"The model {name!r} of `models` cannot be compared: {error}")

@@ -1,0 +1,92 @@
+"""Models compared elsewhere: the same numbers, and a model that fails there costs itself alone."""
+
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import volform as vf
+from volform.errors import ModelError
+
+Y = jnp.array([0.5, 1.5, 0.2])
+
+
+def models_of(y):
+    """Models that are no part of a module, as those of a notebook."""
+
+    def normal(y, scale):
+        mu = numpyro.sample("mu", dist.Normal(0.0, scale))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def improper(y):
+        mu = numpyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    proper = {f"{scale:g}": vf.condition(normal, y, scale) for scale in (1.0, 100.0)}
+    return proper, vf.condition(improper, y)
+
+
+class Lost:
+    """An executor whose workers die with their first task."""
+
+    def submit(self, run, *args):
+        future = Future()
+        future.set_exception(RuntimeError("the worker died"))
+        return future
+
+
+@pytest.fixture(scope="module")
+def models():
+    return models_of(Y)[0]
+
+
+@pytest.mark.slow
+def test_other_processes_give_the_same_numbers(models, key):
+    here = vf.compare(models, key=key, by=vf.Importance(draws=1000))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        there = vf.compare(models, key=key, by=vf.Importance(draws=1000), executor=pool)
+    assert str(here) == str(there)
+    for one, other in zip(here.rows, there.rows, strict=True):
+        assert float(one.evidence.log_z) == pytest.approx(float(other.evidence.log_z), rel=1e-12)
+        assert other.evidence.log_z.dtype == one.evidence.log_z.dtype
+        assert other.evidence.draws.posterior is models[other.name]
+    found = there.predictive(key, draws=10)
+    assert len(found["y"]) == 10
+
+
+def test_a_model_that_fails_there_is_left_out(models, key):
+    mixed = models | {"improper": models_of(Y)[1]}
+    with ThreadPoolExecutor(1) as pool:
+        table = vf.compare(mixed, by=vf.Laplace(), loo=False, executor=pool)
+    assert [row.name for row in table.rows] == ["1", "100"]
+    assert any(c.startswith("improper is left out: The model 'improper'") for c in table.cautions)
+    assert len(table.predictive(key, draws=5)["y"]) == 5
+    with pytest.raises(ModelError, match="improper"):  # as without an executor
+        vf.compare(mixed, by=vf.Laplace(), loo=False)
+
+
+def test_where_none_comes_back_the_reason_is_raised(models):
+    with pytest.raises(RuntimeError, match="the worker died"):
+        vf.compare(models, executor=Lost())
+
+
+def test_misuse(models):
+    with pytest.raises(ModelError, match=r"`executor` of compare is 2; it should be an executor"):
+        vf.compare(models, executor=2)
+
+    class NotSent:
+        def __reduce__(self):
+            raise TypeError("a lock")
+
+        def __call__(self, y):
+            numpyro.sample("mu", dist.Normal(jnp.mean(y), 1.0))
+
+    lost = {"a": vf.condition(NotSent(), Y)}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(ModelError, match=r"model 'a' of `models` cannot be sent .*: a lock"),
+    ):
+        vf.compare(lost, executor=pool)
