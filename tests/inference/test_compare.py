@@ -340,7 +340,7 @@ def test_table() -> None:
     assert list(frame.index) == ["narrow", "medium", "wide"]
     assert frame.index.name == "model"
     assert list(frame.columns) == [
-        "log_z", "error", "method", "k_hat", "probability", "probability_error",
+        "log_z", "error", "method", "k_hat", "prior", "probability", "probability_error",
         "log_bayes_factor", "log_bayes_factor_error", "against", "trust", "reason", "metric",
         "parameters", "elpd_loo", "elpd_loo_error", "densities", "gradients",
     ]  # fmt: skip

@@ -36,7 +36,7 @@ class Estimated(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is done to one model: a target, an estimator, its key, and whether LOO is asked for."""
+    """The work on one model: a target, an estimator, its key, and whether LOO is asked for."""
 
     target: Any
     estimator: Estimator
@@ -134,7 +134,7 @@ def _pickler() -> Any:
 
 
 def _with_model(found: Estimated, target: Any) -> Estimated:
-    """What came back, with the model of this process, which draws leave behind."""
+    """The result with the model of this process, which draws leave behind when they travel."""
     fit = target.mode if isinstance(target, LaplaceApproximation) else target
     posterior = fit.posterior if isinstance(fit, ExpansionPoint) else fit
     draws = found.evidence.draws
