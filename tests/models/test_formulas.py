@@ -125,11 +125,58 @@ def test_other_tables(given):
         ("g ~ x", {}, DataError, "The response `g` has 3 levels"),
         ("y ~ hole", {}, DataError, "1 incomplete rows"),
         ("y ~ x", {"family": dist.Normal(0.0, 1.0)}, ModelError, "`family` of glm is"),
+        ("y ~ x", {"family": dist.Gamma}, ModelError, r"`lambda eta: dist.Gamma"),
+        ("loss ~ x", {"family": dist.Poisson}, DataError, r"`loss` holds -2; `dist.Poisson`"),
+        ("end ~ x", {}, DataError, r"`end` holds infinite values"),
+        ("passed ~ x", {}, DataError, r"`passed` is text of two levels"),
+        ("y ~ nope", {}, DataError, r"'nope', which is no column of the data; it has \['y', 'x'"),
     ],
 )
 def test_mistakes(formula, options, error, message):
+    hole, end, loss = [1.0, np.nan, 2, 3, 4, 5], [1.0, np.inf, 2, 3, 4, 5], [-2, 1, 2, 3, 4, 5]
     with pytest.raises(error, match=message):
-        vf.glm(formula, FRAME.assign(hole=[1.0, np.nan, 2.0, 3.0, 4.0, 5.0]), **options)
+        vf.glm(formula, FRAME.assign(hole=hole, end=end, loss=loss), **options)
+
+
+def test_data_that_are_no_table():
+    with pytest.raises(DataError, match=r"data of glm are a Series; they should be a data frame"):
+        vf.glm("y ~ x", FRAME.y)
+
+
+def test_an_offset_has_the_coefficient_one():
+    frame = FRAME.assign(exposure=[1.0, 2.0, 1.5, 3.0, 0.5, 1.0])
+    x, log_exposure = jnp.asarray(frame.x), jnp.log(jnp.asarray(frame.exposure))
+    m_x, s_x = np.mean(frame.x), np.std(frame.x)
+
+    def model():
+        wide = 2.5 * np.sqrt(1.0 + (m_x / s_x) ** 2)
+        center = np.log(np.mean(frame["count"])) - float(jnp.mean(log_exposure))
+        intercept = numpyro.sample("Intercept", dist.Normal(center, wide))
+        slope = numpyro.sample("x", dist.Normal(0.0, 2.5 / s_x))
+        rate = jnp.exp(intercept + slope * x + log_exposure)
+        numpyro.sample("count", dist.Poisson(rate), obs=jnp.asarray(frame["count"]))
+
+    formula = "count ~ x + offset(np.log(exposure))"
+    found = vf.condition(vf.glm(formula, frame, family=dist.Poisson))
+    expected = vf.condition(vf.attach(model, vf.JointFisher()))
+    u = jnp.array([0.4, -0.3])
+    assert found.names == ("Intercept", "x")
+    assert_allclose(found.log_density(u), expected.log_density(u), rtol=1e-12)
+    twice = vf.laplace(found).predictive(jax.random.key(0), frame.assign(exposure=1e3), draws=50)
+    assert np.mean(twice["count"]) > 100  # the offset of other rows counts
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (FRAME.drop(columns="x"), r"for prediction has no column 'x', .* it has \['y', 'g'"),
+        (FRAME.assign(g=list("aabbcz")), r"for prediction does not fit the model: .*z"),
+    ],
+)
+def test_other_rows_that_do_not_fit(frame, message):
+    approx = vf.laplace(vf.condition(vf.glm("y ~ x + g", FRAME)))
+    with pytest.raises(DataError, match=message):
+        approx.predictive(jax.random.key(0), frame, draws=2)
 
 
 def test_without_the_package(monkeypatch):

@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,13 +44,14 @@ class LinearModel:
         """Sample the effects and the response; with a data frame that of its rows, unobserved."""
         parts = self.design.common, self.design.group
         if frame is not None:
-            table = _pandas(frame)
-            parts = tuple(part and part.evaluate_new_data(table) for part in parts)
+            parts = tuple(_of_rows(part, _pandas(frame)) for part in parts)
         common, group = parts
         eta: Any = 0.0
         if common is not None:
             for name, columns in common.slices.items():
-                eta = eta + self._common(name, np.asarray(common.design_matrix)[:, columns])
+                x = np.asarray(common.design_matrix, float)[:, columns]
+                is_offset = self.design.common.terms[name].kind == "offset"
+                eta = eta + (jnp.asarray(x[:, 0]) if is_offset else self._common(name, x))
         if group is not None:
             matrix = group.design_matrix.toarray()
             for name, columns in group.slices.items():
@@ -77,7 +78,8 @@ class LinearModel:
         deviation = x.std(axis=0)
         deviation = np.where(deviation > 0.0, deviation, 1.0)
         if self._is_intercept(name):  # which is at the mean of the predictors, carried to zero
-            moved = np.delete(x.mean(axis=0) / deviation, common.slices[name])
+            held = [np.arange(x.shape[1])[common.slices[n]] for n in (name, *_offsets_of(common))]
+            moved = np.delete(x.mean(axis=0) / deviation, np.concatenate(held))
             return np.array([_WIDE * self.scale * np.sqrt(1.0 + np.sum(moved**2))])
         return _WIDE * self.scale / deviation[common.slices[name]]
 
@@ -115,7 +117,7 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
 
     Args:
         formula: in the language of R's lme4, parsed by the package formulae: `pip install
-            'volform[formula]'`.
+            'volform[formula]'`. `offset(x)` has the coefficient one.
         data: a data frame of pandas or polars, an xarray Dataset, or a dict of columns.
         family: `dist.Normal`, `dist.Bernoulli` (logit) or `dist.Poisson` (log); or a function from
             the linear predictor to a NumPyro distribution, which may sample parameters of its own.
@@ -123,17 +125,20 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
     Raises:
         ModelError: without formulae; when the family is no function.
         DataError: a formula that cannot be read, a column that is not there, missing values, a
-            response of more than two levels.
+            response of more than two levels, or one that the family cannot have.
 
     >>> import numpy as np, numpyro.distributions as dist, volform as vf
     >>> data = {"y": np.array([1.0, 2.1, 2.9, 4.2]), "x": np.arange(4.0), "g": list("aabb")}
     >>> vf.condition(vf.glm("y ~ x + (1 | g)", data, family=dist.Normal)).names
     ('Intercept', 'x', '1|g_sd', '1|g', 'sigma')
     """
-    if not callable(family) or isinstance(family, dist.Distribution):
+    is_known = family in (dist.Normal, dist.Bernoulli, dist.BernoulliLogits, dist.Poisson)
+    is_class = isinstance(family, type) and issubclass(family, dist.Distribution)
+    if not callable(family) or isinstance(family, dist.Distribution) or (is_class and not is_known):
         raise ModelError(
             f"`family` of glm is {family!r}; it should be `dist.Normal`, `dist.Bernoulli`, "
-            "`dist.Poisson`, or a function from the linear predictor to a distribution."
+            "`dist.Poisson`, or a function from the linear predictor to a distribution, as "
+            "`lambda eta: dist.Gamma(2.0, 2.0 * jnp.exp(-eta))`."
         )
     design = _design(formula, _pandas(data))
     y = np.asarray(design.response.design_matrix)
@@ -142,12 +147,14 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
             f"The response `{design.response.name}` has {y.shape[1]} levels; it should be numbers, "
             "or have two levels."
         )
-    y = y[:, 1] if y.ndim > 1 else y  # one for the second level
-    scale, center = 1.0, 0.0
+    is_text = y.ndim > 1
+    y = y[:, 1] if is_text else y  # one for the second level
+    _require_response(design.response.name, y, family, is_text)
+    scale, center, offset = 1.0, 0.0, _mean_offset(design.common)
     if family is dist.Normal:
-        scale, center = float(np.std(y)) or 1.0, float(np.mean(y))
+        scale, center = float(np.std(y)) or 1.0, float(np.mean(y) - offset)
     elif family is dist.Poisson:
-        center = float(np.log(np.mean(y) or 1.0))
+        center = float(np.log(np.mean(y) or 1.0) - offset)
     link = _link(family, scale)
     return attach(
         LinearModel(
@@ -155,6 +162,55 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
         ),
         JointFisher(),
     )
+
+
+def _offsets_of(common: Any) -> tuple[str, ...]:
+    """Names of the terms whose coefficient is one."""
+    return tuple(name for name, term in common.terms.items() if term.kind == "offset")
+
+
+def _mean_offset(common: Any) -> float:
+    if common is None:
+        return 0.0
+    found = (common.design_matrix[:, common.slices[name]] for name in _offsets_of(common))
+    return sum(float(np.mean(column)) for column in found)
+
+
+def _of_rows(part: Any, frame: Any) -> Any:
+    """The matrices of another data frame."""
+    if part is None:
+        return None
+    try:
+        return part.evaluate_new_data(frame)
+    except KeyError as error:
+        raise DataError(
+            f"The data frame for prediction has no column {error.args[0]!r}, which the formula "
+            f"takes; it has {list(frame.columns)}."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"The data frame for prediction does not fit the model: {error}. Levels and groups "
+            "should be among those that the model was made with."
+        ) from error
+
+
+def _require_response(name: str, y: Any, family: Any, is_text: bool) -> None:
+    """Check that a family can have the response.
+
+    Raises:
+        DataError: when it cannot.
+    """
+    if not np.all(np.isfinite(y)):
+        raise DataError(f"The response `{name}` holds infinite values; leave those rows out.")
+    if family is dist.Poisson and np.any(y < 0):
+        raise DataError(
+            f"The response `{name}` holds {np.min(y):g}; `dist.Poisson` is of counts from zero on."
+        )
+    if is_text and family not in {dist.Bernoulli, dist.BernoulliLogits}:
+        raise DataError(
+            f"The response `{name}` is text of two levels, and `family` is not `dist.Bernoulli`; "
+            "give that, or numbers."
+        )
 
 
 def _link(family: Callable[..., Any], scale: float) -> Callable[[Any], Any]:
@@ -177,9 +233,10 @@ def _design(formula: str, frame: Any) -> Any:
         design = formulae.design_matrices(formula, frame, na_action="error")
     except KeyError as error:
         name = str(error.args[0])
-        near = difflib.get_close_matches(name, frame.columns, n=3) or list(frame.columns)
+        near = difflib.get_close_matches(name, frame.columns, n=3)
+        advice = f"did you mean {near}?" if near else f"it has {list(frame.columns)}."
         raise DataError(
-            f"`formula` has {name!r}, which is no column of the data; did you mean {near}?"
+            f"`formula` has {name!r}, which is no column of the data; {advice}"
         ) from error
     except Exception as error:  # formulae's own are of no common class
         raise DataError(
@@ -199,5 +256,10 @@ def _pandas(data: Any) -> Any:
         return data
     if hasattr(data, "to_dataframe"):  # an xarray Dataset
         return data.to_dataframe().reset_index()
+    if not isinstance(data, Mapping) and not hasattr(data, "columns"):
+        raise DataError(
+            f"The data of glm are a {type(data).__name__}; they should be a data frame of pandas "
+            "or polars, an xarray Dataset, or a dict of columns."
+        )
     names = getattr(data, "columns", None) or data
     return pandas.DataFrame({name: np.asarray(data[name]) for name in names})
