@@ -240,6 +240,7 @@ def bounded_draws() -> Any:
         ({"scale": 0.0}, DataError, "has 0.0 for `scale`, which is not inside of its support"),
         ({"scale": -1.0}, DataError, "which is not inside of its support"),
         ({"scale": float("nan")}, DataError, "which is not inside of its support"),
+        ({"scale": "a"}, DataError, "has 'a' for `scale`; it should be a number"),
         ({"scale": [1.0]}, DataError, r"has the shape \(1,\) for `scale`, which has \(\)"),
         ({"z": 0.0}, UnknownSiteError, "has 'z', which is no latent site"),
         ({}, ModelError, "`values` of savage_dickey should be a dict"),

@@ -70,9 +70,9 @@ def _log_weights(found: Any) -> Float[np.ndarray, " n"]:
     """Log weights as they were before they were smoothed."""
     draws = found.draws if isinstance(found, Evidence) else found
     if not isinstance(draws, Samples) or draws.log_q_points is None:
-        method = f"an evidence by {found.method}" if isinstance(found, Evidence) else repr(found)
+        by = f"evidence by {found.method}" if isinstance(found, Evidence) else type(found).__name__
         raise ModelError(
-            f"`found` of plot.k_hat is {method:.200}, without draws from a density that is known; "
+            f"`found` of plot.k_hat is of the kind {by}, without draws from a density that is known; "
             "give `vf.evidence(posterior, by=vf.Importance())`, or draws of `approx.sample(key)`."
         )
     if len(draws.points) < FEWEST:

@@ -119,9 +119,13 @@ def savage_dickey(
     samples = target.draws if isinstance(target, Evidence) else target
     posterior = getattr(samples, "posterior", None)
     if not isinstance(samples, Samples | LaplaceApproximation) or posterior is None:
-        kind = f"an evidence by {target.method}" if isinstance(target, Evidence) else repr(target)
+        by = (
+            f"evidence by {target.method}"
+            if isinstance(target, Evidence)
+            else type(target).__name__
+        )
         raise ModelError(
-            f"`target` of savage_dickey is {kind:.200}, without draws or without its model; give "
+            f"`target` of savage_dickey is of the kind {by}, without draws or without its model; give "
             "an evidence by `vf.Importance()`, or the result of `vf.laplace`."
         )
     posterior.provenance.require_proper(allow_improper=False)
@@ -173,7 +177,13 @@ def _points(posterior: Posterior, values: Any) -> _Points:
                 f"The support of `{name}` depends on other sites, so that savage_dickey has no one "
                 "point to compare at; compare the two models by `vf.compare`."
             )
-        array = np.asarray(value, jnp.result_type(float))
+        try:
+            array = np.asarray(value, jnp.result_type(float))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"`values` of savage_dickey has {value!r} for `{name}`; it should be a number, or an "
+                f"array of the shape {site.shape}."
+            ) from error
         if array.shape != site.shape:
             raise DataError(
                 f"`values` of savage_dickey has the shape {array.shape} for `{name}`, which has "

@@ -32,6 +32,9 @@ class BlackjaxTarget(NamedTuple):
     position: Float[Array, " d"]
     values: Callable[[Float[Array, " d"]], dict[str, Any]]
 
+    def __repr__(self) -> str:
+        return f"BlackjaxTarget of {self.position.size} coordinates: {', '.join(self._fields)}"
+
 
 def to_blackjax(target: Posterior | MAP | LaplaceApproximation) -> BlackjaxTarget:
     """Density, metric and starting point of a posterior, as blackjax's samplers take them.
