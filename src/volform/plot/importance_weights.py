@@ -72,8 +72,8 @@ def _log_weights(found: Any) -> Float[np.ndarray, " n"]:
     if not isinstance(draws, Samples) or draws.log_q_points is None:
         by = f"evidence by {found.method}" if isinstance(found, Evidence) else type(found).__name__
         raise ModelError(
-            f"`found` of plot.k_hat is of the kind {by}, without draws from a density that is known; "
-            "give `vf.evidence(posterior, by=vf.Importance())`, or draws of `approx.sample(key)`."
+            f"`found` of plot.k_hat is an {by}, without draws from a density that is known; give "
+            "`vf.evidence(posterior, by=vf.Importance())`, or draws of `approx.sample(key)`."
         )
     if len(draws.points) < FEWEST:
         raise ModelError(

@@ -125,8 +125,8 @@ def savage_dickey(
             else type(target).__name__
         )
         raise ModelError(
-            f"`target` of savage_dickey is of the kind {by}, without draws or without its model; give "
-            "an evidence by `vf.Importance()`, or the result of `vf.laplace`."
+            f"`target` of savage_dickey is an {by}, without draws or without its model; give an "
+            "evidence by `vf.Importance()`, or the result of `vf.laplace`."
         )
     posterior.provenance.require_proper(allow_improper=False)
     points = _points(posterior, values)
@@ -181,8 +181,8 @@ def _points(posterior: Posterior, values: Any) -> _Points:
             array = np.asarray(value, jnp.result_type(float))
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"`values` of savage_dickey has {value!r} for `{name}`; it should be a number, or an "
-                f"array of the shape {site.shape}."
+                f"`values` of savage_dickey has {value!r} for `{name}`; it should be a number, or "
+                f"an array of the shape {site.shape}."
             ) from error
         if array.shape != site.shape:
             raise DataError(
