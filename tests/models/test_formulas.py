@@ -139,7 +139,7 @@ def test_mistakes(formula, options, error, message):
 
 
 def test_data_that_are_no_table():
-    with pytest.raises(DataError, match=r"data of glm are a Series; they should be a data frame"):
+    with pytest.raises(DataError, match=r"`data` of glm is a Series; it should be a data frame"):
         vf.glm("y ~ x", FRAME.y)
 
 

@@ -184,12 +184,12 @@ def _of_rows(part: Any, frame: Any) -> Any:
         return part.evaluate_new_data(frame)
     except KeyError as error:
         raise DataError(
-            f"The data frame for prediction has no column {error.args[0]!r}, which the formula "
-            f"takes; it has {list(frame.columns)}."
+            f"`frame` for prediction has no column {error.args[0]!r}, which the formula takes; "
+            f"it has {list(frame.columns)}."
         ) from error
     except ValueError as error:
         raise DataError(
-            f"The data frame for prediction does not fit the model: {error}. Levels and groups "
+            f"`frame` for prediction does not fit the model: {error}. Levels and groups "
             "should be among those that the model was made with."
         ) from error
 
@@ -258,8 +258,8 @@ def _pandas(data: Any) -> Any:
         return data.to_dataframe().reset_index()
     if not isinstance(data, Mapping) and not hasattr(data, "columns"):
         raise DataError(
-            f"The data of glm are a {type(data).__name__}; they should be a data frame of pandas "
-            "or polars, an xarray Dataset, or a dict of columns."
+            f"`data` of glm is a {type(data).__name__}; it should be a data frame of pandas or "
+            "polars, an xarray Dataset, or a dict of columns."
         )
     names = getattr(data, "columns", None) or data
     return pandas.DataFrame({name: np.asarray(data[name]) for name in names})

@@ -70,9 +70,11 @@ def _log_weights(found: Any) -> Float[np.ndarray, " n"]:
     """Log weights as they were before they were smoothed."""
     draws = found.draws if isinstance(found, Evidence) else found
     if not isinstance(draws, Samples) or draws.log_q_points is None:
-        by = f"evidence by {found.method}" if isinstance(found, Evidence) else type(found).__name__
+        kind = f"of the type {type(found).__name__}"
+        if isinstance(found, Evidence):
+            kind = f"an evidence by {found.method}"
         raise ModelError(
-            f"`found` of plot.k_hat is an {by}, without draws from a density that is known; give "
+            f"`found` of plot.k_hat is {kind}, without draws from a density that is known; give "
             "`vf.evidence(posterior, by=vf.Importance())`, or draws of `approx.sample(key)`."
         )
     if len(draws.points) < FEWEST:

@@ -119,13 +119,11 @@ def savage_dickey(
     samples = target.draws if isinstance(target, Evidence) else target
     posterior = getattr(samples, "posterior", None)
     if not isinstance(samples, Samples | LaplaceApproximation) or posterior is None:
-        by = (
-            f"evidence by {target.method}"
-            if isinstance(target, Evidence)
-            else type(target).__name__
-        )
+        kind = f"of the type {type(target).__name__}"
+        if isinstance(target, Evidence):
+            kind = f"an evidence by {target.method}"
         raise ModelError(
-            f"`target` of savage_dickey is an {by}, without draws or without its model; give an "
+            f"`target` of savage_dickey is {kind}, without draws or without its model; give an "
             "evidence by `vf.Importance()`, or the result of `vf.laplace`."
         )
     posterior.provenance.require_proper(allow_improper=False)
