@@ -18,7 +18,7 @@ def test_balls_are_of_one_radius_at_the_output():
     metric, logits = vf.Euclidean(), lambda z: z
     axes = vf.plot.layers(sequence, X, LABELS, metric=metric, logits=logits, show=(0, 2))
     first, last = ([patch.get_xy() for patch in ax.patches] for ax in axes)
-    assert len(first) == len(last) == 144
+    assert len(first) == len(last) == 12 * 10  # as far apart upward as across
     radii = [np.linalg.norm(ball - (ball[0] + ball[20]) / 2, axis=1) for ball in last]
     whole = [r for r, patch in zip(radii, axes[1].patches, strict=True) if patch.get_facecolor()[3]]
     assert len(whole) == 144

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from volform.cli.comparing import print_comparison, write_comparison
 from volform.cli.data_files import load_data
+from volform.cli.layer_table import add_layers
 from volform.cli.loading import arguments_of, load_function, name_of
 from volform.cli.options import seed, whole
 from volform.cli.output import output_folder
@@ -125,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     _add_common(comparison, "comparison.json and evidence.png")
     add_architectures(commands)
     add_equivalence(commands)
+    add_layers(commands)
     return top
 
 

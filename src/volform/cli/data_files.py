@@ -120,6 +120,37 @@ def value_of(source: str, name: str, value: Any) -> tuple[Any, list[str]]:
     return (array if array.ndim else array.item()), []
 
 
+def inputs_of(data: Data, source: str, without: str) -> np.ndarray:
+    """Examples of a network: the array `x`, or the columns beside each other.
+
+    Args:
+        data: what a file holds.
+        source: the file, as messages name it.
+        without: columns that are no inputs, between commas.
+
+    Raises:
+        DataError: when `without` names others, nothing is left, or lengths differ.
+    """
+    left_out = [name for name in without.split(",") if name]
+    if any(name not in data for name in left_out):
+        raise DataError(
+            f"`--without {without}` should leave columns of {source}, which has {listed(data)}."
+        )
+    names = [name for name in data if name not in left_out]
+    if "x" in names:
+        array = np.asarray(value_of(source, "x", data["x"])[0])
+        if array.ndim > 1:
+            return array.astype(float)
+    if not names:
+        raise DataError(
+            f"`--without {without}`: all of {source} are left out; at least one column should stay."
+        )
+    columns = [np.ravel(value_of(source, name, data[name])[0]) for name in names]
+    if len({len(column) for column in columns}) > 1:
+        raise DataError(f"{source} should hold an array `x`, or columns of one length.")
+    return np.stack(columns, 1).astype(float)
+
+
 def _require(source: str, name: str, known: np.ndarray) -> None:
     if not np.all(known):
         index = tuple(int(i) for i in np.argwhere(~known)[0])

@@ -11,12 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from volform.cli.data_files import listed, load_data, value_of
+from volform.cli.data_files import inputs_of, load_data
 from volform.cli.loading import load_function
 from volform.cli.options import seed
 from volform.equivalence.dimension import functional_dimension
 from volform.equivalence.proving import symmetry
-from volform.errors import DataError, NetworkError
+from volform.errors import NetworkError
 from volform.networks.network import Network
 
 LOG_10 = math.log(10.0)
@@ -56,7 +56,7 @@ def add_equivalence(commands: Any) -> None:
 
 def run_equivalence(options: argparse.Namespace, console: Console) -> None:
     """`volform equivalence`: trace, prove, print."""
-    x = _inputs(options)
+    x = jnp.asarray(inputs_of(load_data(options.data), f"`{options.data}`", options.without))
     f, params = _network(options, x)
     group = symmetry(f, params, x)
     table = Table(show_header=False)
@@ -91,21 +91,3 @@ def _network(options: argparse.Namespace, x: Any) -> tuple[Any, Any]:
             f"that returns (f, params) of a function f(params, x): {error}"
         ) from error
     return f, params
-
-
-def _inputs(options: argparse.Namespace) -> Any:
-    data = load_data(options.data)
-    if "x" in data and np.ndim(value_of(f"`{options.data}`", "x", data["x"])[0]) > 1:
-        return jnp.asarray(value_of(f"`{options.data}`", "x", data["x"])[0], float)
-    left_out = [name for name in options.without.split(",") if name]
-    unknown = [name for name in left_out if name not in data]
-    names = [name for name in data if name not in left_out]
-    if unknown or not names:
-        raise DataError(
-            f"`--without {options.without}` should leave columns of `{options.data}`, which has "
-            f"{listed(data)}."
-        )
-    columns = [np.ravel(value_of(f"`{options.data}`", name, data[name])[0]) for name in names]
-    if len({len(column) for column in columns}) > 1:
-        raise DataError(f"`{options.data}` should hold an array `x`, or columns of one length.")
-    return jnp.asarray(np.stack(columns, 1), float)

@@ -79,7 +79,8 @@ def layers(
     labels = None if labels is None else _labels(labels, len(x))
     plane = _plane_of(x) if plane is None else plane
     low, high = _box(plane.coordinates(x))
-    balls = _grid(low, high, GRID)
+    sides = _sides(low, high)
+    balls = _grid(low, high, *sides)
     spacing = float(np.max(high - low)) / (GRID - 1)
     placed = jax.vmap(plane)
     points, frames = sequence.carry(placed(jnp.asarray(balls)), plane.frame)
@@ -91,7 +92,7 @@ def layers(
     axes = canvas.new_axes(len(show), 3.4, 3.6)
     for ax, layer in zip(axes, show, strict=True):
         view = _view(np.asarray(points[layer]), plane if layer == 0 else None)
-        _draw_balls(ax, view, points[layer], frames[layer], circles, is_cut)
+        _draw_balls(ax, view, sides, points[layer], frames[layer], circles, is_cut)
         for path, color, style in curves:
             carried = np.asarray(sequence.activations(placed(jnp.asarray(path)))[layer])
             ax.plot(*view(carried).T, color=color, linestyle=style, linewidth=1.3, zorder=3)
@@ -144,7 +145,7 @@ def distinguishable(
     plane = _plane_of(data) if plane is None else plane
     ax = canvas.new_axes(1, 5.6, 4.6)[0] if ax is None else ax
     low, high = _box(plane.coordinates(data))
-    fine, balls = _grid(low, high, SHADES), _grid(low, high, GRID)
+    fine, balls = _grid(low, high, SHADES, SHADES), _grid(low, high, *_sides(low, high))
     gram = _plane_metrics(metric, f, plane, jnp.asarray(np.concatenate([fine, balls])))
     values = np.maximum(np.linalg.eigvalsh(np.asarray(gram)), 0.0)
     shape = (SHADES, SHADES)
@@ -217,8 +218,16 @@ def _box(points: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
     return low - room, high + room
 
 
-def _grid(low: np.ndarray, high: np.ndarray, side: int) -> Float[np.ndarray, "m 2"]:
-    mesh = np.meshgrid(*(np.linspace(a, b, side) for a, b in zip(low, high, strict=True)))
+def _sides(low: np.ndarray, high: np.ndarray) -> tuple[int, int]:
+    """Balls along each axis, about as far apart on both: else those of a flat box overlap."""
+    share = (high - low) / np.max(high - low)
+    across, up = np.maximum(np.round(share * (GRID - 1)).astype(int) + 1, 2)
+    return int(across), int(up)
+
+
+def _grid(low: np.ndarray, high: np.ndarray, across: int, up: int) -> Float[np.ndarray, "m 2"]:
+    sides = zip(low, high, (across, up), strict=True)
+    mesh = np.meshgrid(*(np.linspace(a, b, side) for a, b, side in sides))
     return np.stack(mesh, -1).reshape(-1, 2)
 
 
@@ -252,7 +261,13 @@ def _view(points: np.ndarray, plane: Plane | None) -> Callable[[Any], np.ndarray
 
 
 def _draw_balls(
-    ax: "Axes", view: Callable, points: Any, frames: Any, circles: np.ndarray, is_cut: np.ndarray
+    ax: "Axes",
+    view: Callable,
+    sides: tuple[int, int],
+    points: Any,
+    frames: Any,
+    circles: np.ndarray,
+    is_cut: np.ndarray,
 ) -> None:
     points, frames = np.asarray(points), np.asarray(frames)
     centers = view(points)
@@ -260,7 +275,8 @@ def _draw_balls(
     ends = [view(points + flat[:, i].reshape(points.shape)) - centers for i in range(2)]
     pushed = np.stack(ends, 2)  # [n, coordinate, tangent]; the view is affine
     curves = centers[:, None] + np.einsum("nij,npj->npi", pushed, circles)
-    for line in (centers.reshape(GRID, GRID, 2), centers.reshape(GRID, GRID, 2).swapaxes(0, 1)):
+    net = centers.reshape(sides[1], sides[0], 2)
+    for line in (net, net.swapaxes(0, 1)):
         ax.plot(line[..., 0].T, line[..., 1].T, color=canvas.FAINT, linewidth=0.4, zorder=1)
     for curve, cut in zip(curves, is_cut, strict=True):
         face = "none" if cut else "#00000030"
@@ -278,7 +294,7 @@ def _curves(
     decide: Callable[[Array], Array] | None,
 ) -> list[Curve]:
     """The boundary of the classes and the folds, as curves in the plane."""
-    fine = _grid(low, high, FINE)
+    fine = _grid(low, high, FINE, FINE)
     placed = jax.vmap(plane)(jnp.asarray(fine))
     points, frames = sequence.carry(placed, plane.frame)
     found: list[Curve] = []
