@@ -80,6 +80,18 @@ def test_layers_of_a_spiral(tmp_path):
 
 
 @pytest.mark.slow
+def test_latent_digits(tmp_path):
+    out = run("latent_digits.py", "--out", str(tmp_path))
+    assert out.count("from the mean of coordinates") == 5
+    found = re.search(r"64 segments: length ([0-9.]+) ± ([0-9.e-]+), straight ([0-9.]+)", out)
+    assert found
+    length, error, straight = map(float, found.groups())
+    assert error < 0.1
+    assert 55.0 < length < 0.95 * straight  # 62.5 and 68.3
+    assert [path.name for path in tmp_path.iterdir()] == ["latent_digits.png"]
+
+
+@pytest.mark.slow
 def test_optimizer_charts(tmp_path):
     out = run("optimizer_charts.py", "--out", str(tmp_path))  # asserts that carried paths agree
     assert "straight 0.52 apart" in out

@@ -21,7 +21,7 @@ def test_balls_are_of_one_radius_at_the_output():
     assert len(first) == len(last) == 12 * 10  # as far apart upward as across
     radii = [np.linalg.norm(ball - (ball[0] + ball[20]) / 2, axis=1) for ball in last]
     whole = [r for r, patch in zip(radii, axes[1].patches, strict=True) if patch.get_facecolor()[3]]
-    assert len(whole) == 144
+    assert len(whole) == 120
     np.testing.assert_allclose(np.concatenate(whole), whole[0][0], rtol=1e-9)
     ball = first[0] - (first[0][0] + first[0][20]) / 2
     np.testing.assert_allclose(np.linalg.norm(ball @ shear.T, axis=1), whole[0][0], rtol=1e-9)

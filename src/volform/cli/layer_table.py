@@ -28,10 +28,10 @@ from volform.networks.network import Network
 from volform.plot.canvas import figure_of
 from volform.plot.layer_pictures import distinguishable, layers
 
-OUTPUTS: dict[str, Callable[[], Metric]] = {
-    "euclidean": Euclidean,
-    "categorical": lambda: Fisher(lambda z: dist.Categorical(logits=z)),
-    "bernoulli": lambda: Fisher(lambda z: dist.Bernoulli(logits=z)),
+OUTPUTS: dict[str, Metric] = {
+    "euclidean": Euclidean(),
+    "categorical": Fisher(lambda z: dist.CategoricalLogits(z)),
+    "bernoulli": Fisher(lambda z: dist.BernoulliLogits(z)),
 }
 COLUMNS = ("layer", "map", "coordinates", "rank", "log volume", "condition")
 
@@ -112,7 +112,7 @@ def _layers(options: argparse.Namespace, console: Console, folder: Path | None) 
         )
     whole_net = _sequence(options, x.shape[1:])
     sequence, classifier = _parts(whole_net, options.until)
-    metric = OUTPUTS[options.metric]()
+    metric = OUTPUTS[options.metric]
     if classifier is None and options.metric != "euclidean":
         classifier = _logits
     rows = _rows(sequence, sequence.pull_back(metric, x))

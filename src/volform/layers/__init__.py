@@ -6,6 +6,11 @@ from volform.layers.expected import (
 from volform.layers.field import (
     LayerField as LayerField,
 )
+from volform.layers.latent import (
+    LatentPath as LatentPath,
+    frechet_mean as frechet_mean,
+    shortest_path as shortest_path,
+)
 from volform.layers.planes import (
     Plane as Plane,
     plane as plane,
