@@ -76,7 +76,7 @@ def draw(folder, decoder, metric, z, labels, means, paths):
     for digit, mean in means.items():
         box = {"boxstyle": "circle", "facecolor": "white", "edgecolor": "black"}
         ax.text(*mean, str(digit), fontsize=9, ha="center", va="center", bbox=box, zorder=6)
-    ax.set_title("Fréchet means of five digits; ellipses: equally far from their center")
+    ax.set_title("Circles: Fréchet means. Ellipses: equally far")
     ax.title.set_fontsize(9)
     grid = right.subplots(len(paths), SHOWN)
     for row, (name, path) in zip(grid, paths.items(), strict=True):
