@@ -14,7 +14,7 @@ import pytest
 import volform as vf
 from volform import networks as nn
 from volform.errors import DataError, MetricError, NetworkError, SingularMetricError
-from volform.layers import layerwise, mean_metric, momentum, plane, principal
+from volform.layers import LayerField, layerwise, mean_metric, momentum, plane, principal
 
 REFERENCE = json.loads((Path(__file__).parent / "layers_reference.json").read_text())
 SOFTMAX = vf.Fisher(lambda z: dist.Categorical(logits=z))
@@ -188,6 +188,27 @@ def test_planes():
         plane(a, b, c[:2])
     with pytest.raises(DataError, match=r"`data` .* on one line"):
         principal(jnp.outer(jnp.arange(4.0), jnp.ones(3)))
+
+
+def test_eigenpairs_of_two_coordinates():
+    """By rotations, against LAPACK: of all scales, with a condition of 1e12, and of lost rank."""
+    random = np.random.default_rng(0)
+    for rows in (2, 3):
+        w = random.normal(size=(50, rows, 2)) * 10.0 ** random.uniform(-6, 6, (50, 1, 2))
+        w[0, :, 1] = 2.0 * w[0, :, 0]
+        w[1], w[2, :, 0], w[3] = 0.0, 0.0, np.eye(rows, 2)
+        maps = layerwise([lambda x: jnp.asarray(w)[x[0].astype(int)] @ x[1:]])
+        x = jnp.stack([jnp.arange(50.0), *random.normal(size=(2, 50))], 1)
+        points = maps.pull_back(vf.Euclidean(), x).points
+        found = LayerField(maps, vf.Euclidean(), points, (jnp.asarray(w),))
+        _, values, vectors = np.linalg.svd(w)
+        exact = np.where(values > 1e-14 * values[:, :1], values**2, 0.0)
+        np.testing.assert_allclose(found.eigenvalues[0], exact, rtol=1e-8)
+        overlap = np.abs(np.einsum("nij,nij->ni", found.eigenvectors[0], vectors))
+        np.testing.assert_allclose(overlap[4:], 1.0, atol=1e-10)
+        assert found.rank[0][:4].tolist() == [1, 0, 1, 2]
+        np.testing.assert_allclose(found.eigenvectors[0] @ found.eigenvectors[0].swapaxes(1, 2),
+                                   np.broadcast_to(np.eye(2), (50, 2, 2)), atol=1e-14)  # fmt: skip
 
 
 def test_bad_input():

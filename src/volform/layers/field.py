@@ -46,7 +46,7 @@ class LayerField:
         """Singular values of R_l in descending order, zero where rounding decides; and vectors."""
         found = []
         for rows in map(np.asarray, self.rows):
-            _, values, vectors = np.linalg.svd(rows, full_matrices=False)
+            values, vectors = _singular(rows)
             floor = SINGULAR * max(rows.shape[1:]) * np.finfo(rows.dtype).eps
             found.append((np.where(values > floor * values[:, :1], values, 0.0), vectors))
         return tuple(found)
@@ -127,6 +127,43 @@ class LayerField:
 def _curvatures(rest: Any, metric: Metric, points: Float[Array, "n d"]) -> Float[Array, " n"]:
     pulled = pullback(metric, rest)
     return jax.lax.map(lambda point: scalar_curvature(pulled, point), points, batch_size=64)
+
+
+def _singular(
+    rows: Float[np.ndarray, "n k d"],
+) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "n r d"]]:
+    """Singular values in descending order, and right singular vectors as rows.
+
+    Of two columns by Jacobi's rotation (Demmel & Veselić 1992), for all examples at once: LAPACK
+    takes 2 µs a matrix, ten times as long as the sweep of a network with two neurons a layer.
+    """
+    if rows.shape[2] != 2 or rows.shape[1] < 2:
+        _, values, vectors = np.linalg.svd(rows, full_matrices=False)
+        return values, vectors
+    first, second = rows[:, :, 0], rows[:, :, 1]
+    cosine, sine = np.ones_like(first[:, 0]), np.zeros_like(first[:, 0])
+    for _ in range(2):  # the second for the rounding of the first
+        a, b, dot = (np.einsum("nk,nk->n", u, v) for u, v in _pairs(first, second))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = (b - a) / (2.0 * dot)
+            tangent = np.copysign(1.0, slope) / (np.abs(slope) + np.hypot(1.0, slope))
+        tangent = np.where(dot == 0.0, 0.0, tangent)
+        c = 1.0 / np.hypot(1.0, tangent)
+        s = tangent * c
+        first, second = (
+            c[:, None] * first - s[:, None] * second,
+            s[:, None] * first + c[:, None] * second,
+        )
+        cosine, sine = cosine * c - sine * s, cosine * s + sine * c
+    values = np.stack([np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)], 1)
+    vectors = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
+    is_turned = values[:, 0] < values[:, 1]
+    values = np.where(is_turned[:, None], values[:, ::-1], values)
+    return values, np.where(is_turned[:, None, None], vectors[:, ::-1], vectors)
+
+
+def _pairs(first: np.ndarray, second: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    return (first, first), (second, second), (first, second)
 
 
 def _padded(values: Float[np.ndarray, "n r"], width: int) -> Float[np.ndarray, "n d"]:

@@ -13,8 +13,8 @@ from volform.errors import ConvergenceError, DataError
 from volform.geometry.metric import Metric, pullback
 from volform.models import require_metric
 
-SEGMENTS = 32
-MOST_STEPS = 500  # some 20 are usual
+PATH_SEGMENTS = 32
+MOST_TRIES = 500  # some 20 are usual
 SETTLED, SINGLE_SETTLED = 1e-10, 1e-4  # the last step, relative to the length
 MOST_MEANS = 200  # of which outputs in flat space take some 5, and a decoder of digits 30
 STILL = 1e-7  # relative to the spread, the last step of a mean: its value is right to the square
@@ -47,7 +47,12 @@ class LatentPath(eqx.Module):
 
 
 def shortest_path(
-    metric: Metric, f: Callable[[Array], Array], start: Any, end: Any, *, segments: int = SEGMENTS
+    metric: Metric,
+    f: Callable[[Array], Array],
+    start: Any,
+    end: Any,
+    *,
+    segments: int = PATH_SEGMENTS,
 ) -> LatentPath:
     """Path of least energy between two points under a metric of the outputs of f.
 
@@ -89,7 +94,7 @@ def shortest_path(
     points, has_settled, condition = _solved(metric, f, ends[0], ends[1], segments)
     if not bool(has_settled):
         raise ConvergenceError(
-            f"No shortest path settled between {ends[0]} and {ends[1]} in {MOST_STEPS} steps. Go "
+            f"No shortest path settled between {ends[0]} and {ends[1]} in {MOST_TRIES} steps. Go "
             "by points between the two, or add a multiple of `Euclidean()` to a metric that is "
             "nearly singular there."
         )
@@ -259,7 +264,7 @@ def _relaxed(
     first = _line(start, end, segments)[1:-1]
     small, large = jnp.full((2,), jnp.array([1e-2, jnp.inf]), start.dtype)
     state = (first, energy(first), small, large, 0)
-    goes_on = lambda state: (state[3] > tolerance) & (state[4] < MOST_STEPS)  # noqa: E731
+    goes_on = lambda state: (state[3] > tolerance) & (state[4] < MOST_TRIES)  # noqa: E731
     inner, _, _, change, _ = jax.lax.while_loop(goes_on, step, state)
     return with_ends(inner), change <= tolerance
 
