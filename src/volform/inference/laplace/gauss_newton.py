@@ -185,8 +185,10 @@ class DataPriorSplit(eqx.Module):
     def _split(self, trace: dict[str, Any]) -> tuple[SiteOutputs, Any]:
         sites = {name: (trace[name]["fn"], trace[name]["value"]) for name in self.names}
         scales = {name: trace[name]["scale"] for name in self.names}
-        moving, fixed = eqx.partition(sites, _is_floating)
-        return jax.tree.map(jnp.asarray, moving), (fixed, scales)
+        # Not by `eqx.partition`: NumPyro takes the answer about an array that masks for the mask.
+        moving = jax.tree.map(lambda x: jnp.asarray(x) if _is_floating(x) else None, sites)
+        fixed = jax.tree.map(lambda x: None if _is_floating(x) else x, sites)
+        return moving, (fixed, scales)
 
 
 @eqx.filter_jit
