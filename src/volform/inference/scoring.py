@@ -103,7 +103,8 @@ def class_scores(
         `ClassScores`, or a `ScoreTable` of several.
 
     Raises:
-        DataError: for probabilities that are none, labels that are no classes, or other names.
+        DataError: for probabilities that are none, labels that are no classes, or other names or
+            classes outside.
 
     References:
         Naeini, Cooper & Hauskrecht (2015); Guo et al. (2017), On calibration of modern neural
@@ -148,13 +149,16 @@ def _probabilities(predictive: Any, name: str) -> Float[np.ndarray, "n k"]:
             )
         is_binary = isinstance(fn, dist.BernoulliLogits | dist.BernoulliProbs)
         predictive = jnp.stack([1.0 - probs, probs], -1) if is_binary else probs
-    found = np.asarray(predictive, float)
+    given = np.asarray(predictive)
+    found = given.astype(float)
     if found.ndim != 2 or found.shape[1] < 2 or not len(found):
         raise DataError(
             f"`{name}` of class_scores has shape {found.shape}; it should be (n, classes), one row "
             "of probabilities for each example."
         )
-    if not np.all(found >= 0.0) or not np.allclose(found.sum(1), 1.0, atol=1e-4):
+    # Each of bfloat16 is rounded by 1 / 256 of it, and so is their sum.
+    close = max(1e-4, float(jnp.finfo(given.dtype).eps) if _is_floating(given) else 0.0)
+    if not np.all(found >= 0.0) or not np.allclose(found.sum(1), 1.0, rtol=0.0, atol=close):
         raise DataError(
             f"`{name}` of class_scores has rows that are no probabilities: each entry should be at "
             "least 0, and each row should sum to 1. Of logits take `jax.nn.softmax` first."
@@ -162,8 +166,17 @@ def _probabilities(predictive: Any, name: str) -> Float[np.ndarray, "n k"]:
     return found
 
 
+def _is_floating(given: np.ndarray) -> bool:
+    return bool(jnp.issubdtype(given.dtype, jnp.floating))
+
+
 def _scores(probs: Float[np.ndarray, "n k"], labels: Any, outside: Any, bins: int) -> ClassScores:
     y = _labels(labels, probs)
+    if outside is not None and outside.shape[1] != probs.shape[1]:
+        raise DataError(
+            f"`outside` of class_scores has {outside.shape[1]} classes and `predictives` "
+            f"{probs.shape[1]}; they should be the same classes, of one network."
+        )
     chosen = probs[np.arange(len(y)), y]
     with np.errstate(divide="ignore"):  # a label of probability zero has an infinite NLL
         nll = _mean(-np.log(chosen))
@@ -182,17 +195,25 @@ def _scores(probs: Float[np.ndarray, "n k"], labels: Any, outside: Any, bins: in
 def _labels(labels: Any, probs: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:
     y = np.asarray(labels)
     size = probs.shape[1]
-    is_whole = y.dtype.kind in "biuf" and bool(np.all(y == np.round(y)))
-    if y.shape != probs.shape[:1] or not is_whole or y.min() < 0 or y.max() >= size:
+    wanted = f"whole numbers from 0 to {size - 1}, one for each of {len(probs)} examples"
+    if y.shape != probs.shape[:1] or y.dtype.kind not in "biuf":
         raise DataError(
-            f"`labels` of class_scores should be whole numbers from 0 to {size - 1}, one for each "
-            f"of {len(probs)} examples; got shape {y.shape}, {y.dtype}."
+            f"`labels` of class_scores should be {wanted}; got shape {y.shape}, {y.dtype}."
+        )
+    with np.errstate(invalid="ignore"):
+        is_class = (y == np.round(y)) & (y >= 0) & (y < size)
+    if not is_class.all():
+        first = int(np.argmin(is_class))
+        raise DataError(
+            f"`labels` of class_scores should be {wanted}; {int(np.sum(~is_class))} are none, the "
+            f"first {y[first]} at index {first}."
         )
     return y.astype(int)
 
 
 def _mean(each: Float[np.ndarray, " n"]) -> ScoreEstimate:
-    error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
+    has_error = len(each) > 1 and bool(np.all(np.isfinite(each)))
+    error = each.std(ddof=1) / np.sqrt(len(each)) if has_error else np.nan
     return ScoreEstimate(float(each.mean()), float(error))
 
 

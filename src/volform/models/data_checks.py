@@ -11,6 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from numpyro.distributions import (
+    CategoricalLogits,
+    CategoricalProbs,
     Delta,
     Distribution,
     ExpandedDistribution,
@@ -46,6 +48,7 @@ def require_observed(name: str, fn: Any, value: Any) -> None:
         raise DataError(
             f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
         )
+    require_whole_labels(name, fn, value)
     _require_equal_lengths(name, value.shape, tuple(fn.shape()), len(fn.event_shape))
     used = used_entries(fn, value)
     _require_nowhere(
@@ -53,6 +56,21 @@ def require_observed(name: str, fn: Any, value: Any) -> None:
         f"The observed site `{name}` holds {{}} values that are NaN or infinite, the first at "
         "index {}. Drop them, or leave them out with `numpyro.handlers.mask`.",
     )
+
+
+def require_whole_labels(name: str, fn: Any, value: Any) -> None:
+    """Check that the type of labels of classes is one that can count.
+
+    Raises:
+        DataError: for floating-point or boolean labels of a Categorical.
+    """
+    is_class = isinstance(core_of(fn), CategoricalLogits | CategoricalProbs)
+    kind = jnp.result_type(value)
+    if is_class and not jnp.issubdtype(kind, jnp.integer):
+        raise DataError(
+            f"The observed site `{name}` has labels of classes of the type {kind}; they should be "
+            "integers from 0 on. Pass `y.astype(int)`."
+        )
 
 
 def require_in_support(name: str, fn: Any, value: Any) -> None:

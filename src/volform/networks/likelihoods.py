@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from volform.errors import DataError, NetworkError
-from volform.models.data_checks import require_in_support
+from volform.models.data_checks import require_in_support, require_whole_labels
 from volform.networks.layer import Layer
 from volform.networks.network import Network
 
@@ -128,6 +128,7 @@ def _require_observed(y: Array, fn: dist.Distribution) -> None:
             f"{fn.shape()}; they should be the same. Write the response of a single output as "
             "`y[:, None]`, the labels of a classification as `y` of shape (n,)."
         )
+    require_whole_labels("y", fn, y)
     require_in_support("y", fn, y)
 
 

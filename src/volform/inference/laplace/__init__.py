@@ -82,8 +82,10 @@ from volform.inference.laplace.structures import (
     LowRank as LowRank,
     Subset as Subset,
 )
-from volform.inference.laplace.tuning import (
+from volform.inference.laplace.tempering import (
     HeldOut as HeldOut,
+)
+from volform.inference.laplace.tuning import (
     OneScale as OneScale,
     PerLayer as PerLayer,
     PerSite as PerSite,

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro import handlers
 
-from volform.errors import DataError, ModelError
+from volform.errors import DataError, ModelError, VolformError
 from volform.inference.laplace.links import Link, Probit
 from volform.inference.laplace.output_covariance import covariance_by_factors
 from volform.linalg.under_metric import whitening_maps
-from volform.models.data_checks import core_of
-from volform.models.model_with_data import ById, ModelWithData, make_program
+from volform.models.data_checks import advice_on, core_of
+from volform.models.model_with_data import UNTRACEABLE, ById, ModelWithData, make_program
 from volform.models.posterior import Posterior
 
 
@@ -90,16 +91,53 @@ def linearized_predictive(
         precision: the precision matrix, quickest with `rotated_blocks`.
         arguments: of the model.
         by: chunk and link.
+
+    Raises:
+        DataError: when the model cannot be run on the arguments, or predicts nothing or NaN.
+        ModelError: when there is no closed form.
     """
-    data, found = make_program(posterior.model, *arguments).data, {}
+    program, found = make_program(posterior.model, *arguments), {}
     for name in posterior.observed:
-        outputs = _Outputs(posterior, u, ById(posterior.model), data, name)
-        fn = outputs.likelihood()
+        outputs = _Outputs(posterior, u, ById(posterior.model), program.data, name)
+        fn = _likelihood(outputs, program)
         center = _linear(fn, name)
+        _require_known(center, name, program)
         is_joint = isinstance(fn, dist.CategoricalLogits) and by.link.is_joint
         covariance = _covariance(outputs, precision, center, by.chunk, is_joint)
+        _require_known(covariance, name, program)
         found[name] = _spread_out(fn, center, covariance, by.link)
     return found
+
+
+def _likelihood(outputs: "_Outputs", program: ModelWithData) -> Any:
+    try:
+        return outputs.likelihood()
+    except VolformError:
+        raise
+    except UNTRACEABLE as error:
+        advice = advice_on(str(error), program.model, *program.arguments())
+        raise DataError(
+            f"`predictive` could not run `{program.name}` {program.data_in_words()}. "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. {advice}"
+        ) from error
+
+
+def _require_known(found: Array, name: str, program: ModelWithData) -> None:
+    """Refuse no predictions and NaN; infinite logits are those of classes that cannot be."""
+    if found.size == 0:
+        raise DataError(
+            f"`predictive` has no examples, {program.data_in_words()}: the predictions of "
+            f"`{name}` have shape {found.shape}. Give at least one."
+        )
+    if isinstance(found, Tracer) or not bool(jnp.any(jnp.isnan(found))):
+        return
+    bad = np.isnan(np.asarray(found))
+    where = tuple(int(i) for i in np.argwhere(bad)[0])
+    raise DataError(
+        f"`predictive` finds {int(bad.sum())} of the {found.size} linearized predictions of "
+        f"`{name}` to be NaN, the first at index {where}, {program.data_in_words()}. Drop inputs "
+        "that are NaN or infinite."
+    )
 
 
 @singledispatch

@@ -159,7 +159,7 @@ class MeanField(Link):
     order: int = eqx.field(static=True, default=2)
 
     def __check_init__(self) -> None:
-        if self.order not in {0, 1, 2} or isinstance(self.order, bool):
+        if type(self.order) is not int or self.order not in {0, 1, 2}:
             raise ModelError(
                 f"`order` of MeanField is {self.order!r}; it should be 0 (variances of one logit), "
                 "1 (of two, independent) or 2 (with their covariance)."

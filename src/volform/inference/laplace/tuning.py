@@ -8,14 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Float
 
-from volform.errors import DataError, ModelError, StructureError
+from volform.errors import ModelError, StructureError
 from volform.inference.laplace.acceptance import note_on
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.gauss_newton import DataPriorSplit, rest_diagonal
-from volform.inference.laplace.linearized import Linearized, linearized_predictive
+from volform.inference.laplace.linearized import linearized_predictive
 from volform.inference.laplace.log_evidence import first_order
 from volform.inference.laplace.moving import log_determinants, moved
 from volform.inference.laplace.output_covariance import rotated_blocks
@@ -29,9 +28,13 @@ from volform.inference.laplace.rescaling import (
     with_factors,
 )
 from volform.inference.laplace.scaled_evidence import FURTHEST, ScaledEvidence, ascend
+from volform.inference.laplace.tempering import (
+    HOTTEST,
+    HeldOut,
+    best_temperature,
+    require_held_out,
+)
 from volform.inference.modes.given_point import place_at
-
-HOTTEST = 1e3  # of temperatures that are tried; the coldest is its inverse
 
 
 class PriorScales(eqx.Module):
@@ -80,33 +83,19 @@ class PerLayer(PriorScales):
         return tuple(map(tuple, found.values()))
 
 
-class HeldOut(eqx.Module):
-    """Data that choose the temperature, as a value: `vf.tune(..., temperature=HeldOut(x, y))`.
-
-    Args:
-        x: inputs of the model, its first argument.
-        y: what was observed there, of the one observed site.
-        by: the predictive that is scored.
-    """
-
-    x: Any
-    y: Any
-    by: Linearized = Linearized()
-
-
 class Tuned(eqx.Module):
     """Scales of highest evidence at the point and curvature of an approximation; built by `tune`.
 
     Attributes:
         start: the approximation that was tuned.
-        scales: the new prior scale of each site that was moved, as the model gives it.
-        factors: by which they are multiplied, by site.
+        scales: the new scale of each site that was moved, as the model gives it.
+        factors: by which they are multiplied, by site; with `noise=True` of observed sites, too.
         noise: the factor of the scale of the observed Normal, 1 where it was not moved.
         temperature: T of the likelihood `p(y | theta)^(1/T)`, 1 where it was not moved.
         log_z: first-order log evidence at one mode, before and after.
         gradient_norm: norm of its gradient in the logs of the precisions, in nats.
         steps: steps of Newton's method.
-        converged: whether the gradient vanishes.
+        converged: whether the gradient vanishes, and a temperature lies inside of those tried.
         unmoved: latent sites that were left as they are.
     """
 
@@ -167,6 +156,11 @@ class Tuned(eqx.Module):
         far = [n for n, f in self.factors.items() if abs(2.0 * np.log(f)) > 0.9 * FURTHEST]
         if far:
             return f"not converged: the evidence has no maximum in the scale of {', '.join(far)}"
+        if not 1.01 / HOTTEST < self.temperature < 0.99 * HOTTEST:
+            return (
+                "not converged: the data that were held out have no maximum of their density in "
+                f"the temperature, from {1 / HOTTEST:g} to {HOTTEST:g}"
+            )
         return f"not converged after {self.steps} steps"
 
 
@@ -226,6 +220,13 @@ def tune(
     True
     """
     chosen = _require_approximation(approx, scales)
+    if not isinstance(noise, bool | np.bool_):
+        raise ModelError(
+            f"`noise` of tune is {noise!r}; it should be True or False: whether the scale of the "
+            "observed Normal is multiplied by a factor, too. It starts from the model's own scale."
+        )
+    if temperature is not None:
+        require_held_out(temperature, approx.posterior.observed)
     split = approx.curvature.split(approx.posterior, approx.at.u)  # pyright: ignore
     rest = _rest_of(approx)
     priors = normal_priors(split, rest)
@@ -260,34 +261,19 @@ def tune(
 
 
 def _tempered(tuned: Tuned, held_out: HeldOut) -> Tuned:
-    """The temperature of the highest mean log density of data that were held out."""
-    approx, names = tuned.approx, tuned.start.posterior.observed
-    rotated = rotated_blocks(tuned.start.precision)
+    """The same with the temperature under which data that were held out are most likely."""
+    approx, rotated = tuned.approx, rotated_blocks(tuned.start.precision)
 
-    def cost(log_temperature: float) -> float:
-        precision = tuned._precision(rotated, float(np.exp(log_temperature)))
+    def predictive(temperature: float) -> dict[str, Any]:
+        precision = tuned._precision(rotated, temperature)
         arguments = (held_out.x,), {}
-        found = linearized_predictive(
+        return linearized_predictive(
             approx.posterior, approx.at.u, precision, arguments, held_out.by
         )
-        (fn,) = found.values()
-        return -float(jnp.mean(fn.log_prob(jnp.asarray(held_out.y))))
 
-    if len(names) != 1:
-        raise ModelError(
-            f"`temperature` of tune is chosen by the density of one observed site; the model has "
-            f"{list(names)}."
-        )
-    bounds = -np.log(HOTTEST), np.log(HOTTEST)
-    best = scipy.optimize.minimize_scalar(
-        cost, bounds=bounds, method="bounded", options={"xatol": 1e-3}
-    )
-    if not np.isfinite(best.fun):
-        raise DataError(
-            f"`temperature` of tune has data of log density {-best.fun}; give inputs and labels "
-            "like those of the training, without NaN."
-        )
-    return eqx.tree_at(lambda t: t.temperature, tuned, float(np.exp(best.x)))
+    best = best_temperature(predictive, held_out)
+    tuned = eqx.tree_at(lambda t: t.temperature, tuned, best.value)
+    return tuned if best.is_inside else eqx.tree_at(lambda t: t.converged, tuned, replace=False)
 
 
 def _require_approximation(approx: Any, scales: Any) -> PriorScales:
