@@ -1,5 +1,6 @@
 """Normal priors and noise of a model, and the model with their scales multiplied."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
 
+FAR = 15.0  # of the log of a factor; e^(4 * 15) times the squares is a number of single precision
 ARGUMENT = "volform_factors"  # of a rescaled model; new data come without it
 
 
@@ -145,10 +147,12 @@ class NoiseFit(NamedTuple):
     Attributes:
         squares: sum of the squared residuals in units of the scales.
         number: of data, weighed as the model weighs them.
+        scales: of the observed sites, as the model gives them.
     """
 
     squares: Float[Array, ""]
     number: Float[Array, ""]
+    scales: dict[str, Array]
 
 
 def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
@@ -159,8 +163,8 @@ def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
     is_normal = _are_normal(split)
     if not all(is_normal.values()):
         return None
-    squares, count, moved = _noise(split)
-    return NoiseFit(squares, count), {name: not bool(moved[name]) for name in split.names}
+    squares, count, scales, moved = _noise(split)
+    return NoiseFit(squares, count, scales), {name: not bool(moved[name]) for name in split.names}
 
 
 def _are_normal(split: DataPriorSplit) -> dict[str, bool]:
@@ -176,7 +180,7 @@ def _are_normal(split: DataPriorSplit) -> dict[str, bool]:
 
 
 @eqx.filter_jit
-def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array]]:
+def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
     observed, z = split.observed(), split.parameters(split.u)
 
     def loss(log_factor: Float[Array, ""]) -> Float[Array, ""]:
@@ -187,8 +191,10 @@ def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array]]:
         ]
         return -sum(parts, jnp.zeros((), split.u.dtype))
 
-    # With k the factor the slope in log k is count - squares / k^2: at k = 1, and far from it.
-    near, far = (jax.grad(loss)(jnp.full((), x, split.u.dtype)) for x in (0.0, 20.0))
+    # With k the factor the slope in log k is count - squares / k^2. Far below 1 the squares are all
+    # of it, and keep their digits where the fit is perfect; far above the count is.
+    low, high = (jax.grad(loss)(jnp.full((), x, split.u.dtype)) for x in (-FAR, FAR))
+    squares = (high - low) / (2.0 * math.sinh(2.0 * FAR))
 
     def scales(u: Float[Array, " d"]) -> dict[str, Array]:
         trace = split.posterior.program.run(split.posterior.values(u))
@@ -196,8 +202,9 @@ def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array]]:
         return {name: jnp.asarray(fn.scale, u.dtype) for name, fn in cores.items()}
 
     probe = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
-    _, along = jax.jvp(scales, (split.u,), (probe,))
-    return far - near, far, {name: jnp.any(move != 0.0) for name, move in along.items()}
+    found, along = jax.jvp(scales, (split.u,), (probe,))
+    count = high + math.exp(-2.0 * FAR) * squares
+    return squares, count, found, {name: jnp.any(move != 0.0) for name, move in along.items()}
 
 
 def uniform_scale(scale: np.ndarray) -> float | None:

@@ -58,6 +58,14 @@ class ScaledEvidence(eqx.Module):
         curved = jnp.diag(bend) - sum(second[kept][:, kept] for _, second in parts)
         return 0.5 * slope, 0.5 * curved
 
+    def terms(self, x: Float[Array, " k"]) -> Float[Array, ""]:
+        """The size of the sums whose difference the gradient is."""
+        count = self.squares.size
+        found = jnp.sum(self.counts) + jnp.sum(jnp.exp(x[:count]) * self.squares)
+        if self.fit is None:
+            return found
+        return found + self.fit.number + jnp.exp(x[count]) * self.fit.squares
+
     def _logs(self, x: Float[Array, " k"]) -> Float[Array, " l"]:
         """Of the weights of all groups, of what is held, and of c."""
         count = self.squares.size
@@ -76,6 +84,15 @@ class Ascent(NamedTuple):
     converged: Array
 
 
+def _newton(problem: ScaledEvidence, x: Float[Array, " k"]) -> tuple[Array, Array]:
+    """The gradient, and a step that moves no log by more than 3."""
+    slope, curved = problem.derivatives(x)
+    values, axes = jnp.linalg.eigh(-curved)
+    values = jnp.maximum(values, jnp.finfo(x.dtype).eps * jnp.maximum(values[-1], 1.0))
+    along = axes @ ((axes.T @ slope) / values)
+    return slope, along * jnp.minimum(1.0, 3.0 / jnp.max(jnp.abs(along)))
+
+
 @eqx.filter_jit
 def ascend(problem: ScaledEvidence, start: Float[Array, " k"]) -> Ascent:
     """The maximum of a concave function by Newton's method, with steps halved until it rises."""
@@ -83,11 +100,7 @@ def ascend(problem: ScaledEvidence, start: Float[Array, " k"]) -> Ascent:
 
     def step(state: tuple) -> tuple:
         x, value, number, _ = state
-        slope, curved = problem.derivatives(x)
-        values, axes = jnp.linalg.eigh(-curved)
-        values = jnp.maximum(values, eps * jnp.maximum(values[-1], 1.0))
-        along = axes @ ((axes.T @ slope) / values)
-        along *= jnp.minimum(1.0, 3.0 / jnp.max(jnp.abs(along)))
+        slope, along = _newton(problem, x)
         rise = slope @ along
 
         def is_low(size: Array) -> Array:
@@ -105,10 +118,16 @@ def ascend(problem: ScaledEvidence, start: Float[Array, " k"]) -> Ascent:
     x, value, steps, _ = jax.lax.while_loop(
         lambda state: ~state[3] & (state[2] < ASCENT_STEPS), step, first
     )
-    norm = jnp.linalg.norm(problem.derivatives(x)[0])
+    # Where the value no longer tells two points apart the gradient is some root of eps; the last
+    # step, by the gradient alone, brings it from 1e-7 to 1e-15 (of 16 weights, measured).
+    slope, along = _newton(problem, x)
+    last = problem.derivatives(x + along)[0]
+    is_better = jnp.linalg.norm(last) < jnp.linalg.norm(slope)
+    x, slope = jnp.where(is_better, x + along, x), jnp.where(is_better, last, slope)
+    value = jnp.where(is_better, problem(x), value)
+    norm = jnp.linalg.norm(slope)
     # Of a gradient that is a difference of sums of the size of counts and squares.
-    terms = jnp.sum(problem.counts) + jnp.sum(jnp.exp(x[: problem.counts.size]) * problem.squares)
-    is_close = norm <= jnp.sqrt(eps) * (1.0 + terms) * 0.1
+    is_close = norm <= jnp.sqrt(eps) * (1.0 + problem.terms(x)) * 0.1
     converged = is_close & (jnp.max(jnp.abs(x)) <= FURTHEST)
     log_det = problem.log_det(jnp.zeros(start.size + 2 - (problem.fit is not None), start.dtype))
     return Ascent(x, value - problem(start), log_det, norm, steps, converged)

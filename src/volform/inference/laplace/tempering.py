@@ -61,7 +61,8 @@ def require_held_out(temperature: Any, names: tuple[str, ...]) -> None:
 
 
 def _in_words(given: Any) -> str:
-    return repr(given) if np.ndim(given) == 0 else f"of the type {type(given).__name__}"
+    is_short = isinstance(given, bool | float | int | str)
+    return repr(given) if is_short else f"of the type {type(given).__name__}"
 
 
 def best_temperature(
@@ -103,10 +104,13 @@ def best_temperature(
 
 
 def _require_labels(name: str, fn: Any, y: Any) -> None:
-    require_observed(name, fn, y)
+    try:
+        require_observed(name, fn, y)
+        require_in_support(name, fn, y)
+    except DataError as error:
+        raise DataError(f"`y` of HeldOut does not fit its `x`. {error}") from error
     if fn.shape() and np.shape(y) != fn.shape():
         raise DataError(
             f"`y` of HeldOut has shape {np.shape(y)}, but the predictions of `{name}` for its `x` "
             f"have shape {fn.shape()}; they should be the same, as in the training."
         )
-    require_in_support(name, fn, y)

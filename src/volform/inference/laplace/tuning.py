@@ -1,6 +1,7 @@
 """Prior scales and noise moved to the highest evidence after a training, the curvature held."""
 
 import abc
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -92,7 +93,8 @@ class Tuned(eqx.Module):
         factors: by which they are multiplied, by site; with `noise=True` of observed sites, too.
         noise: the factor of the scale of the observed Normal, 1 where it was not moved.
         temperature: T of the likelihood `p(y | theta)^(1/T)`, 1 where it was not moved.
-        log_z: first-order log evidence at one mode, before and after.
+        log_z: first-order log evidence at one mode, before and after; `approx.evidence` counts the
+            equivalent modes of a network, too.
         gradient_norm: norm of its gradient in the logs of the precisions, in nats.
         steps: steps of Newton's method.
         converged: whether the gradient vanishes, and a temperature lies inside of those tried.
@@ -118,8 +120,7 @@ class Tuned(eqx.Module):
         computed again.
         """
         start = self.start
-        scales = {**self.factors, **self._noises}
-        factors = factors_of(scales, self.temperature, start.at.u.dtype)
+        factors = factors_of(self.factors, self.temperature, start.at.u.dtype)
         place = place_at(with_factors(start.posterior, factors), start.values)
         note = note_on(place, start.curvature, given=True, refuse=True)
         precision = self._precision(start.precision, self.temperature)
@@ -133,29 +134,32 @@ class Tuned(eqx.Module):
         c = jnp.asarray(self.noise**-2.0 / temperature, weights.dtype)
         return moved(before, _rest_of(start), weights, c)
 
-    @property
-    def _noises(self) -> dict[str, float]:
-        names = self.start.posterior.observed if self.noise != 1.0 else ()
-        return dict.fromkeys(names, self.noise)
-
     def __repr__(self) -> str:
         before, after = self.log_z
         rows = [f"Tuned by the evidence: log Z {after:.3f} at one mode, before {before:.3f}"]
         for name, factor in self.factors.items():
             scale = uniform_scale(self.scales[name])
             shown = "" if scale is None else f"scale {scale:.4g}, "
-            rows.append(f"  {name:<12} {shown}{factor:.4g} times what it was")
-        rows += [f"  noise        {self.noise:.4g} times what it was"] if self.noise != 1.0 else []
+            title = f"noise of {name}" if name in self.start.posterior.observed else name
+            rows.append(f"  {title:<12} {shown}{factor:.4g} times what it was")
         if self.temperature != 1.0:
             rows.append(f"  temperature  {self.temperature:.4g}, by data that were held out")
+        copies = self.start.evidence.provenance.equivalent_modes
+        if copies > 1:
+            rows.append(
+                f"  `approx.evidence` adds log {copies:.6g} = {math.log(copies):.3f} for equivalent "
+                "modes, unless they overlap"
+            )
         rows += [f"  left as they are: {', '.join(self.unmoved)}"] if self.unmoved else []
         end = "converged" if self.converged else self._why_not()
         return "\n".join([*rows, f"  |gradient|   {self.gradient_norm:.1e}, {end}"])
 
     def _why_not(self) -> str:
+        observed = self.start.posterior.observed
         far = [n for n, f in self.factors.items() if abs(2.0 * np.log(f)) > 0.9 * FURTHEST]
+        titles = [f"noise of {name}" if name in observed else f"scale of {name}" for name in far]
         if far:
-            return f"not converged: the evidence has no maximum in the scale of {', '.join(far)}"
+            return f"not converged: the evidence has no maximum in the {', '.join(titles)}"
         if not 1.01 / HOTTEST < self.temperature < 0.99 * HOTTEST:
             return (
                 "not converged: the data that were held out have no maximum of their density in "
@@ -244,12 +248,15 @@ def tune(
     logs = np.asarray(found.x, float)
     pairs = zip(groups, logs[: len(groups)], strict=True)
     factors = {n: float(np.exp(-0.5 * t)) for names, t in pairs for n in names}
+    noises = {} if fit is None else dict.fromkeys(fit.scales, float(np.exp(-0.5 * logs[-1])))
+    start = priors.scales if fit is None else {**priors.scales, **fit.scales}
+    factors |= noises
     before = float(first_order(approx.at, found.log_det + jnp.sum(jnp.log(rest))))
     tuned = Tuned(
         approx,
-        {name: np.asarray(priors.scales[name] * factor) for name, factor in factors.items()},
+        {name: np.asarray(start[name] * factor) for name, factor in factors.items()},
         factors,
-        float(np.exp(-0.5 * logs[-1])) if noise else 1.0,
+        next(iter(noises.values()), 1.0),
         1.0,
         (before, before + float(found.gain)),
         float(found.gradient_norm),
