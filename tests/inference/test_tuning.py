@@ -189,7 +189,7 @@ def test_derivatives_are_those_of_automatic_differentiation(name: str) -> None:
 def test_the_last_layer_with_a_structure_and_twice() -> None:
     approx = laplace(LastLayer(Kronecker()))
     tuned = vf.tune(approx, scales=PerSite(), noise=True)
-    assert set(tuned.factors) == {"c.b", "c.w"}
+    assert set(tuned.factors) == {"c.b", "c.w", "y"}
     once_more = vf.tune(tuned.approx, scales=PerSite(), noise=True)
     assert_allclose(once_more.log_z, tuned.log_z[1], rtol=1e-10)
     assert_allclose([*once_more.factors.values(), once_more.noise], 1.0, rtol=1e-5)

@@ -27,6 +27,7 @@ from volform.models.curvature_metrics import (
 from volform.models.data_checks import (
     core_of as core_of,
     require_in_support as require_in_support,
+    require_whole_labels as require_whole_labels,
 )
 from volform.models.distance_priors import (
     PCPrior as PCPrior,

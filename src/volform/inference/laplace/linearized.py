@@ -114,7 +114,7 @@ def _likelihood(outputs: "_Outputs", program: ModelWithData) -> Any:
         return outputs.likelihood()
     except VolformError:
         raise
-    except UNTRACEABLE as error:
+    except (*UNTRACEABLE, ZeroDivisionError) as error:  # the last by JAX, of no examples
         advice = advice_on(str(error), program.model, *program.arguments())
         raise DataError(
             f"`predictive` could not run `{program.name}` {program.data_in_words()}. "

@@ -147,12 +147,12 @@ class NoiseFit(NamedTuple):
     Attributes:
         squares: sum of the squared residuals in units of the scales.
         number: of data, weighed as the model weighs them.
-        scales: of the observed sites, as the model gives them.
+        scales: of the observed sites, numbers where all data have the same.
     """
 
     squares: Float[Array, ""]
     number: Float[Array, ""]
-    scales: dict[str, Array]
+    scales: dict[str, np.ndarray]
 
 
 def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
@@ -164,7 +164,10 @@ def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
     if not all(is_normal.values()):
         return None
     squares, count, scales, moved = _noise(split)
-    return NoiseFit(squares, count, scales), {name: not bool(moved[name]) for name in split.names}
+    # NumPyro gives the scale the axes of the mean: one number again, where all are the same.
+    arrays = {name: np.asarray(scale) for name, scale in scales.items()}
+    held = {n: a if uniform_scale(a) is None else a.ravel()[0] for n, a in arrays.items()}
+    return NoiseFit(squares, count, held), {name: not bool(moved[name]) for name in split.names}
 
 
 def _are_normal(split: DataPriorSplit) -> dict[str, bool]:

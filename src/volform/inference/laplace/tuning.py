@@ -144,11 +144,11 @@ class Tuned(eqx.Module):
             rows.append(f"  {title:<12} {shown}{factor:.4g} times what it was")
         if self.temperature != 1.0:
             rows.append(f"  temperature  {self.temperature:.4g}, by data that were held out")
-        copies = self.start.evidence.provenance.equivalent_modes
+        copies = self.start.evidence.provenance.equivalent_modes or 1
         if copies > 1:
             rows.append(
-                f"  `approx.evidence` adds log {copies:.6g} = {math.log(copies):.3f} for equivalent "
-                "modes, unless they overlap"
+                f"  `approx.evidence` adds log {copies:.6g} = {math.log(copies):.3f} for "
+                "equivalent modes, unless they overlap"
             )
         rows += [f"  left as they are: {', '.join(self.unmoved)}"] if self.unmoved else []
         end = "converged" if self.converged else self._why_not()
