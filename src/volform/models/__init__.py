@@ -25,8 +25,10 @@ from volform.models.curvature_metrics import (
     SoftAbs as SoftAbs,
 )
 from volform.models.data_checks import (
+    advice_on as advice_on,
     core_of as core_of,
     require_in_support as require_in_support,
+    require_observed as require_observed,
     require_whole_labels as require_whole_labels,
 )
 from volform.models.distance_priors import (
@@ -54,6 +56,7 @@ from volform.models.model_metric import (
     ModelMetric as ModelMetric,
 )
 from volform.models.model_with_data import (
+    UNTRACEABLE as UNTRACEABLE,
     ById as ById,
     ModelWithData as ModelWithData,
     make_program as make_program,

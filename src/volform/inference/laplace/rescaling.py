@@ -17,7 +17,9 @@ from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
 
-FAR = 15.0  # of the log of a factor; e^(4 * 15) times the squares is a number of single precision
+FAR_FACTOR = (
+    15.0  # of the log of a factor; e^(4 * 15) times the squares is a number of single precision
+)
 ARGUMENT = "volform_factors"  # of a rescaled model; new data come without it
 
 
@@ -196,8 +198,8 @@ def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array], dict[
 
     # With k the factor the slope in log k is count - squares / k^2. Far below 1 the squares are all
     # of it, and keep their digits where the fit is perfect; far above the count is.
-    low, high = (jax.grad(loss)(jnp.full((), x, split.u.dtype)) for x in (-FAR, FAR))
-    squares = (high - low) / (2.0 * math.sinh(2.0 * FAR))
+    low, high = (jax.grad(loss)(jnp.full((), x, split.u.dtype)) for x in (-FAR_FACTOR, FAR_FACTOR))
+    squares = (high - low) / (2.0 * math.sinh(2.0 * FAR_FACTOR))
 
     def scales(u: Float[Array, " d"]) -> dict[str, Array]:
         trace = split.posterior.program.run(split.posterior.values(u))
@@ -206,7 +208,7 @@ def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array], dict[
 
     probe = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
     found, along = jax.jvp(scales, (split.u,), (probe,))
-    count = high + math.exp(-2.0 * FAR) * squares
+    count = high + math.exp(-2.0 * FAR_FACTOR) * squares
     return squares, count, found, {name: jnp.any(move != 0.0) for name, move in along.items()}
 
 
