@@ -191,6 +191,103 @@ def test_mistakes_of_normalization():
         jax.jit(lambda p: p.normalized())(vf.Jeffreys(vf.Euclidean(jnp.ones(())), constraints.real))
 
 
+def normal(loc, scale):
+    return dist.Normal(loc, scale).log_prob
+
+
+TWO = dist.MixtureSameFamily(
+    dist.Categorical(probs=jnp.array([0.5, 0.5])),
+    dist.Normal(jnp.array([0.0, 3.3]), jnp.array([1.0, 1e-4])),
+)
+
+
+def far_apart(x):
+    return jnp.logaddexp(normal(0.0, 0.01)(x), normal(300.0, 0.001)(x))
+
+
+def pole(x):
+    """Gamma(1/2) on both sides of zero, less its constant."""
+    return -0.5 * jnp.log(jnp.abs(x)) - jnp.abs(x)
+
+
+@pytest.mark.parametrize(
+    ("density", "exact"),
+    [
+        (far_apart, np.log(2.0)),
+        (normal(3.3, 0.001), 0.0),
+        (normal(1e4, 0.01), 0.0),
+        (dist.Laplace(7.0, 1e-5), 0.0),
+        (TWO, 0.0),
+        (lambda x: jnp.where(jnp.abs(x - 0.123) < 0.5, 0.0, -jnp.inf), 0.0),
+        (lambda x: jnp.where(x > 0.3, -x, -jnp.inf), -0.3),
+        (pole, np.log(2.0 * np.sqrt(np.pi))),
+    ],
+    ids=["far apart", "narrow", "far", "kink", "mixture", "box", "step", "pole"],
+)
+def test_integrals_of_what_is_narrow_or_ends(density, exact):
+    prior = vf.VolumeDensity(density, vf.Euclidean(), constraints.real).normalized()
+    assert_allclose(prior.log_integral, exact, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("density", "support", "message"),
+    [
+        (
+            lambda x: -jnp.log(x) - 2.0 * jnp.log(jnp.log(x)),
+            constraints.greater_than(2.0),
+            "not settled by quadrature: the tails towards 2 and 7.2",
+        ),
+        (normal(0.0, 1e-30), constraints.real, "mass between the nodes"),
+        (normal(1e4, 1e-9), constraints.real, "mass between the nodes"),
+        (normal(1e12, 1.0), constraints.real, "it still grows at 3.6"),
+        (lambda x: jnp.where(x > 1.0, jnp.nan, -(x**2)), constraints.real, "its log is nan at 1.0"),
+        (lambda x: jnp.full_like(x, -jnp.inf), constraints.real, "zero at all nodes"),
+        (lambda x: -0.9 * jnp.log(jnp.abs(x - 1.3)) - x**2, constraints.real, "half the step"),
+    ],
+    ids=["slow tail", "point", "rounded", "beyond", "nan", "zero", "strong pole"],
+)
+def test_integrals_that_are_not_settled(density, support, message):
+    prior = vf.VolumeDensity(density, vf.Euclidean(), support)
+    with pytest.raises(ModelError, match=rf"{message}.*`normalized\(log_integral=...\)`"):
+        prior.normalized()
+    assert np.isfinite(prior.normalized(0.5).log_integral)
+
+
+def test_draws_of_what_is_narrow():
+    exact = dist.Normal(300.0, 0.001)
+    prior = vf.VolumeDensity(exact, vf.Euclidean(), constraints.real).normalized()
+    drawn = np.asarray(prior.sample(jax.random.key(0), (1000,)))
+    assert kstest(drawn, lambda x: np.asarray(exact.cdf(x))).pvalue > 1e-3
+
+
+@pytest.mark.float32
+def test_in_float32():
+    """Cells are halved down to rounding only, and draws take memory of a thousand at a time."""
+    prior = vf.Jeffreys(BERNOULLI, constraints.unit_interval).normalized()
+    assert prior.log_integral.dtype == jnp.float32
+    assert_allclose(prior.log_integral, np.log(np.pi), rtol=1e-3)
+    assert prior._law.edges.size < 20_000
+    drawn = np.asarray(prior.sample(jax.random.key(0), (20_000,)))
+    assert kstest(drawn, beta(0.5, 0.5).cdf).pvalue > 1e-3
+
+
+# --- Supports
+
+
+def test_discrete_values_have_no_volume():
+    with pytest.raises(ModelError, match=r"`support` of a volume density .* no volume"):
+        vf.VolumeDensity(lambda x: -x, vf.Euclidean(), constraints.nonnegative_integer)
+
+
+@pytest.mark.parametrize("shape", [(), 3, (3.0,)])
+def test_shape_of_a_simplex(shape):
+    metric = vf.Fisher(lambda p: dist.Categorical(probs=p))
+    with pytest.raises(
+        ModelError, match=r"`event_shape` of a volume density .* event_shape=\(3,\)"
+    ):
+        vf.Jeffreys(metric, constraints.simplex, shape)
+
+
 # --- Under stock NUTS
 
 

@@ -152,15 +152,26 @@ def _by_enumeration(fn: Any, base: Any) -> Float[Array, ""]:
     return jnp.sum(jnp.exp(log_p) * gap)
 
 
+def _log_slopes(chart: Any, t: Array, x: Array) -> Array:
+    return jax.vmap(chart.log_abs_det_jacobian)(t, x)
+
+
 def _by_quadrature(fn: Any, base: Any) -> Float[Array, ""]:
     t, dt = line_nodes(fn, _NODES)
     chart = biject_to(fn.support)
-    x = jax.vmap(chart)(t)
-    log_p, log_q = fn.log_prob(x), base.log_prob(x)
-    weights = dt * jnp.exp(log_p + jax.vmap(chart.log_abs_det_jacobian)(t, x))
-    gap = log_p - log_q
-    # Far out the weights are zero, and what they multiply infinite.
+
+    def at(fn: Any, base: Any, t: Array) -> tuple[Array, Array, Array]:
+        x = jax.vmap(chart)(t)
+        log_p, log_q = fn.log_prob(x), base.log_prob(x)
+        return log_p, log_p - log_q, dt * jnp.exp(log_p + _log_slopes(chart, t, x))
+
+    # Far out the weights are zero, and what they multiply infinite, or its derivatives are: such
+    # nodes are taken elsewhere, since zero times an infinite derivative is none.
+    still = jax.lax.stop_gradient((fn, base))
+    _, gap, weights = at(*still, t)
     holds = (weights > 0.0) & jnp.isfinite(gap)
+    safe = jnp.take_along_axis(t, jnp.argmax(jnp.where(holds, weights, 0.0), 0)[None], 0)
+    log_p, gap, weights = at(fn, base, jnp.where(holds, t, safe))
     p, gap = jnp.where(holds, weights, 0.0), jnp.where(holds, gap, 0.0)
     plain = jnp.sum(p * gap)
     if isinstance(base, dist.Normal):  # whose part is known, however slowly the tails of fn fall

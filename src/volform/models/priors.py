@@ -18,7 +18,9 @@ from volform.errors import MetricError, ModelError
 from volform.geometry.metric import Metric, log_volume, pulled_back
 from volform.linalg.structured import exact_logdet
 from volform.models.hidden_leaves import HiddenLeaves
-from volform.models.line_laws import LineLaw, line_law
+from volform.models.line_laws import FAR, LineLaw, line_law
+
+_SEEDS = 500  # draws of a density that is a mixture, to find its components
 
 
 class VolumeDensity(dist.Distribution):
@@ -37,6 +39,7 @@ class VolumeDensity(dist.Distribution):
 
     Raises:
         MetricError: when `metric` is no metric.
+        ModelError: when `support` is discrete, or `event_shape` of fewer dimensions than it.
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
     >>> prior = vf.VolumeDensity(
@@ -63,6 +66,7 @@ class VolumeDensity(dist.Distribution):
             raise MetricError(
                 f"`metric` should be a volform metric such as `Fisher(family)`; got {metric!r}."
             )
+        _require_support(support, event_shape)
         self._log_integral: Any = None
         self._law: LineLaw | None = None
         self._hidden = HiddenLeaves.of((log_density, metric))
@@ -120,14 +124,16 @@ class VolumeDensity(dist.Distribution):
         """The prior divided by its integral: proper, so that it has an evidence.
 
         Of one number the integral is computed, by Gauss-Legendre on cells that are halved where
-        they need it, to 1e-10, and `sample` is by the inverse of the distribution function.
+        they need it, to 1e-10, and `sample` is by the inverse of the distribution function. What
+        is in doubt by more than 1e-6 is refused; mass in a region that no node sees is not seen.
 
         Args:
             log_integral: log of the integral where it is known, of priors of several numbers.
 
         Raises:
             ModelError: when the integral is infinite, as of Jeffreys' prior of a scale; when it
-                cannot be computed, and is not given or not finite; inside `jit` and `vmap`.
+                is not settled by quadrature, or of several numbers, and is not given; when the
+                given one is not finite; inside `jit` and `vmap`.
 
         >>> import jax, numpyro.distributions as dist, volform as vf
         >>> prior = vf.Jeffreys(vf.Fisher(dist.Bernoulli), dist.constraints.unit_interval)
@@ -151,12 +157,7 @@ class VolumeDensity(dist.Distribution):
                 "here; give it, `normalized(log_integral=...)`: that of Jeffreys' prior of k "
                 "probabilities is log(pi^(k/2) / Gamma(k/2))."
             )
-        law = line_law(_log_density_on_line(self))
-        if law is None:
-            raise ModelError(
-                "The integral of the density over `support` is infinite, or not a number: it is "
-                "an improper prior, which has no evidence. A PC prior, `vf.PCPrior`, is proper."
-            )
+        law = line_law(_log_density_on_line(self), _value_at(self), _seeds(self))
         return self._divided(law.log_integral, law)
 
     def _divided(self, log_integral: Any, law: LineLaw | None) -> "VolumeDensity":
@@ -178,10 +179,29 @@ class VolumeDensity(dist.Distribution):
         return values.reshape(*sample_shape, *self.event_shape)
 
 
+def _require_support(support: Any, event_shape: Any) -> None:
+    if not isinstance(support, constraints.Constraint) or support.is_discrete:
+        raise ModelError(
+            f"`support` of a volume density is {support!r}; it should be a NumPyro constraint of "
+            "real numbers, such as `constraints.positive`. Discrete values have no volume."
+        )
+    is_shape = isinstance(event_shape, tuple) and all(isinstance(n, int) for n in event_shape)
+    if not is_shape or len(event_shape) < support.event_dim:
+        raise ModelError(
+            f"`event_shape` of a volume density is {event_shape!r}; it should be a tuple of at "
+            f"least {support.event_dim} sizes for values of {support}, such as "
+            "`Jeffreys(metric, constraints.simplex, event_shape=(3,))` for three probabilities."
+        )
+
+
+def _is_line(chart: Any) -> bool:
+    return isinstance(getattr(chart, "base_transform", chart), IdentityTransform)
+
+
 def _placed(prior: VolumeDensity, s: Float[Array, ""]) -> tuple[Array, Float[Array, ""]]:
     """The value at a point of a line on which tails are exponential, and the log derivative."""
     chart = biject_to(prior._support)
-    is_line = isinstance(getattr(chart, "base_transform", chart), IdentityTransform)
+    is_line = _is_line(chart)
     u, stretch = (jnp.sinh(s), jnp.log(jnp.cosh(s))) if is_line else (s, jnp.zeros_like(s))
     u = u.reshape(chart.inverse_shape(prior.event_shape))
     value = chart(u)
@@ -198,6 +218,28 @@ def _log_density_at(prior: VolumeDensity, s: Float[Array, ""]) -> Float[Array, "
 def _log_density_on_line(prior: VolumeDensity) -> Callable[[Any], Any]:
     compiled = Compiled(jax.vmap(_log_density_at, (None, 0)), QUICK)
     return lambda s: compiled(prior, jnp.asarray(s, jnp.result_type(float)))
+
+
+def _value_at(prior: VolumeDensity) -> Callable[[float], str]:
+    return lambda s: f"{np.ravel(_placed(prior, jnp.asarray(s, float))[0])[0]:.6g}"
+
+
+def _seeds(prior: VolumeDensity) -> Float[np.ndarray, " n"]:
+    """Draws of a density that is a mixture, of which a narrow component is seen from nowhere."""
+    density, none = prior.log_density, np.zeros(0)
+    if not isinstance(density, dist.MixtureSameFamily | dist.MixtureGeneral):
+        return none
+    try:
+        drawn = density.sample(jax.random.key(0), (_SEEDS,))
+    except NotImplementedError:
+        return none
+    if np.size(drawn) != _SEEDS:
+        return none
+    chart = biject_to(prior._support)
+    values = jnp.reshape(jnp.asarray(drawn, float), (_SEEDS, *prior.event_shape))
+    u = np.ravel(jax.vmap(chart.inv)(values))
+    s = np.arcsinh(u) if _is_line(chart) else u
+    return s[np.abs(s) < FAR]
 
 
 def _draws(prior: VolumeDensity, law: LineLaw, key: Any, count: int) -> Array:
@@ -224,6 +266,7 @@ def Jeffreys(
 
     Raises:
         MetricError: when `metric` is no metric.
+        ModelError: when `support` is discrete, or `event_shape` of fewer dimensions than it.
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist, volform as vf
     >>> prior = vf.Jeffreys(vf.Fisher(dist.Bernoulli), dist.constraints.unit_interval)
