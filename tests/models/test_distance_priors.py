@@ -9,12 +9,12 @@ import pytest
 from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
 from scipy.integrate import quad
-from scipy.special import digamma, gammaln
+from scipy.special import digamma, gammaln, polygamma
 from scipy.stats import expon, kstest
 
 import volform as vf
 from volform.errors import ModelError
-from volform.models.model_distances import divergence
+from volform.models.model_distances import ModelDistance, divergence
 
 LINE = constraints.interval(-1.0, 1.0)
 
@@ -250,3 +250,66 @@ def test_bad_input(options, message):
     given = {"family": scale, "base": 0.0, "upper": 2.0, "tail": 0.05, **options}
     with pytest.raises(ModelError, match=message):
         vf.PCPrior(**given)
+
+
+# --- By quadrature and by closed forms that cancel
+
+
+def gamma_of_mean_one(v):
+    return dist.Gamma(v, v)
+
+
+def distance_of_gamma(v):
+    """Of Gamma(v, v) from Exponential(1), and its derivative."""
+    kl = v * np.log(v) - gammaln(v) + (v - 1.0) * (digamma(v) - np.log(v)) - v + 1.0
+    return np.sqrt(2.0 * kl), (v - 1.0) * (polygamma(1, v) - 1.0 / v) / np.sqrt(2.0 * kl)
+
+
+def distance_of_rate(v):
+    kl = np.log(v) + 1.0 / v - 1.0
+    return np.sqrt(2.0 * kl), (1.0 / v - 1.0 / v**2) / np.sqrt(2.0 * kl)
+
+
+ON_BOTH_SIDES = np.array([0.1, 0.5, 1.5, 4.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "distance", "values"),
+    [
+        (gamma_of_mean_one, {"base": 1.0}, distance_of_gamma, ON_BOTH_SIDES),
+        (dist.Exponential, {"base": 1.0}, distance_of_rate, ON_BOTH_SIDES),
+        (
+            gamma_of_mean_one,
+            {"base": dist.Exponential(1.0), "support": constraints.greater_than(1.0)},
+            distance_of_gamma,
+            np.array([1.1, 1.5, 4.0, 30.0]),
+        ),
+    ],
+    ids=["gamma", "quadrature", "end"],
+)
+def test_distances_of_positive_families(family, options, distance, values):
+    prior = vf.PCPrior(family, **options, upper=4.0, tail=0.05)
+    rate = -np.log(0.05) / distance(4.0)[0]
+    sides = 1.0 if "support" in options else 2.0
+    d, slope = distance(values)
+    exact = np.log(rate / sides * np.abs(slope)) - rate * d
+    assert_allclose(prior.log_prob(jnp.asarray(values)), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0])
+def test_derivative_of_a_signed_distance(value):
+    """It increases through the base, and draws move with hyperparameters as it says."""
+    found = ModelDistance(gamma_of_mean_one, jnp.ones(()), False).signed(jnp.asarray(value))
+    distance, slope = distance_of_gamma(value)
+    assert_allclose(found, (np.sign(value - 1.0) * distance, np.abs(slope)), rtol=1e-10)
+
+
+def test_divergence_is_infinite_where_the_base_has_no_density():
+    base = dist.Uniform(0.0, 1.0)
+    found = jax.vmap(lambda b: divergence(dist.Uniform(0.0, b), base))(jnp.array([0.5, 2.0]))
+    assert_allclose(found, [np.log(2.0), np.inf], rtol=1e-6)
+
+
+def test_distance_is_finite_on_both_sides():
+    with pytest.raises(ModelError, match=r"is inf with slope nan at 1.28.* on both sides"):
+        vf.PCPrior(lambda b: dist.Uniform(0.0, b), base=1.0, upper=0.5, tail=0.05)

@@ -242,7 +242,7 @@ def _in_t(fn: Any, count: int) -> tuple[Array, Array, Array]:
 
     def log_density(t: Array) -> Array:
         value = _log_density(fn, t)
-        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+        return jnp.where(value < jnp.inf, value, -jnp.inf)  # poles at a bound are no modes
 
     mode = _mode(log_density, fn.batch_shape, dtype)
     x, dx = (v.reshape(-1, *(1,) * mode.ndim) for v in half_line(count, dtype))

@@ -17,17 +17,12 @@ from volform.checks import is_positive_number
 from volform.compilation import QUICK, STEADY, Compiled
 from volform.errors import ModelError
 from volform.models.hidden_leaves import HiddenLeaves
-from volform.models.model_distances import ModelDistance, base_model, is_point
+from volform.models.model_distances import ModelDistance, base_model, is_point, way_of
 
-# Steps from a start, in unconstrained coordinates, at which distances are looked at.
-_STEPS = 2.0 ** np.arange(-2.0, 10.0)
-_AT = np.concatenate([-_STEPS[::-1], [0.0], _STEPS])
-_START = len(_STEPS)
+_BESIDE = 0.25  # unconstrained distance from the base of values on both sides
 _CLOSE = 32  # halvings of a step before one of Newton's: of a step of 4 to 1e-9, and that squared
 _HALVINGS = 60
 _AT_ONCE = 200  # values at once, which bounds the memory
-_ENOUGH = 1e-4  # of the distance of `upper`, below which a way to the base ends
-_CONVERGED = 0.03  # relative change over the last doubling, below which a distance has a limit
 
 
 class DistanceTransform(Transform):
@@ -119,7 +114,7 @@ def _solved(
     way = way_of(distance, support, start, sign, is_two_sided)
 
     def solved(given: Float[Array, ""]) -> Float[Array, ""]:
-        cell = jnp.clip(jnp.searchsorted(way.rising, sign * given), 1, len(_AT) - 1)
+        cell = jnp.clip(jnp.searchsorted(way.rising, sign * given), 1, way.u.size - 1)
 
         def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             middle = 0.5 * (ends[0] + ends[1])
@@ -137,63 +132,6 @@ def _solved(
 
 
 _values_at = Compiled(_solved, STEADY)
-
-
-class Way(NamedTuple):
-    """Distances on the way from a start to both ends of the support.
-
-    Attributes:
-        u: unconstrained coordinates, increasing.
-        rising: the signed distance there, times the sign that makes it increase; infinite beyond
-            what the numbers of the family can tell.
-        ends: its limits at both ends, infinite where it has none.
-        sign: that sign.
-        is_ordered: whether it increases.
-    """
-
-    u: Float[Array, " n"]
-    rising: Float[Array, " n"]
-    ends: tuple[Float[Array, ""], Float[Array, ""]]
-    sign: Float[Array, ""]
-    is_ordered: Bool[Array, ""]
-
-
-def way_of(distance: ModelDistance, support: Any, start: Any, sign: Any, is_two_sided: Any) -> Way:
-    """Distances on the way from `start` to both ends of the support; `sign` is found for None."""
-    chart = biject_to(support)
-    u = chart.inv(jnp.asarray(start, jnp.result_type(float)))
-    u = u + jnp.asarray(_AT, u.dtype)
-    value = chart(u)
-    value = value.at[_START].set(start)
-    signed = jax.vmap(distance.quick)(value)
-    rises = is_two_sided | (signed[_START + 1] > signed[_START - 1])
-    sign = jnp.where(rises, 1.0, -1.0).astype(u.dtype) if sign is None else sign
-    rising = sign * signed
-    moves = jnp.diff(value) > 0.0  # which values do not that are rounded to a bound
-    moves = jnp.concatenate([moves[:_START], jnp.array([True]), moves[_START:]])
-    usable = moves & jnp.isfinite(rising) & jnp.isfinite(value)
-    # At a base that is an end the distance falls to zero, and then to rounding.
-    usable &= is_two_sided | (jnp.abs(rising) > _ENOUGH * jnp.abs(rising[_START]))
-    low, high = _outwards(usable[_START::-1])[::-1], _outwards(usable[_START:])
-    usable = jnp.concatenate([low, high[1:]])
-    outside = jnp.where(jnp.asarray(_AT) < 0.0, -jnp.inf, jnp.inf).astype(u.dtype)
-    rising = jnp.where(usable, rising, outside)
-    gaps, rounding = jnp.diff(rising), 1e-6 * jnp.abs(rising[1:])
-    is_ordered = jnp.all((gaps >= -rounding) | ~(usable[1:] & usable[:-1]))
-    ends = _limit(rising[_START::-1], low[::-1]), _limit(rising[_START:], high)
-    return Way(u, jax.lax.cummax(rising), ends, sign, is_ordered)
-
-
-def _outwards(usable: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """Up to the first that is not."""
-    return jnp.cumprod(usable.astype(int)).astype(bool)
-
-
-def _limit(rising: Float[Array, " n"], usable: Bool[Array, " n"]) -> Float[Array, ""]:
-    last = jnp.sum(usable) - 1
-    then, before = rising[last], rising[jnp.maximum(last - 1, 0)]
-    is_there = jnp.abs(then - before) <= _CONVERGED * jnp.abs(then)
-    return jnp.where(is_there, then, jnp.sign(then) * jnp.inf)
 
 
 def PCPrior(
@@ -253,6 +191,8 @@ def PCPrior(
     if not any(isinstance(fact, Tracer) for fact in jax.tree.leaves(facts)):
         facts = jax.tree.map(np.asarray, facts)  # which stay known inside `jit`
         _require_distance(facts)
+        with jax.ensure_compile_time_eval():
+            _require_slopes(distance, support, start, is_two_sided)
     if not is_known:
         facts = facts._replace(beyond=jnp.abs(_signed_at(distance, jnp.reshape(upper, 1))[0][0]))
     rate = _rate(facts, jnp.asarray(tail, facts.beyond.dtype), is_two_sided)
@@ -288,9 +228,9 @@ def _facts(
     distance: ModelDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
 ) -> _Facts:
     way = way_of(distance, support, upper, None, is_two_sided)
-    beyond, ends = jnp.abs(way.rising[_START]), (jnp.abs(way.ends[0]), jnp.abs(way.ends[1]))
+    ends = jnp.abs(way.ends[0]), jnp.abs(way.ends[1])
     far = jnp.where(way.sign > 0.0, ends[1], ends[0])
-    return _Facts(beyond, way.sign, ends, far, way.is_ordered)
+    return _Facts(way.beyond, way.sign, ends, far, way.is_ordered)
 
 
 _facts_of = Compiled(_facts, QUICK)
@@ -398,3 +338,20 @@ def _require_distance(facts: _Facts) -> None:
             "The distance from the `base` of PCPrior is not monotone on the support, as if the "
             "base were inside: give its value, and not its distribution, or a narrower `support`."
         )
+
+
+def _require_slopes(distance: ModelDistance, support: Any, start: Any, is_two_sided: bool) -> None:
+    """The distance and its slope, beyond the base and on both sides of it."""
+    chart, values = biject_to(support), [start]
+    if is_two_sided:
+        u = chart.inv(jnp.asarray(distance.base, jnp.result_type(float)))
+        values += [chart(u - _BESIDE), chart(u + _BESIDE)]
+    for value in values:
+        signed, slope = (np.asarray(x)[0] for x in _signed_at(distance, jnp.reshape(value, 1)))
+        if not (np.isfinite(signed) and np.isfinite(slope) and slope != 0.0):
+            raise ModelError(
+                f"The distance from the `base` of PCPrior is {signed:.4g} with slope {slope:.4g} "
+                f"at {float(value):.6g}; both should be finite, and on both sides of a base inside "
+                "the support. Register the divergence by "
+                "`numpyro.distributions.kl.kl_divergence.register`, or narrow `support`."
+            )
