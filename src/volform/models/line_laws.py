@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import ModelError
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-FAR = 25.0  # where tails begin: sigmoid(25) is one but for 1e-11, of which five digits are left
+TAIL_FROM = (
+    25.0  # where tails begin: sigmoid(25) is one but for 1e-11, of which five digits are left
+)
 TAIL_OVER = 5.0  # length over which their rates are measured
 SLOWEST = 0.02  # rate of a tail below which its integral counts as infinite
 _CELLS, _ROUNDS = 200, 30  # cells to begin with, and how often those that need it are halved
@@ -91,8 +93,8 @@ class LineLaw(eqx.Module):
 
         ends = jax.lax.fori_loop(0, 30, halved, (low, high))
         beyond = -jnp.log1p(-level)
-        found = jnp.where(cell == 0, -FAR - beyond / self.rates[0], 0.5 * (ends[0] + ends[1]))
-        return jnp.where(cell == self.masses.size - 1, FAR + beyond / self.rates[1], found)
+        found = jnp.where(cell == 0, -TAIL_FROM - beyond / self.rates[0], 0.5 * (ends[0] + ends[1]))
+        return jnp.where(cell == self.masses.size - 1, TAIL_FROM + beyond / self.rates[1], found)
 
 
 def line_law(
@@ -128,13 +130,13 @@ def line_law(
             raise _unsettled(f"its log is {found[bad][0]} at {value_at(s[bad][0])}")
         return found
 
-    grid = np.linspace(-FAR, FAR, _CELLS + 1)
+    grid = np.linspace(-TAIL_FROM, TAIL_FROM, _CELLS + 1)
     peaks, peak = _peaks(log_f, finite, _nodes_of(_cells(grid)).ravel(), seeds)
     if not np.isfinite(peak):
         raise _unsettled("it is zero at all nodes")
     rates, tails, doubt = _tails(finite, value_at, peak)
     shells = np.concatenate([peaks, *(peaks + side * w for side in (-1, 1) for w in _SHELLS)])
-    edges = np.unique(np.clip([*grid, *shells], -FAR, FAR))
+    edges = np.unique(np.clip([*grid, *shells], -TAIL_FROM, TAIL_FROM))
     with np.errstate(over="ignore", invalid="ignore"):  # of a peak that was not found
         cells, mass, left = _halved(lambda s: np.exp(finite(s) - peak), _cells(edges), tails.sum())
     # Of a peak that no node has seen, all that is known is its height.
@@ -143,14 +145,17 @@ def line_law(
     if not 0.0 < total < np.inf:
         raise _unsettled("there is mass between the nodes")
     for share, what in (
-        (doubt, f"the tails towards {value_at(-FAR)} and {value_at(FAR)} are not exponential"),
+        (
+            doubt,
+            f"the tails towards {value_at(-TAIL_FROM)} and {value_at(TAIL_FROM)} are not exponential",
+        ),
         (left, "a rule and one of half the step disagree"),
         (unseen, "there is mass between the nodes"),
     ):
         if not share <= max(_SETTLED, 1e3 * _eps()) * total:
             raise _unsettled(what)
     mass = np.concatenate([tails[:1], mass, tails[1:]]) / total
-    parts = (np.append(cells[:, 0], FAR), mass, rates, peak + np.log(total))
+    parts = (np.append(cells[:, 0], TAIL_FROM), mass, rates, peak + np.log(total))
     return LineLaw(*(jnp.asarray(x, jnp.result_type(float)) for x in parts))
 
 
@@ -187,7 +192,7 @@ def _peaks(
     at, best = points[chosen], heights[chosen]
     reach = np.maximum(points[chosen + 1] - at, at - points[chosen - 1])
     for _ in range(_ROUNDS_OF_ZOOM if at.size else 0):
-        near = np.clip(at[:, None] + reach[:, None] * _ZOOMS, -FAR, FAR)
+        near = np.clip(at[:, None] + reach[:, None] * _ZOOMS, -TAIL_FROM, TAIL_FROM)
         found = log_f(near)
         found = np.where(np.isfinite(found), found, -np.inf)  # a pole is no place of a node
         pick = np.argmax(found, axis=1)[:, None]
@@ -199,13 +204,13 @@ def _peaks(
 
 def _tails(finite: Any, value_at: Any, peak: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Rates and masses of the tails, and how much of the masses is in doubt."""
-    steps = np.arange(3.0) * TAIL_OVER - FAR
+    steps = np.arange(3.0) * TAIL_OVER - TAIL_FROM
     out, middle, inner = finite(np.stack([steps, -steps])).T
     is_zero = out == -np.inf
     out, middle = np.where(is_zero, 0.0, out), np.where(is_zero, 1e9, middle)
     inner = np.where(is_zero, 2e9, inner)
     rates = (middle - out) / TAIL_OVER
-    for rate, end in zip(rates, (-FAR, FAR), strict=True):
+    for rate, end in zip(rates, (-TAIL_FROM, TAIL_FROM), strict=True):
         if rate < -SLOWEST:
             raise _unsettled(f"it still grows at {value_at(end)}")
     if np.any(rates < SLOWEST):

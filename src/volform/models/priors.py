@@ -18,7 +18,7 @@ from volform.errors import MetricError, ModelError
 from volform.geometry.metric import Metric, log_volume, pulled_back
 from volform.linalg.structured import exact_logdet
 from volform.models.hidden_leaves import HiddenLeaves
-from volform.models.line_laws import FAR, LineLaw, line_law
+from volform.models.line_laws import TAIL_FROM, LineLaw, line_law
 
 _SEEDS = 500  # draws of a density that is a mixture, to find its components
 
@@ -239,7 +239,7 @@ def _seeds(prior: VolumeDensity) -> Float[np.ndarray, " n"]:
     values = jnp.reshape(jnp.asarray(drawn, float), (_SEEDS, *prior.event_shape))
     u = np.ravel(jax.vmap(chart.inv)(values))
     s = np.arcsinh(u) if _is_line(chart) else u
-    return s[np.abs(s) < FAR]
+    return s[np.abs(s) < TAIL_FROM]
 
 
 def _draws(prior: VolumeDensity, law: LineLaw, key: Any, count: int) -> Array:
