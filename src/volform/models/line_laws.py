@@ -147,7 +147,8 @@ def line_law(
     for share, what in (
         (
             doubt,
-            f"the tails towards {value_at(-TAIL_FROM)} and {value_at(TAIL_FROM)} are not exponential",
+            f"the tails towards {value_at(-TAIL_FROM)} and {value_at(TAIL_FROM)} are not "
+            "exponential",
         ),
         (left, "a rule and one of half the step disagree"),
         (unseen, "there is mass between the nodes"),
