@@ -12,9 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from volform.errors import ModelError
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-TAIL_FROM = (
-    25.0  # where tails begin: sigmoid(25) is one but for 1e-11, of which five digits are left
-)
+TAIL_FROM = 25.0  # sigmoid(25) is one but for 1e-11, of which five digits are left
 TAIL_OVER = 5.0  # length over which their rates are measured
 SLOWEST = 0.02  # rate of a tail below which its integral counts as infinite
 _CELLS, _ROUNDS = 200, 30  # cells to begin with, and how often those that need it are halved
