@@ -1,12 +1,7 @@
 """The code of README and the guides runs as it stands, and prints what they say."""
 
-import sys
-
 import pytest
-from tests.house import ROOT
-
-sys.path.insert(0, str(ROOT / "docs"))
-import code_blocks
+from tests import code_blocks
 
 
 @pytest.mark.slow

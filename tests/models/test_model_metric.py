@@ -1,8 +1,5 @@
 """Metrics read off a model: SoftAbs, observed information, and those that users write."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +8,12 @@ import numpyro.distributions as dist
 import pytest
 from numpy.testing import assert_allclose
 from numpyro.distributions import constraints
+from tests.code_blocks import code_of
 
 import volform as vf
 from volform.errors import MetricError, ModelError, SingularMetricError, UnknownSiteError
 from volform.models import ModelMetric, ObservedInformation, SoftAbs
 
-GUIDE = Path(__file__).parents[2] / "docs" / "metrics.md"
 X = jnp.array([[0.5, -1.0], [1.5, 0.3], [-0.7, 0.8], [0.2, 0.1]])
 COUNTS = jnp.array([1, 0, 3, 2])
 Y = jnp.array([0.3, -0.5, 1.9])
@@ -358,7 +355,7 @@ def test_repr():
 @pytest.mark.slow
 def test_the_guide_runs(capsys):
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL):
+    for block in code_of("docs/metrics.md"):
         exec(block, names)
     assert "metric EmpiricalFisher + JointFisher" in capsys.readouterr().out
 

@@ -1,20 +1,16 @@
 """The code of the guide runs as it stands."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-
-GUIDE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+from tests.code_blocks import code_of
 
 
 @pytest.mark.slow
 @pytest.mark.standard_promotion  # optax
 def test_snippets(capsys):
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL):
+    for block in code_of("docs/optimizers.md"):
         exec(block, names)
     out = capsys.readouterr().out.splitlines()
     ratios = [float(line) for line in out[:3]]

@@ -1,7 +1,7 @@
 """The code of README and the guides: run page by page, and what it prints compared or written.
 
-    python docs/code_blocks.py                     run all pages, list what is not as they say
-    python docs/code_blocks.py --write README.md   write what the code prints into its text blocks
+    python -m tests.code_blocks                     run all pages, list what is not as they say
+    python -m tests.code_blocks --write README.md   write what the code prints into its text blocks
 
 The blocks of a page run in order and share their names, in a folder of their own. A ``text`` block
 right behind a ``python`` block is what that prints; a line ``...`` in it stands for any lines.
@@ -44,6 +44,11 @@ class Block:
         if self.expected is not None and not agree(self.printed, self.expected):
             return f"{where} prints\n{self.printed}where the page says\n{self.expected}"
         return None
+
+
+def code_of(page: str) -> list[str]:
+    """The code of each block of a page."""
+    return [found[1] for found in _BLOCK.finditer((ROOT / page).read_text(encoding="utf-8"))]
 
 
 def run(page: str) -> list[Block]:
