@@ -102,6 +102,19 @@ def in_words(regimes: Sequence[Regime]) -> str:
     return "; ".join(str(regime) for regime in regimes if regime.above)
 
 
+def text_table(rows: Sequence[Sequence[str]], *, to_the_right: bool = False) -> list[str]:
+    """Lines of a table of text: titles in the first row, a name first in each.
+
+    Args:
+        rows: texts.
+        to_the_right: whether cells end under each other, as numbers do, and do not begin so.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    place = str.rjust if to_the_right else str.ljust
+    lines = ("  ".join(map(place, row, widths)) for row in rows)
+    return [line.rstrip() for line in lines]
+
+
 def html_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """A table as HTML, for notebooks: titles in the first row, a name first in each; notes below.
 

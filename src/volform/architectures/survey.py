@@ -30,7 +30,7 @@ from volform.networks.activations import Activation, Erf, Relu
 from volform.networks.likelihoods import regression
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
 from volform.progress import waiting
-from volform.results import Evidence, Level
+from volform.results import Evidence, Level, text_table
 
 WIDE = 1000  # a width at which priors are told apart for all widths
 
@@ -166,12 +166,7 @@ class Survey:
     def __repr__(self) -> str:
         cells = [entry.cells for entry in self.entries]
         table = [list(cells[0]), *(list(row.values()) for row in cells)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([*lines, *self.summary()])
+        return "\n".join([*text_table(table), *self.summary()])
 
     def summary(self) -> list[str]:
         """Findings of the table, in sentences."""

@@ -17,7 +17,7 @@ Rule = Callable[["_Walk", JaxprEqn, list[Axes]], list[Axes]]
 
 
 class Traced(NamedTuple):
-    """LeafFactors of the axes of each array of parameters, and primitives that nobody knows.
+    """Factors of the axes of each array of parameters, and primitives that nobody knows.
 
     Attributes:
         factors: by array, in its order, the factors of all its axes, none of length one.

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from volform.errors import DataError
 from volform.models.data_checks import core_of
-from volform.results import html_table
+from volform.results import html_table, text_table
 
 BINS = 15  # of the confidence, as in Guo et al. (2017)
 
@@ -65,10 +65,7 @@ class ScoreTable(NamedTuple):
         return [["", *heads.values()], *rows]
 
     def __repr__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rows = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
-        return "\n".join(row.rstrip() for row in rows)
+        return "\n".join(text_table(self._cells()))
 
     def _repr_html_(self) -> str:
         return html_table(self._cells(), [])

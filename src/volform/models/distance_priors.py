@@ -17,6 +17,7 @@ from volform.checks import is_positive_number
 from volform.compilation import QUICK, STEADY, Compiled
 from volform.errors import ModelError
 from volform.models.hidden_leaves import HiddenLeaves
+from volform.models.line_laws import bisected
 from volform.models.model_distances import ModelDistance, base_model, is_point, way_of
 
 _BESIDE = 0.25  # unconstrained distance from the base of values on both sides
@@ -116,13 +117,11 @@ def _solved(
     def solved(given: Float[Array, ""]) -> Float[Array, ""]:
         cell = jnp.clip(jnp.searchsorted(way.rising, sign * given), 1, way.u.size - 1)
 
-        def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = 0.5 * (ends[0] + ends[1])
-            is_below = sign * distance.quick(chart(middle)) < sign * given
-            return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
+        def is_below(u: Float[Array, ""]) -> Bool[Array, ""]:
+            return sign * distance.quick(chart(u)) < sign * given
 
-        ends = jax.lax.fori_loop(0, _CLOSE, halved, (way.u[cell - 1], way.u[cell]))
-        value = jax.lax.stop_gradient(chart(0.5 * (ends[0] + ends[1])))
+        middle = bisected(is_below, way.u[cell - 1], way.u[cell], _CLOSE)
+        value = jax.lax.stop_gradient(chart(middle))
         # A step of Newton's, with the derivatives in the distance and in what the family holds.
         found, slope = distance.signed(value)
         moved = value + (given - found) / jax.lax.stop_gradient(slope)
@@ -266,13 +265,8 @@ def _rate(facts: _Facts, tail: Float[Array, ""], is_two_sided: bool) -> Float[Ar
             "an `upper` nearer to the base."
         )
 
-    def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = 0.5 * (ends[0] + ends[1])
-        is_low = excess(middle, *still) > 0.0
-        return jnp.where(is_low, middle, ends[0]), jnp.where(is_low, ends[1], middle)
-
-    ends = jax.lax.fori_loop(0, _HALVINGS, halved, (0.0 * still[0], jax.lax.stop_gradient(plain)))
-    rate = 0.5 * (ends[0] + ends[1])
+    most_rate = jax.lax.stop_gradient(plain)
+    rate = bisected(lambda r: excess(r, *still) > 0.0, 0.0 * still[0], most_rate, _HALVINGS)
     slope = jax.grad(excess)(rate, *still)
     return rate - excess(rate, beyond, tail) / slope
 

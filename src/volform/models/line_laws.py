@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from volform.errors import ModelError
 
@@ -84,15 +84,27 @@ class LineLaw(eqx.Module):
 
         whole = below(low, high)
 
-        def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = 0.5 * (ends[0] + ends[1])
-            is_below = below(low, middle) < level * whole
-            return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
-
-        ends = jax.lax.fori_loop(0, 30, halved, (low, high))
+        within = bisected(lambda s: below(low, s) < level * whole, low, high, 30)
         beyond = -jnp.log1p(-level)
-        found = jnp.where(cell == 0, -TAIL_FROM - beyond / self.rates[0], 0.5 * (ends[0] + ends[1]))
+        found = jnp.where(cell == 0, -TAIL_FROM - beyond / self.rates[0], within)
         return jnp.where(cell == self.masses.size - 1, TAIL_FROM + beyond / self.rates[1], found)
+
+
+def bisected(
+    is_below: Callable[[Array], Bool[Array, ""]],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    halvings: int,
+) -> Float[Array, ""]:
+    """The point between two where a condition that holds below it ceases to hold."""
+
+    def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        below = is_below(middle)
+        return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
+
+    low, high = jax.lax.fori_loop(0, halvings, halved, (low, high))
+    return 0.5 * (low + high)
 
 
 def line_law(

@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
+from volform.errors import ModelError
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.search import find_map
@@ -30,25 +32,31 @@ def mode_of(target: Target) -> MAP:
     return find_map(target, key=jax.random.key(0))
 
 
-def new_axes(count: int, width: float, height: float) -> "list[Axes]":
-    """Axes side by side in a new figure, `width` and `height` inches each."""
+def new_axes(count: int, width: float, height: float, columns: int | None = None) -> "list[Axes]":
+    """Axes in a new figure, `width` and `height` inches each, in rows of `columns` or in one."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    figure = plt.figure(figsize=(width * count, height), layout="constrained")
-    return list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def rows_of_axes(count: int, columns: int, width: float, height: float) -> "list[Axes]":
-    """Axes in rows of `columns` at most, in a new figure, `width` and `height` inches each."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    columns = min(count, columns)
+    columns = count if columns is None else min(count, columns)
     rows = -(-count // columns)
     figure = plt.figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[count:]:
         ax.remove()
     return list(axes[:count])
+
+
+def given_axes(axes: Any, count: int, function: str, wanted: str) -> "list[Axes]":
+    """The axes that a user gave.
+
+    Raises:
+        ModelError: when they are not `count`; `wanted` says how many they should be, and for what.
+    """
+    found = list(np.ravel(np.asarray(axes, object)))
+    if len(found) != count:
+        raise ModelError(
+            f"`axes` of plot.{function} holds {len(found)} axes; it should hold {wanted}."
+        )
+    return found
 
 
 def figure_of(ax: "Axes") -> "Figure":

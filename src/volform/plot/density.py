@@ -100,12 +100,12 @@ def density(
     entry = _entry(fit.posterior, site)
     curve = _curve(fit, entry)
     pair = (Coordinate(site, curve.value, curve.slope), _second(curve, site, fit, entry, transform))
-    drawn = list(canvas.new_axes(2, 4.2, 3.9) if axes is None else axes)
-    if len(drawn) != len(pair):
-        raise VolformError(
-            f"`axes` of plot.density holds {len(drawn)} axes; it should hold two, one for each "
-            "coordinate system, for example `plt.subplots(1, 2)[1]`."
-        )
+    wanted = "two, one for each coordinate system, for example `plt.subplots(1, 2)[1]`"
+    drawn = (
+        canvas.new_axes(2, 4.2, 3.9)
+        if axes is None
+        else canvas.given_axes(axes, 2, "density", wanted)
+    )
     modes = [_mode(curve.lebesgue - np.log(np.abs(c.slope))) for c in pair]
     for ax, coordinate, own, other in zip(drawn, pair, modes, modes[::-1], strict=True):
         _panel(ax, curve, site, coordinate, float(fit.at.u[entry]), own, other)

@@ -44,15 +44,12 @@ def evidence_trace(found: EmpiricalBayes, *, axes: "Sequence[Axes] | None" = Non
             "result of `vf.maximize_evidence`, with its `history` and `path`."
         )
     names = ["log Z", *found.path]
-    if axes is None:
-        panels = canvas.rows_of_axes(len(names), 2, 2.9, 2.3)
-    else:
-        panels = list(np.ravel(np.array(axes)))
-    if len(panels) != len(names):
-        raise ModelError(
-            f"`axes` of plot.evidence_trace holds {len(panels)} axes; it should hold {len(names)}, "
-            f"for {', '.join(names)}."
-        )
+    wanted = f"{len(names)}, for {', '.join(names)}"
+    panels = (
+        canvas.new_axes(len(names), 2.9, 2.3, columns=2)
+        if axes is None
+        else canvas.given_axes(axes, len(names), "evidence_trace", wanted)
+    )
     steps = np.arange(len(found.history))
     for ax, name, line in zip(panels, names, [found.history, *found.path.values()], strict=True):
         lines = np.reshape(np.asarray(line), (len(steps), -1))[:, :MOST_LINES]

@@ -53,12 +53,12 @@ def k_hat(found: Evidence | Samples | Any, *, axes: "Sequence[Axes] | None" = No
     ('k-hat', 'weight / mean weight')
     """
     log_weights = _log_weights(found)
-    panels = canvas.new_axes(2, 2.9, 2.7) if axes is None else list(np.ravel(np.array(axes)))
-    if len(panels) != 2:
-        raise ModelError(
-            f"`axes` of plot.k_hat holds {len(panels)} axes; it should hold two, for example "
-            "`plt.subplots(1, 2)[1]`."
-        )
+    wanted = "two, for example `plt.subplots(1, 2)[1]`"
+    panels = (
+        canvas.new_axes(2, 2.9, 2.7)
+        if axes is None
+        else canvas.given_axes(axes, 2, "k_hat", wanted)
+    )
     _by_number(panels[0], log_weights)
     _by_rank(panels[1], log_weights)
     for ax in panels:

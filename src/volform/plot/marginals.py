@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 0.99  # probability of the interval that a panel shows of each result
-LEVELS = np.linspace(
-    0.0005, 0.9995, 500
-)  # of the quantiles that nodes of a quadrature are drawn by
+LEVELS = np.linspace(0.0005, 0.9995, 500)  # of quantiles that nodes of a quadrature are drawn by
 COLUMNS, DRAWS = 3, 10_000
 
 Curve = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # values, and densities there
@@ -106,14 +104,9 @@ def _panels(elements: Sequence[Element], axes: "Sequence[Axes] | None") -> "list
         wide, high = (
             (3.6, 2.6) if len(elements) == 1 else (2.0, 2.1 if len(elements) <= COLUMNS else 1.7)
         )
-        return canvas.rows_of_axes(len(elements), COLUMNS, wide, high)
-    found = list(np.ravel(np.asarray(axes, object)))
-    if len(found) != len(elements):
-        raise ModelError(
-            f"`axes` of plot.marginals holds {len(found)} axes; it should hold {len(elements)}, "
-            f"one for each of {[e.label for e in elements][:12]}."
-        )
-    return found
+        return canvas.new_axes(len(elements), wide, high, COLUMNS)
+    wanted = f"{len(elements)}, one for each of {[e.label for e in elements][:12]}"
+    return canvas.given_axes(axes, len(elements), "marginals", wanted)
 
 
 def _prior(drawn: dict[str, Drawn], function: str) -> dict[str, np.ndarray]:

@@ -15,10 +15,8 @@ from volform.plot import canvas
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INNER, DRAWS = (
-    0.5,
-    4000,
-)  # probability of the darker band; draws where there is no quantile function
+INNER = 0.5  # probability of the darker band
+DRAWS = 4000  # where there is no quantile function
 
 
 def predictive_band(

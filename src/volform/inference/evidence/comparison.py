@@ -26,7 +26,7 @@ from volform.inference.evidence.model_average import averaged_predictive
 from volform.inference.evidence.one_by_one import Estimated, Task, by_executor, in_turn
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.progress import waiting
-from volform.results import Evidence, html_table
+from volform.results import Evidence, html_table, text_table
 
 # Kass & Raftery (1995), section 3.2: bounds on log Bayes factors, half of theirs on 2 log B.
 WORDS = ((1.0, "barely worth a mention"), (3.0, "positive"), (5.0, "strong"))
@@ -178,13 +178,9 @@ class Comparison:
         return [list(cells[0]), *(list(row.values()) for row in cells)]
 
     def __repr__(self) -> str:
-        table = self._table
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([*lines, *(f"caution: {text}" for text in self.cautions)])
+        return "\n".join(
+            [*text_table(self._table), *(f"caution: {text}" for text in self.cautions)]
+        )
 
     def _repr_html_(self) -> str:
         return html_table(self._table, [f"caution: {text}" for text in self.cautions])

@@ -20,7 +20,7 @@ from volform.inference.modes.search import find_map
 from volform.inference.summary import element_labels
 from volform.models.conditioned_again import with_arguments
 from volform.models.posterior import Posterior
-from volform.results import Evidence, html_table
+from volform.results import Evidence, html_table, text_table
 
 GRADIENTS_AT_ONCE = 100  # bounds the memory
 AS_BEFORE = 1e-6  # relative difference of log p, up to which two posteriors are the same
@@ -65,9 +65,7 @@ class Sensitivity:
         return pd.DataFrame(flat, index=labels)
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        lines = text_table(self._rows(), to_the_right=True)
         return "\n".join([f"Sensitivity of log Z by {self.method}", *lines])
 
     def _repr_html_(self) -> str:

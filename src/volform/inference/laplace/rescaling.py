@@ -17,14 +17,13 @@ from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
 
-FAR_FACTOR = (
-    15.0  # of the log of a factor; e^(4 * 15) times the squares is a number of single precision
-)
+# Of the log of a factor; e^(4 * 15) times the squares is a number of single precision.
+FAR_FACTOR = 15.0
 ARGUMENT = "volform_factors"  # of a rescaled model; new data come without it
 
 
 class ScaleFactors(eqx.Module):
-    """ScaleFactors of the scales of a model's Normal distributions, and a power of the likelihood.
+    """Factors of the scales of a model's Normal distributions, and a power of the likelihood.
 
     Attributes:
         scales: of priors and noise, by site.
@@ -218,7 +217,7 @@ def uniform_scale(scale: np.ndarray) -> float | None:
 
 
 def factors_of(scales: Mapping[str, float], temperature: float, dtype: Any) -> ScaleFactors:
-    """ScaleFactors as arrays."""
+    """Factors as arrays."""
     arrays = {name: jnp.asarray(factor, dtype) for name, factor in scales.items()}
     power = None if temperature == 1.0 else jnp.asarray(1.0 / temperature, dtype)
     return ScaleFactors(arrays, power)

@@ -132,7 +132,11 @@ class Tuned(eqx.Module):
         start = self.start
         weights = _of_coordinates(start, {n: f**-2.0 for n, f in self.factors.items()})
         c = jnp.asarray(self.noise**-2.0 / temperature, weights.dtype)
-        return moved(before, _rest_of(start), weights, c)
+        return moved(before, self._rest, weights, c)
+
+    @cached_property
+    def _rest(self) -> Float[Array, " d"]:  # of which each temperature that is tried makes use
+        return _rest_of(self.start)
 
     def __repr__(self) -> str:
         before, after = self.log_z
