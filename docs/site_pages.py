@@ -5,7 +5,6 @@ names, cut at its headings. Links are written for the repository, and are turned
 """
 
 import ast
-import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -62,22 +61,13 @@ def names() -> str:
             r"^::: (\S+)(?:\n    options:\n      members: \[(.*?)\])?", text, re.MULTILINE
         )
         links = [
-            f"`{name}`" if is_hidden(room, name) else f"[{name}][{room}.{name}]"
+            f"[{name}][{room}.{name}]"
             for room, members in blocks
             for name in members.split(", ")
             if name
         ]
         parts.append(f"## [{title}]({page})\n\n{', '.join(links)}\n")
     return "\n".join(parts)
-
-
-def is_hidden(room: str, name: str) -> bool:
-    """Tell whether a name has no entry: Griffe takes the module of its name in its place."""
-    home = (getattr(getattr(importlib.import_module(room), name), "__module__", None) or "").split(
-        "."
-    )
-    beside = ROOT / "src" / Path(*home[:-1], f"{name}.py") if home else ROOT
-    return name in home or beside.is_file()
 
 
 def turned(text: str) -> str:
