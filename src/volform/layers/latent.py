@@ -1,6 +1,7 @@
 """Shortest paths and means in the space that a decoder maps from, by its outputs alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import STEADY, Compiled
 from volform.errors import ConvergenceError, DataError
 from volform.geometry.metric import Metric, pullback
 from volform.models import require_metric
 
 PATH_SEGMENTS = 32
 MOST_TRIES = 500  # some 20 are usual
+FLATTEST = 1e-9  # of the diagonal, added to a curvature that may be singular
+SHORTEST = 1e-8  # part of a step
+NEAR = 0.1  # to the first length of a search, where that is taken
+ASIDE = 1e-3  # of the distance, by which a search begins beside the straight line
 SETTLED, SINGLE_SETTLED = 1e-10, 1e-4  # the last step, relative to the length
+PATHS_AT_ONCE = 8
 MOST_MEANS = 200  # of which outputs in flat space take some 5, and a decoder of digits 30
-STILL = 1e-7  # relative to the spread, the last step of a mean: its value is right to the square
+# Relative to the spread, the last step of a mean: its value is right to the square.
+STILL, SINGLE_STILL = 1e-7, 1e-3
 
 
 class LatentPath(eqx.Module):
@@ -26,8 +34,9 @@ class LatentPath(eqx.Module):
     Attributes:
         points: along it, equally far apart, shape (segments + 1, d).
         length: of the path, extrapolated from all segments and from half of them.
-        straight: length of the straight line with the same number of segments.
-        residual: error of the length by that extrapolation.
+        straight: length of the straight line, extrapolated likewise.
+        residual: error of the length, by that extrapolation and by the decoded midpoints of the
+            segments, whichever says more.
         condition: largest condition number of the pulled-back metric on the path. Where it is
             beyond some 1e6, decoded points hardly differ and the path is not determined.
     """
@@ -57,7 +66,7 @@ def shortest_path(
     """Path of least energy between two points under a metric of the outputs of f.
 
     Least `sum_i d_i^T G(y_i) d_i`, `d_i = f(x_{i+1}) - f(x_i)`, y_i between the two outputs, by
-    Levenberg and Marquardt's method from the straight line. Only f is evaluated and no derivative
+    conjugate gradients from beside the straight line. Only f is evaluated and no derivative
     of a metric, so that long paths through networks cost little; of exact geodesics, with their
     velocities, see `vf.geometry.geodesic`. The same in all coordinates of the points.
 
@@ -72,7 +81,8 @@ def shortest_path(
         A `LatentPath`. Decoded, `jax.vmap(f)(path.points)`, it interpolates between the two.
 
     Raises:
-        DataError: for points that are no finite vectors of one length, or the same.
+        DataError: for points that are no finite vectors of one length, or the same; for an f
+            whose outputs there are no array of finite numbers.
         ConvergenceError: when the energy does not settle.
 
     References:
@@ -86,11 +96,9 @@ def shortest_path(
     5.0
     """
     require_metric(metric, "`metric` of shortest_path")
-    ends = _vectors(jnp.stack(_alike(start, end)), "start` and `end")
-    if np.array_equal(ends[0], ends[1]):
-        raise DataError("`start` and `end` of shortest_path are the same point; give two.")
-    if segments < 2 or segments % 2:
-        raise DataError(f"`segments` is {segments}; it should be an even number, at least 2.")
+    ends = _ends(start, end)
+    _check_outputs(f, ends)
+    _check_segments(segments, 2)
     points, has_settled, condition = _solved(metric, f, ends[0], ends[1], segments)
     if not bool(has_settled):
         raise ConvergenceError(
@@ -98,10 +106,9 @@ def shortest_path(
             "by points between the two, or add a multiple of `Euclidean()` to a metric that is "
             "nearly singular there."
         )
-    length, coarse = _length(metric, f, points), _length(metric, f, points[::2])
-    line = _length(metric, f, _line(ends[0], ends[1], segments))
-    error = (length - coarse) / 3.0
-    return LatentPath(points, length + error, line, jnp.abs(error), condition)
+    length, error = _length(metric, f, points)
+    straight, _ = _length(metric, f, _line(ends[0], ends[1], segments))
+    return LatentPath(points, length, straight, error, condition)
 
 
 def frechet_mean(
@@ -114,7 +121,8 @@ def frechet_mean(
 ) -> Float[Array, " d"]:
     """Fréchet mean of points: least weighted sum of squared distances, measured at outputs of f.
 
-    Distances are lengths of shortest paths as in `shortest_path`. The mean follows the mean of
+    Distances are lengths of shortest paths as in `shortest_path`, their squares extrapolated from
+    all segments and from half of them. The mean follows the mean of
     their first tangents, in steps that are halved where the sum does not fall. It is the same in
     all coordinates; where outputs curve strongly it is a local one, near the mean of coordinates.
 
@@ -123,13 +131,13 @@ def frechet_mean(
         f: of a single point.
         points: shape (n, d).
         weights: not negative, shape (n,); equal by default.
-        segments: of each path.
+        segments: of each path, an even number.
 
     Returns:
         The mean, shape (d,).
 
     Raises:
-        DataError: for points or weights that are not finite, or of other shapes.
+        DataError: for points, weights or outputs that are not finite, or of other shapes.
         ConvergenceError: when the steps do not end.
 
     References:
@@ -141,55 +149,80 @@ def frechet_mean(
     [3.0]
     """
     require_metric(metric, "`metric` of frechet_mean")
-    points = _vectors(points, "points")
-    count = len(points)
-    share = jnp.ones(count, points.dtype) if weights is None else jnp.asarray(weights, points.dtype)
-    if share.shape != (count,) or not np.all(np.asarray(share) >= 0.0) or not share.sum() > 0.0:
-        raise DataError(
-            f"`weights` is {weights}; it should be {count} numbers, not negative and not all zero."
-        )
-    share = share / share.sum()
-    mean, step = share @ points, 1.0
+    points = _numbers(points, "points", 2)
+    _check_outputs(f, points)
+    _check_segments(segments, 4)
+    share = _shares(weights, points)
+    mean, step, still = share @ points, 1.0, SINGLE_STILL if _is_single(points) else STILL
     value, toward, size = _spread(metric, f, mean, points, share, segments)
     for _ in range(MOST_MEANS):
-        if not size > STILL * jnp.sqrt(value):
+        if not np.isfinite(value):
             break
+        if size <= still * jnp.sqrt(value):
+            return mean
         next_mean = mean + step * toward
         found = _spread(metric, f, next_mean, points, share, segments)
         if found[0] <= value - 0.5 * step * size**2:
             mean, (value, toward, size), step = next_mean, found, min(1.0, 2.0 * step)
-        elif step * size < STILL * jnp.sqrt(value):  # what is left is rounding of the sum
-            break
+        elif np.isfinite(found[0]) and step * size < still * jnp.sqrt(value):
+            return mean  # what is left is rounding of the sum
         else:
             step = 0.5 * step
-    else:
-        size = jnp.nan
-    if not np.isfinite(size):
-        raise ConvergenceError(
-            f"The Fréchet mean of `points` has not settled in {MOST_MEANS} steps at {mean}. Give "
-            "points that are nearer to each other, or add a multiple of `Euclidean()` to a metric "
-            "that is nearly singular there."
-        )
-    return mean
+    raise ConvergenceError(
+        f"The Fréchet mean of `points` has not settled in {MOST_MEANS} steps at {mean}. Give "
+        "points that are nearer to each other, or add a multiple of `Euclidean()` to a metric "
+        "that is nearly singular there."
+    )
 
 
-def _alike(start: Any, end: Any) -> tuple[Array, Array]:
-    start, end = jnp.asarray(start), jnp.asarray(end)
+def _ends(start: Any, end: Any) -> Float[Array, "2 d"]:
+    start, end = _numbers(start, "start", 1), _numbers(end, "end", 1)
     if start.shape != end.shape:
         raise DataError(f"`start` has shape {start.shape} and `end` {end.shape}, not one.")
-    return start, end
+    if np.array_equal(start, end):
+        raise DataError("`start` and `end` of shortest_path are the same point; give two.")
+    return jnp.stack([start, end])
 
 
-def _vectors(points: Any, name: str) -> Float[Array, "n d"]:
+def _numbers(points: Any, name: str, axes: int) -> Array:
     points = jnp.asarray(points)
-    if points.ndim != 2 or not points.size or not jnp.issubdtype(points.dtype, jnp.floating):
+    if points.ndim != axes or not points.size or not jnp.issubdtype(points.dtype, jnp.floating):
         raise DataError(
-            f"`{name}` has shape {points.shape} and dtype {points.dtype}; it should be vectors of "
-            "floating-point numbers."
+            f"`{name}` has shape {points.shape} and dtype {points.dtype}; it should be "
+            f"{'a vector' if axes == 1 else 'vectors'} of floating-point numbers."
         )
     if not np.isfinite(points).all():
         raise DataError(f"`{name}` should be finite numbers: some are NaN or infinite.")
     return points
+
+
+def _shares(weights: Any, points: Float[Array, "n d"]) -> Float[Array, " n"]:
+    given = jnp.ones(len(points)) if weights is None else weights
+    given = np.asarray(given, points.dtype)
+    if given.shape != points.shape[:1] or not np.isfinite(given).all() or given.min() < 0.0:
+        raise DataError(
+            f"`weights` is {weights}; it should be {len(points)} finite numbers, not negative."
+        )
+    if not given.max() > 0.0:
+        raise DataError(f"`weights` is {weights}; it should have a positive number at least.")
+    given = given / given.max()  # whose sum may be beyond all floating-point numbers
+    return jnp.asarray(given / given.sum())
+
+
+def _check_outputs(f: Callable[[Array], Array], points: Float[Array, "n d"]) -> None:
+    outputs = jax.vmap(f)(points)
+    if not isinstance(outputs, jax.Array):
+        raise DataError(
+            f"`f` returns {type(outputs).__name__}; it should return its outputs as one array."
+        )
+    if not np.isfinite(outputs).all():
+        bad = points[~np.isfinite(outputs.reshape(len(points), -1)).all(1)][0]
+        raise DataError(f"`f` gives NaN or infinite outputs at {bad}; they should be finite there.")
+
+
+def _check_segments(segments: int, least: int) -> None:
+    if segments < least or segments % 2:
+        raise DataError(f"`segments` is {segments}; it should be an even number, at least {least}.")
 
 
 def _line(start: Array, end: Array, segments: int) -> Float[Array, "m d"]:
@@ -204,99 +237,149 @@ def _squares(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> Float[Ar
     def one(a: Array, b: Array) -> Array:
         return (b - a) @ metric(0.5 * (a + b)).mv(b - a)
 
-    return jax.vmap(one)(outputs[:-1], outputs[1:])
+    # A metric may be of another precision.
+    return jax.vmap(one)(outputs[:-1], outputs[1:]).astype(path.dtype)
 
 
-@eqx.filter_jit
-def _length(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.sqrt(_squares(metric, f, path)))
+@partial(Compiled, options=STEADY)
+def _length(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> tuple[Array, Array]:
+    """The extrapolated length of a path, and its error."""
+
+    def measured(path: Array) -> Array:
+        return jnp.sum(jnp.sqrt(_squares(metric, f, path)))
+
+    length = measured(path)
+    change = (length - measured(path[::2])) / 3.0
+    # Outputs that come back between two points, as those on a circle, show only there.
+    middles = 0.5 * (path[1:] + path[:-1])
+    halved = jnp.stack([path[:-1], middles], axis=1).reshape(-1, path.shape[1])
+    missed = measured(jnp.concatenate([halved, path[-1:]])) - length
+    return length + change, jnp.maximum(jnp.abs(change), jnp.abs(missed) / 3.0)
 
 
 def _relaxed(
     metric: Metric, f: Callable, start: Array, end: Array, segments: int
-) -> tuple[Float[Array, "m d"], Array]:
-    """The path of least energy, and whether it was found.
+) -> tuple[Float[Array, "m d"], Array, Array]:
+    """The path of least energy, that energy (NaN if it was not found), and its slope at the start.
 
-    The slope is exact. In the curvature G is held, so that no derivative of it is ever a matrix:
-    with a Fisher metric of 64 outputs those take minutes.
+    By conjugate gradients, preconditioned with the curvature in which G is held, so that no
+    derivative of it is ever a matrix: with a Fisher metric of 64 outputs those take minutes. The
+    energy stands in the program once, in the search along a line, so that it is compiled in half
+    the time.
     """
-    flat = lambda x: jnp.ravel(f(x))  # noqa: E731
+    shape = (segments - 1, start.size)
 
-    def with_ends(inner: Array) -> Array:
-        return jnp.concatenate([start[None], inner, end[None]])
+    def path_of(inner: Array) -> Array:
+        return jnp.concatenate([start[None], inner.reshape(shape), end[None]])
 
-    def energy(inner: Array) -> Array:
-        return 0.5 * jnp.sum(_squares(metric, f, with_ends(inner)))
+    energy = jax.value_and_grad(lambda path: 0.5 * jnp.sum(_squares(metric, f, path)))
+    tolerance = SINGLE_SETTLED if _is_single(start) else SETTLED
 
-    def curvature(inner: Array) -> Array:
-        path = with_ends(inner)
-        outputs, slopes = jax.vmap(flat)(path), jax.vmap(jax.jacfwd(flat))(inner)
-        gram = jax.vmap(lambda y: metric(y).as_matrix())(0.5 * (outputs[1:] + outputs[:-1]))
-        own = jnp.einsum("ska,skl,slb->sab", slopes, gram[1:] + gram[:-1], slopes)
-        next_to = -jnp.einsum("ska,skl,slb->sab", slopes[:-1], gram[1:-1], slopes[1:])
-        count, width = inner.shape
-        at = jnp.arange(count)
-        blocks = jnp.zeros((count, count, width, width), inner.dtype).at[at, at].set(own)
-        blocks = blocks.at[at[:-1], at[1:]].set(next_to)
-        blocks = blocks.at[at[1:], at[:-1]].set(next_to.swapaxes(1, 2))
-        return blocks.swapaxes(1, 2).reshape(inner.size, inner.size)
+    def along_line(inner: Array, value: Array, slope: Array, along: Array) -> tuple:
+        """The lower point, its energy and slope there, by the secant and by halving."""
+        down = along @ slope[1:-1].ravel()
+        rounding = 8.0 * jnp.finfo(value.dtype).eps * value
 
-    single = jnp.finfo(start.dtype).eps > 1e-10
-    tolerance = SINGLE_SETTLED if single else SETTLED
+        def tried(search: tuple) -> tuple:
+            length, tries, _, _ = search
+            found = energy(path_of(inner + length * along))
+            after = along @ found[1][1:-1].ravel()
+            # The curvature is off by the derivatives of G, the slopes are not.
+            secant = jnp.where(after > down, jnp.minimum(down / (down - after), 2.0), 2.0)
+            secant = jnp.where(jnp.isfinite(after), secant, 0.5)
+            falls = found[0] <= value + rounding
+            ends = falls & ((tries > 0) | (jnp.abs(secant - 1.0) < NEAR))
+            shorter = jnp.where(tries > 0, 0.5 * length, secant)
+            return jnp.where(ends, length, shorter), tries + 1, ends, found
 
-    def step(state: tuple) -> tuple:
-        inner, value, damping, _, tries = state
-        slope, matrix = jax.grad(energy)(inner).ravel(), curvature(inner)
-        damped = matrix + damping * jnp.diag(jnp.diagonal(matrix))
-        moved = -jax.scipy.linalg.solve(damped, slope, assume_a="pos")
-        tried = inner + moved.reshape(inner.shape)
-        found = energy(tried)
-        falls = found <= value * (1.0 + 8.0 * jnp.finfo(value.dtype).eps)
-        change = jnp.sqrt(jnp.abs(moved @ matrix @ moved) / value)
-        return (
-            jnp.where(falls, tried, inner),
-            jnp.where(falls, found, value),
-            jnp.where(falls, 0.2 * damping, jnp.maximum(5.0 * damping, 1e-3)),
-            change,  # small by damping too: what cannot fall further is rounding
-            tries + 1,
+        goes_on = lambda search: ~search[2] & (search[0] > SHORTEST)  # noqa: E731
+        one = jnp.ones_like(value)
+        first = (one, 0, False, (one, jnp.zeros_like(slope)))
+        length, _, is_low, found = jax.lax.while_loop(goes_on, tried, first)
+        lower = (inner + length * along, *found)
+        return jax.tree.map(
+            lambda new, old: jnp.where(is_low, new, old), lower, (inner, value, slope)
         )
 
-    first = _line(start, end, segments)[1:-1]
-    small, large = jnp.full((2,), jnp.array([1e-2, jnp.inf]), start.dtype)
-    state = (first, energy(first), small, large, 0)
-    goes_on = lambda state: (state[3] > tolerance) & (state[4] < MOST_TRIES)  # noqa: E731
-    inner, _, _, change, _ = jax.lax.while_loop(goes_on, step, state)
-    return with_ends(inner), change <= tolerance
+    def step(state: tuple) -> tuple:
+        inner, value, whole_slope, before, along, _, tries = state
+        slope = whole_slope[1:-1].ravel()
+        matrix = _curvature(metric, f, path_of(inner))
+        matrix += FLATTEST * jnp.diag(jnp.diagonal(matrix))
+        newton = jax.scipy.linalg.solve(matrix, slope, assume_a="pos")
+        size = slope @ newton
+        # Polak and Ribiere's, which is steepest descent again where the steps stop to be conjugate.
+        turned = jnp.maximum(0.0, newton @ (slope - before[0]) / before[1])
+        along = turned * along - newton
+        along = jnp.where(along @ slope < 0.0, along, -newton)
+        change = jnp.where(value > 0.0, jnp.sqrt(jnp.abs(size) / value), 0.0)  # 0: no distance
+        lower = along_line(inner, value, whole_slope, along)
+        return *lower, (slope, size), along, jnp.where(tries > 0, change, jnp.inf), tries + 1
+
+    inner = _line(start, end, segments)[1:-1]
+    # Off the straight line, which may be a saddle by symmetry.
+    bent = jnp.sin(jnp.pi * jnp.arange(1, segments, dtype=start.dtype) / segments)
+    aside = jax.random.normal(jax.random.key(0), start.shape, start.dtype)
+    inner = (inner + ASIDE * jnp.linalg.norm(end - start) * jnp.outer(bent, aside)).ravel()
+    zero, infinite = jnp.zeros_like(inner), jnp.full((), jnp.inf, start.dtype)
+    slope, one = jnp.zeros((segments + 1, start.size), start.dtype), jnp.ones((), start.dtype)
+    state = (inner, infinite, slope, (zero, one), zero, infinite, 0)  # the first step has no length
+    goes_on = lambda state: (state[5] > tolerance) & (state[6] < MOST_TRIES)  # noqa: E731
+    inner, value, slope, _, _, change, _ = jax.lax.while_loop(goes_on, step, state)
+    return path_of(inner), jnp.where(change <= tolerance, value, jnp.nan), slope[0]
 
 
-@eqx.filter_jit
+def _curvature(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> Float[Array, "k k"]:
+    """Of the energy, by the inner points of the path, with G held."""
+    flat = lambda x: jnp.ravel(f(x))  # noqa: E731
+    outputs, slopes = jax.vmap(flat)(path), jax.vmap(jax.jacfwd(flat))(path[1:-1])
+    gram = jax.vmap(lambda y: metric(y).as_matrix())(0.5 * (outputs[1:] + outputs[:-1]))
+    gram = gram.astype(path.dtype)
+    own = jnp.einsum("ska,skl,slb->sab", slopes, gram[1:] + gram[:-1], slopes)
+    next_to = -jnp.einsum("ska,skl,slb->sab", slopes[:-1], gram[1:-1], slopes[1:])
+    count, width = len(path) - 2, path.shape[1]
+    at = jnp.arange(count)
+    blocks = jnp.zeros((count, count, width, width), path.dtype).at[at, at].set(own)
+    blocks = blocks.at[at[:-1], at[1:]].set(next_to)
+    blocks = blocks.at[at[1:], at[:-1]].set(next_to.swapaxes(1, 2))
+    return blocks.swapaxes(1, 2).reshape(count * width, count * width)
+
+
+def _is_single(x: Array) -> bool:
+    return float(jnp.finfo(x.dtype).eps) > 1e-10
+
+
+@partial(Compiled, options=STEADY)
 def _solved(
     metric: Metric, f: Callable, start: Array, end: Array, segments: int
 ) -> tuple[Float[Array, "m d"], Array, Array]:
-    path, has_settled = _relaxed(metric, f, start, end, segments)
+    path, value, _ = _relaxed(metric, f, start, end, segments)
     pulled = pullback(metric, lambda x: jnp.ravel(f(x)))
     values = jax.vmap(lambda x: jnp.linalg.eigvalsh(pulled(x).as_matrix()))(path)
-    low = jnp.maximum(values[:, 0], 0.0)
-    return path, has_settled, jnp.max(values[:, -1] / low)
+    low, high = jnp.maximum(values[:, 0], 0.0), values[:, -1]
+    return path, jnp.isfinite(value), jnp.max(jnp.where(low > 0.0, high / low, jnp.inf))
 
 
-@eqx.filter_jit
+@partial(Compiled, options=STEADY)
 def _spread(
     metric: Metric, f: Callable, mean: Array, points: Array, share: Array, segments: int
 ) -> tuple[Array, Array, Array]:
     """Mean of the squared distances, the mean first tangent, and its length."""
 
-    def energy(mean: Array, inner: Array, point: Array) -> Array:
-        path = jnp.concatenate([mean[None], inner, point[None]])
-        return segments * jnp.sum(_squares(metric, f, path))
+    def square(point: Array, segments: int) -> Array:
+        # Inner points are at their minimum, so that the slope is that with them held.
+        _, value, slope = _relaxed(metric, f, mean, point, segments)
+        return 2.0 * segments * jnp.append(slope, value)
 
     def one(point: Array) -> tuple[Array, Array]:
-        path, has_settled = _relaxed(metric, f, mean, point, segments)
-        # Inner points are at their minimum, so that the slope is that with them held.
-        value, slope = jax.value_and_grad(energy)(mean, path[1:-1], point)
-        return jnp.where(has_settled, value, jnp.nan), slope
+        found = (4.0 * square(point, segments) - square(point, segments // 2)) / 3.0
+        return found[-1], found[:-1]
 
-    values, slopes = jax.lax.map(one, points, batch_size=8)
+    # Filled up, since a rest of another size would be compiled once more.
+    count = min(len(points), PATHS_AT_ONCE)
+    filled = jnp.pad(points, ((0, -len(points) % count), (0, 0)), mode="edge")
+    values, slopes = jax.lax.map(jax.vmap(one), filled.reshape(-1, count, points.shape[1]))
+    values, slopes = values.ravel()[: len(points)], slopes.reshape(filled.shape)[: len(points)]
     covector = -0.5 * share @ slopes
     gram = pullback(metric, lambda x: jnp.ravel(f(x)))(mean).as_matrix()
     toward = jnp.linalg.solve(gram, covector)
