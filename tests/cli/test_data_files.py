@@ -110,6 +110,7 @@ def test_numbers_of_a_table_are_read_to_the_last_bit(numbers):
         ("d.json", f'{{"y": {"7" * 31}}}', "'7+', an integer of more than 64 bits"),
         ("d.json", f'{{"y": [1, {"7" * 5000}]}}', "of 5000 characters, an integer of more than"),
         ("d.json", '{"y": [1], "y": [2]}', "names `y` more than once"),
+        ("d.csv", "1.5,2\n3.5,4\n", "the first line, '1.5,2', holds numbers"),
         ("d.npz", b"", "could not be read as an archive"),
         ("d.npz", b"PK\x03\x04 cut off", "could not be read as an archive"),
         ("d.nc", b"\x89HDF\r\n\x1a\n cut off", "could not be read as a file of the kind .nc"),

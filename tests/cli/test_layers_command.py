@@ -17,6 +17,8 @@ from volform import layers, networks as nn
 
 net = nn.MLP(widths=(3,), b_std=1.0)
 W = jnp.array([[0.8, -0.5], [0.3, 0.9]])
+stack = nn.serial(nn.Dense(3), nn.Relu(), nn.Dense(1))
+listed = [jnp.sinh, lambda h: W @ h]
 classifier = layers.layerwise([lambda x: x + jnp.tanh(W @ x), lambda h: h @ W])
 
 
@@ -83,6 +85,8 @@ def test_table_and_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "metric", "last"),
     [
         ("net", "bernoulli", ["3", "Dense", "1", "1"]),
+        ("stack", "bernoulli", ["3", "Dense", "1", "1"]),
+        ("listed", "euclidean", ["2", "<lambda>", "2", "2"]),
         ("trained", "euclidean", ["3", "Dense", "1", "1"]),
         ("classifier", "categorical", ["2", "<lambda>", "2", "1"]),
     ],
@@ -92,7 +96,9 @@ def test_networks(
 ) -> None:
     options = ("--metric", metric, "--without", "class,half")
     assert run(f"net.py:{name}", *options) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    printed = capsys.readouterr().out
+    assert "inputs: a, b\n" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
     assert [cell.strip() for cell in rows[-1].split("│")][1:5] == last
 
 

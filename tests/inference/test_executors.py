@@ -1,7 +1,8 @@
 """Models compared elsewhere: the same numbers, and a model that fails there costs itself alone."""
 
 import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+import os
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpyro
@@ -69,13 +70,25 @@ def test_a_model_that_fails_there_is_left_out(models, key):
 
 
 def test_where_none_comes_back_the_reason_is_raised(models):
-    with pytest.raises(RuntimeError, match="the worker died"):
+    with pytest.raises(RuntimeError, match="the worker died") as raised:
         vf.compare(models, executor=Lost())
+    assert raised.value.__notes__ == ["The model '1' of `models` cannot be compared."]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_worker_that_dies(models, before):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        dies = pool.submit(os._exit, 3)
+        if before:
+            assert isinstance(dies.exception(), BrokenExecutor)
+        with pytest.raises(ModelError, match=r"model '1' of `models` .* a worker of `exec.* died"):
+            vf.compare(models, executor=pool)
 
 
 def test_misuse(models):
-    with pytest.raises(ModelError, match=r"`executor` of compare is 2; it should be an executor"):
-        vf.compare(models, executor=2)
+    for bad in (2, ProcessPoolExecutor):
+        with pytest.raises(ModelError, match=r"`executor` of compare is .* should be an executor"):
+            vf.compare(models, executor=bad)
 
     class NotSent:
         def __reduce__(self):

@@ -45,6 +45,31 @@ def test_folds_are_dashed_only_where_there_are_some():
     assert not [line for line in ax.lines if line.get_color() == "black"]  # no logits were given
 
 
+def test_one_direction_is_seen():
+    """Of x + y the volume is the length sqrt(2), and inputs are as far on segments across it."""
+    ax = vf.plot.distinguishable(
+        lambda x: jnp.sinh(x.sum()[None]), X, LABELS, metric=vf.Euclidean()
+    )
+    assert ax.get_title() == "Segments: equally far from their center"
+    assert "lambda" in ax.figure.axes[1].get_ylabel()
+    segments = [np.stack(line.get_data(), 1) for line in ax.lines if len(line.get_xdata()) == 41]
+    lengths = []
+    for segment in segments:
+        center = segment[:-1].mean(0)
+        np.testing.assert_allclose(*(segment - center).T, atol=1e-12)
+        lengths.append(np.linalg.norm(np.ptp(segment, axis=0)) * np.cosh(center.sum()))
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-9)
+    sequence = vf.layers.layerwise([lambda x: x.sum()[None]])
+    axes = vf.plot.layers(sequence, X, metric=vf.Euclidean())
+    assert all(patch.get_facecolor()[3] == 0.0 for patch in axes[0].patches)  # cut off
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_example():
+    assert vf.plot.distinguishable(jnp.sinh, X[:1], metric=vf.Euclidean()).get_xlim()[0] < X[0, 0]
+    vf.plot.layers(vf.layers.layerwise([jnp.sinh]), X[:1], metric=vf.Euclidean())
+
+
 def test_magnification():
     """Of sinh the volume is cosh x cosh y, and the ellipses have axes in proportion."""
     metric, ends = vf.Euclidean(), np.array([[-1.0, 0.0], [1.0, 0.5]])

@@ -254,6 +254,11 @@ def _read_table(path: Path) -> Data:
     header = rows.pop(0)[0]
     if all(len(row) == len(header) + 1 for row, _ in rows):
         header = ["", *header]  # names of rows, as R writes them
+    if all(map(_is_number, header)):
+        raise DataError(
+            f"`{path}`: the first line, {_shown(','.join(header))}, holds numbers; it should be a "
+            "header, a name for each column."
+        )
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated:
         raise DataError(f"`{path}`: the header names {listed(repeated)} more than once; rename.")

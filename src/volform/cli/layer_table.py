@@ -24,6 +24,7 @@ from volform.geometry.fisher import Fisher
 from volform.geometry.metric import Euclidean, Metric
 from volform.layers.field import LayerField
 from volform.layers.sequence import LayerSequence, layerwise
+from volform.networks.layer import Layer
 from volform.networks.network import Network
 from volform.plot.canvas import figure_of
 from volform.plot.layer_pictures import distinguishable, layers
@@ -122,6 +123,8 @@ def _layers(options: argparse.Namespace, console: Console, folder: Path | None) 
         table.add_row(*row)
     console.print(table)
     console.print("log volume and condition are medians over the examples", style="dim")
+    names = [name for name in data if name not in ",".join(left_out).split(",")]
+    console.print(f"inputs: {', '.join(names)}", style="dim", markup=False, highlight=False)
     if folder is None:
         return []
     return _write(folder, rows, sequence, x, labels, metric, classifier)
@@ -199,8 +202,9 @@ def _labels(data: Data, source: str, name: str | None) -> np.ndarray | None:
 
 def _sequence(options: argparse.Namespace, inputs: tuple[int, ...]) -> LayerSequence:
     """The layers that `options.model` names, for examples of the shape `inputs`."""
-    found: Any = load_function(options.model)
-    if not isinstance(found, LayerSequence | Network | eqx.nn.Sequential):
+    values = (LayerSequence, Layer, Network, eqx.nn.Sequential, list, tuple)
+    found = load_function(options.model, values)
+    if not isinstance(found, values):
         try:
             found = found()
         except TypeError as error:
@@ -210,8 +214,9 @@ def _sequence(options: argparse.Namespace, inputs: tuple[int, ...]) -> LayerSequ
             ) from error
     if isinstance(found, LayerSequence):
         return found
-    if isinstance(found, Network):
-        found = found, found.init(jax.random.key(options.seed), inputs)
+    if isinstance(found, Layer | Network):
+        shape = inputs if isinstance(found, Network) else (1, *inputs)
+        found = found, found.init(jax.random.key(options.seed), shape)
     # A pair of a network and its parameters, which a list of two functions is not.
     if isinstance(found, tuple) and len(found) == 2 and not callable(found[1]):
         network, params = found

@@ -15,8 +15,8 @@ from volform.cli.data_files import Data, listed, value_of
 from volform.errors import DataError, ModelError
 
 
-def load_function(reference: str) -> Callable:
-    """The function that `file.py:function` names.
+def load_function(reference: str, others: tuple[type, ...] = ()) -> Any:
+    """The function that `file.py:function` names, or a value of one of these other types.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -30,7 +30,7 @@ def load_function(reference: str) -> Callable:
         )
     module = _load_module(Path(path))
     found = getattr(module, name, None)
-    if callable(found):
+    if callable(found) or isinstance(found, others):
         return found
     own = [
         key

@@ -19,7 +19,7 @@ PATH_SEGMENTS = 32
 MOST_TRIES = 500  # some 20 are usual
 FLATTEST = 1e-9  # of the diagonal, added to a curvature that may be singular
 SHORTEST = 1e-8  # part of a step
-NEAR = 0.1  # to the first length of a search, where that is taken
+NEAR_WHOLE = 0.1  # step: where the first trial of a search is taken as it is
 ASIDE = 1e-3  # of the distance, by which a search begins beside the straight line
 SETTLED, SINGLE_SETTLED = 1e-10, 1e-4  # the last step, relative to the length
 PATHS_AT_ONCE = 8
@@ -288,7 +288,7 @@ def _relaxed(
             secant = jnp.where(after > down, jnp.minimum(down / (down - after), 2.0), 2.0)
             secant = jnp.where(jnp.isfinite(after), secant, 0.5)
             falls = found[0] <= value + rounding
-            ends = falls & ((tries > 0) | (jnp.abs(secant - 1.0) < NEAR))
+            ends = falls & ((tries > 0) | (jnp.abs(secant - 1.0) < NEAR_WHOLE))
             shorter = jnp.where(tries > 0, 0.5 * length, secant)
             return jnp.where(ends, length, shorter), tries + 1, ends, found
 

@@ -21,6 +21,7 @@ GRID = 12  # balls, and lines, a side: 15 with eleven layers could not be read
 FINE = 121  # points a side for the boundary of classes and for folds
 SHADES = 61  # points a side for the magnification
 BALL = 0.42  # of the distance of two balls, the median radius at the input
+FLAT = 1e-10  # of the larger eigenvalue: no more than rounding
 CUT = 1.0  # of the same, where a ball is cut off and left hollow
 CIRCLE = np.stack([np.cos(t := np.linspace(0.0, 2.0 * np.pi, 41)), np.sin(t)], 1)
 CLASSES = (canvas.BLUE, canvas.VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -118,7 +119,9 @@ def distinguishable(
     """Draw how finely a function tells inputs apart: the magnification factor on a plane.
 
     Gray is `log10 sqrt(det G)` of the metric pulled back to the plane, the volume in which the
-    outputs see a unit of input; ellipses hold inputs that are equally far from their center.
+    outputs see a unit of input; ellipses hold inputs that are equally far from their center. Where
+    G has rank one all over, as that of a single output or of two logits, it is the length along
+    the one direction that is seen, and the ellipses are segments.
 
     Args:
         f: of a single example.
@@ -146,21 +149,23 @@ def distinguishable(
     ax = canvas.new_axes(1, 5.6, 4.6)[0] if ax is None else ax
     low, high = _box(plane.coordinates(data))
     fine, balls = _grid(low, high, SHADES, SHADES), _grid(low, high, *_sides(low, high))
-    gram = _plane_metrics(metric, f, plane, jnp.asarray(np.concatenate([fine, balls])))
-    values = np.maximum(np.linalg.eigvalsh(np.asarray(gram)), 0.0)
+    gram = np.asarray(_plane_metrics(metric, f, plane, jnp.asarray(np.concatenate([fine, balls]))))
+    values, is_flat = np.maximum(np.linalg.eigvalsh(gram), 0.0), _is_flat(gram)
     shape = (SHADES, SHADES)
     with np.errstate(divide="ignore"):
-        volume = 0.5 * np.log10(values).sum(1)[: len(fine)].reshape(shape)
+        seen = np.log10(values)[: len(fine), 1 if is_flat else 0 :]
+    volume = 0.5 * seen.sum(1).reshape(shape)
     top = np.max(volume[np.isfinite(volume)], initial=0.0)
     levels = np.linspace(max(np.min(volume), top - 6.0), top, 13) if np.ptp(volume) else None
     filled = ax.contourf(
         fine[:, 0].reshape(shape), fine[:, 1].reshape(shape), volume, levels=levels, cmap="Greys",
         extend="min",
     )  # fmt: skip
-    label = r"log$_{10}\sqrt{\det G}$, magnification"
+    symbol = r"\lambda" if is_flat else r"\det G"
+    label = rf"log$_{{10}}\sqrt{{{symbol}}}$, magnification"
     canvas.figure_of(ax).colorbar(filled, ax=ax, label=label, format="%.1f")
     spacing = float(np.max(high - low)) / (GRID - 1)
-    circles, is_cut = _circles(np.asarray(gram)[len(fine) :], spacing)
+    circles, is_cut = _circles(gram[len(fine) :], spacing, unseen=0.0)
     for center, circle in zip(balls[~is_cut], circles[~is_cut], strict=True):
         ax.plot(*(center + circle).T, color="#E69F00", linewidth=1.0)
     ax.scatter(*plane.coordinates(data).T, s=7, c=_colors(labels), zorder=3, linewidths=0)
@@ -170,7 +175,8 @@ def distinguishable(
         ax.plot(*path, color="black", linestyle=style, label=name, zorder=5)
     if lines:
         ax.legend(fontsize=8.5)
-    ax.set_title("Ellipses: equally far from their center", fontsize=9.5)
+    shapes = "Segments" if is_flat else "Ellipses"
+    ax.set_title(f"{shapes}: equally far from their center", fontsize=9.5)
     for name, line in (("first", ax.set_xlabel), ("second", ax.set_ylabel)):
         line(f"{name} coordinate of the plane", color=canvas.INK)
     ax.set_xlim(low[0], high[0])
@@ -214,7 +220,7 @@ def _plane_of(x: Any) -> Plane:
 
 def _box(points: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
     low, high = points.min(0), points.max(0)
-    room = 0.12 * np.max(high - low)
+    room = 0.12 * np.max(high - low) or 1.0  # of a single point
     return low - room, high + room
 
 
@@ -231,16 +237,27 @@ def _grid(low: np.ndarray, high: np.ndarray, across: int, up: int) -> Float[np.n
     return np.stack(mesh, -1).reshape(-1, 2)
 
 
+def _is_flat(gram: Float[np.ndarray, "n 2 2"]) -> bool:
+    values = np.linalg.eigvalsh(gram)
+    return bool(np.all(values[:, 0] <= FLAT * values[:, 1]) and np.any(values))
+
+
 def _circles(
-    gram: Float[np.ndarray, "n 2 2"], spacing: float
+    gram: Float[np.ndarray, "n 2 2"], spacing: float, unseen: float = np.inf
 ) -> tuple[Float[np.ndarray, "n p 2"], np.ndarray]:
-    """Balls of one radius as curves in the plane, and which of them are cut off."""
+    """Balls of one radius as curves in the plane, and which of them are cut off.
+
+    A flat metric has strips, which are `unseen` long.
+    """
     values, vectors = np.linalg.eigh(gram)
     roots = np.sqrt(np.maximum(values, 0.0))
-    scale = np.sqrt(np.prod(roots, 1))
+    is_flat = _is_flat(gram)
+    scale = roots[:, 1] if is_flat else np.sqrt(np.prod(roots, 1))
     radius = BALL * spacing * (np.median(scale[scale > 0.0]) if np.any(scale > 0.0) else 1.0)
     with np.errstate(divide="ignore"):
         axes = radius / roots
+    if is_flat:
+        axes[:, 0] = unseen
     shown = np.minimum(axes, CUT * spacing)
     circles = np.einsum("nij,nj,pj->npi", vectors, shown, CIRCLE)
     return circles, np.any(shown < axes, axis=1)

@@ -245,7 +245,8 @@ def compare(
             f"got {type(models).__name__} {models!r}."
         )
     require_names(models, "models", "compare", ModelError)
-    if executor is not None and not callable(getattr(executor, "submit", None)):
+    can_submit = callable(getattr(executor, "submit", None)) and not isinstance(executor, type)
+    if executor is not None and not can_submit:
         raise ModelError(
             f"`executor` of compare is {executor!r}; it should be an executor as those of "
             "`concurrent.futures`, such as `ProcessPoolExecutor()`."

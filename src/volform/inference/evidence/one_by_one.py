@@ -1,9 +1,9 @@
 """Models estimated one by one: here, or wherever an executor runs functions."""
 
-import concurrent.futures
 import dataclasses
 import pickle
 from collections.abc import Iterator, Mapping
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +81,7 @@ def in_turn(tasks: Mapping[str, Task], phase: Phase) -> Iterator[tuple[str, Esti
 
 
 def by_executor(
-    executor: concurrent.futures.Executor, tasks: Mapping[str, Task], phase: Phase
+    executor: Executor, tasks: Mapping[str, Task], phase: Phase
 ) -> Iterator[tuple[str, Estimated | Exception]]:
     """Every model's evidence as it comes, or the exception that it ended with.
 
@@ -93,15 +93,20 @@ def by_executor(
     """
     wide = bool(jax.config.read("jax_enable_x64"))
     packed = {name: _packed(name, task) for name, task in tasks.items()}
-    running = {executor.submit(_run, data, wide): name for name, data in packed.items()}
+    running = dict[Future[bytes], str]()
+    for name, data in packed.items():
+        try:
+            running[executor.submit(_run, data, wide)] = name
+        except BrokenExecutor as error:
+            raise _named(name, error) from error
     try:
-        for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+        for number, future in enumerate(as_completed(running), start=1):
             name = running[future]
             phase(name, number, len(tasks))
             try:
                 found = pickle.loads(future.result())
             except Exception as error:  # also of a worker that died
-                yield name, _named(name, error) if isinstance(error, VolformError) else error
+                yield name, _named(name, error)
             else:
                 yield name, _with_model(found, tasks[name].target)
     finally:
@@ -144,5 +149,15 @@ def _with_model(found: Estimated, target: Any) -> Estimated:
     return found._replace(evidence=dataclasses.replace(found.evidence, draws=draws))
 
 
-def _named(name: str, error: VolformError) -> VolformError:
-    return type(error)(f"The model {name!r} of `models` cannot be compared: {error}")
+def _named(name: str, error: Exception) -> Exception:
+    """The error with the name of the model: in its text, or beside it where it is not ours."""
+    text = f"The model {name!r} of `models` cannot be compared"
+    if isinstance(error, VolformError):
+        return type(error)(f"{text}: {error}")
+    if isinstance(error, BrokenExecutor):
+        return ModelError(
+            f"{text}: a worker of `executor` died, and the pool with it: {error} Give more memory "
+            "or fewer workers, or an executor that restarts them, as dask's."
+        )
+    error.add_note(f"{text}.")
+    return error
