@@ -50,16 +50,18 @@ demo: $(VENV)/.has-demo
 
 # A file's tests share what they compile, so they stay in one process.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Files that have tests of a leg: collecting all of them takes a worker half a minute.
+marked = $(shell grep -rl --include='*.py' 'mark\.$(1)' tests)
 
 test: $(VENV)/.has-test
 	$(PYTEST) --durations=30
 	@$(MAKE) --no-print-directory test-float32 test-leaks
 
 test-float32: $(VENV)/.has-test
-	VOLFORM_TEST_X64=0 $(PYTEST) -m float32
+	VOLFORM_TEST_X64=0 $(PYTEST) -m float32 $(call marked,float32)
 
 test-leaks: $(VENV)/.has-test
-	VOLFORM_TEST_LEAKS=1 $(PYTEST) -m leaks
+	VOLFORM_TEST_LEAKS=1 $(PYTEST) -m leaks $(call marked,leaks)
 
 test-slow: $(VENV)/.has-test
 	$(PYTEST) -m slow --durations=30
