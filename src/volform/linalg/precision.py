@@ -1,5 +1,6 @@
 """Precision matrices with a structure of their own: Kronecker factors, and low rank on a base."""
 
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -55,6 +56,11 @@ class KroneckerSum(Operator):
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """A flat vector."""
         return jax.ShapeDtypeStruct((len(self.left) * len(self.right),), self.left.dtype)
+
+    @cached_property
+    def pencils(self) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """Eigenvalues and vectors of (A, C) and of (B, D), by which all else is cheap."""
+        return _pencil(self.left, self.base_left), _pencil(self.right, self.base_right)
 
     def rotated(self) -> "RotatedDiagonal":
         """The same by the eigenvectors of A and B, where C and D are multiples of the identity."""
@@ -135,16 +141,14 @@ register_operator(LowRankUpdate, symmetric=True, semidefinite=True)
 
 @exact_logdet.register
 def _(operator: KroneckerSum) -> Float[Array, ""]:
-    a, _ = _pencil(operator.left, operator.base_left)
-    b, _ = _pencil(operator.right, operator.base_right)
+    (a, _), (b, _) = operator.pencils
     left, right = (_log_det(base) for base in (operator.base_left, operator.base_right))
     return b.size * left + a.size * right + jnp.sum(jnp.log1p(a[:, None] * b[None]))
 
 
 @whiten.register
 def _(operator: KroneckerSum, covector: Float[Array, " mn"]) -> Float[Array, " mn"]:
-    a, left = _pencil(operator.left, operator.base_left)
-    b, right = _pencil(operator.right, operator.base_right)
+    (a, left), (b, right) = operator.pencils
     whitened = _between(left.T, covector.reshape(a.size, b.size), right)
     return (whitened / jnp.sqrt(1.0 + a[:, None] * b[None])).ravel()
 

@@ -36,7 +36,7 @@ from volform.inference.laplace.output_covariance import rotated_blocks
 from volform.inference.laplace.samples import Samples
 from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.structures import Full, precision_of
-from volform.inference.modes.expansion import FirstOrder, SecondOrder
+from volform.inference.modes.expansion import FirstOrder, SecondOrder, expand_first
 from volform.inference.modes.given_point import map_at, place_at
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import find_map, stationary_point
@@ -379,6 +379,8 @@ def laplace(
         raise ModelError(
             "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
         )
+    is_exact = curvature is None and isinstance(structure, Full)
+    expand = expand_first if curvature is None else curvature.expand
     if isinstance(target, MAP):
         place: ExpansionPoint = target
     elif at is None:
@@ -387,13 +389,11 @@ def laplace(
         search = stationary_point if is_large else find_map
         place = search(target, key=key, progress=progress)
     else:
-        is_judged = curvature is None and isinstance(structure, Full)
-        place = (map_at if is_judged else place_at)(target, at)
+        place = map_at(target, at) if is_exact else place_at(target, at, expand)
     note = note_on(place, curvature, at is not None, refuse)
-    mode = structure.restricted(place)
+    mode = structure.restricted(place, expand)
     precision = precision_of(mode, curvature, structure)
-    is_judged = curvature is None and isinstance(structure, Full) and at is None
-    if refuse and not is_judged:
+    if refuse and not (is_exact and at is None):
         require_definite(precision, mode, curvature, structure)
     return LaplaceApproximation(
         mode, precision, second_order, allow_improper, curvature, structure, note

@@ -14,10 +14,9 @@ from volform.errors import ModelError
 from volform.inference.laplace.gauss_newton import (
     Curvature,
     DataPriorSplit,
-    ObservedSites,
     OutputProduct,
-    SiteOutputs,
 )
+from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
 from volform.models.fisher_metrics import LikelihoodFisher
 
 
@@ -35,6 +34,11 @@ class GGN(Curvature):
     nats apart. L is positive semi-definite where the likelihood is log-concave in z, as for logits,
     log rates and the mean of a normal: then H is positive definite at the ends of a training that
     are no modes, too.
+
+    Args:
+        chunk: examples worked on at once, which bounds the memory; all if left out. They lie along
+            the first axis of those arguments of the model that have as many rows as there are data,
+            and are independent given the parameters, which is checked on two chunks.
 
     References:
         Schraudolph (2002), Fast curvature matrix-vector products; Martens (2020), New insights and
@@ -67,6 +71,7 @@ class ExpectedFisher(Curvature):
     Args:
         key: key for families that only Monte Carlo can do.
         draws: number of Monte Carlo draws.
+        chunk: as of `GGN`.
 
     Raises:
         MetricError: when a family needs `key`.
@@ -148,6 +153,7 @@ class MonteCarloFisher(ScoreCurvature):
     Args:
         key: key of the draws.
         samples: draws S of all data.
+        chunk: as of `GGN`; each has draws of its own.
 
     References:
         Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate
@@ -170,6 +176,10 @@ class MonteCarloFisher(ScoreCurvature):
         require_key(self.key, "key", "MonteCarloFisher", ModelError)
         require_whole(self.samples, "samples", "MonteCarloFisher", ModelError)
 
+    def of_chunk(self, number: Any) -> "MonteCarloFisher":
+        """With a key of its own."""
+        return eqx.tree_at(lambda c: c.key, self, jax.random.fold_in(self.key, number))
+
     def data(self, observed: ObservedSites, z: SiteOutputs) -> dict[str, Array]:
         """Draws from the observed sites' distributions."""
         found = {}
@@ -189,6 +199,9 @@ class EmpiricalFisher(ScoreCurvature):
     Examples lie along the first axis of the data; sites with as many are taken together. Not the
     Fisher matrix: it vanishes where the fit is perfect, and is no approximation of the Hessian in
     general. It has the determinant that the sandwich estimator and some optimizers speak of.
+
+    Args:
+        chunk: as of `GGN`.
 
     References:
         Kunstner, Balles & Hennig (2019), Limitations of the empirical Fisher approximation.

@@ -1,8 +1,10 @@
 """-log q^G as the loss of a model's outputs and the rest: Gauss-Newton, exact or as products."""
 
 import abc
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,14 +13,18 @@ import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from volform.errors import ModelError
+from volform.checks import require_whole
+from volform.compilation import is_traced
+from volform.errors import ModelError, StructureError
 from volform.geometry.connection import christoffel_along
-from volform.inference.modes.expansion import hessian_of
+from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
+from volform.inference.modes.expansion import FirstOrder, expand_first, hessian_of
+from volform.linalg.structured import exact_logdet, whiten
 from volform.linalg.under_metric import whitening_maps
 from volform.models.layout import Site
+from volform.models.model_with_data import make_program
 from volform.models.posterior import Posterior
 
-SiteOutputs = Any  # by site: the floating-point leaves of its distribution, and its value
 OutputProduct = Callable[[SiteOutputs], SiteOutputs]
 HessianProduct = Callable[[Float[Array, " d"]], Float[Array, " d"]]
 
@@ -29,7 +35,16 @@ class Curvature(eqx.Module):
     With z(theta) the parameters of the distributions of the observed sites, as the model computes
     them, and J = dz/du, it is `J^T L J` and the covariant Hessian of the rest. One of your own
     says `at_outputs`: what L is.
+
+    Args:
+        chunk: examples worked on at once, as of `GGN`.
     """
+
+    chunk: int | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __check_init__(self) -> None:
+        if self.chunk is not None:
+            require_whole(self.chunk, "chunk", type(self).__name__, ModelError)
 
     def matrix(self, posterior: Posterior, u: Float[Array, " d"]) -> Float[Array, "d d"]:
         """`J^T L J` and the covariant Hessian of the rest.
@@ -44,6 +59,7 @@ class Curvature(eqx.Module):
 
         Raises:
             ModelError: when no site is observed.
+            StructureError: when the examples of a `chunk` are not independent of the others.
         """
         names = posterior.data_sites
         if not names:
@@ -52,7 +68,26 @@ class Curvature(eqx.Module):
                 f"posterior of `{posterior.program.name}` has none (a `numpyro.factor` has no "
                 "distribution). Leave `curvature` out."
             )
-        return DataPriorSplit(posterior, u, names, self)
+        split = DataPriorSplit(posterior, u, names, self, self.chunk)
+        require_independent(split)
+        return split
+
+    def of_chunk(self, number: Any) -> "Curvature":
+        """The curvature for one chunk of the examples, with draws of its own if it has draws."""
+        return self
+
+    def expand(self, posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
+        """-log q^G to first order at u, chunk by chunk."""
+        return (
+            expand_first(posterior, u)
+            if self.chunk is None
+            else _expanded(self.split(posterior, u))
+        )
+
+    def __repr__(self) -> str:
+        fields = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
+        given = [f"{name}={value}" for name, value, default in fields if value is not default]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     @abc.abstractmethod
     def at_outputs(self, split: "DataPriorSplit", z: SiteOutputs) -> OutputProduct:
@@ -66,47 +101,6 @@ class Curvature(eqx.Module):
         return None
 
 
-class ObservedSites(NamedTuple):
-    """The distributions of observed sites as functions of their parameters.
-
-    Attributes:
-        fixed: what of them, and of the data, does not move.
-        scales: the factors of `numpyro.handlers.scale`.
-    """
-
-    fixed: Any
-    scales: dict[str, Any]
-
-    def sites(self, z: SiteOutputs) -> dict[str, tuple[Any, Any]]:
-        """Distribution and datum of each site."""
-        return eqx.combine(z, self.fixed)
-
-    def weight(self, name: str) -> Any:
-        """The factor of a site."""
-        return 1.0 if self.scales[name] is None else self.scales[name]
-
-    def loss(self, z: SiteOutputs) -> Float[Array, ""]:
-        """`-log p(y | z)`."""
-        first, *others = (
-            jnp.asarray(self.weight(name) * jnp.sum(fn.log_prob(value)))
-            for name, (fn, value) in self.sites(z).items()
-        )
-        return -sum(others, start=first)
-
-    def of_examples(self, z: SiteOutputs, data: dict[str, Any]) -> list[Float[Array, " n"]]:
-        """`log p(y_n | z)` of data along their first axis; of sites of one length together.
-
-        Times the root of the sites' factors, so that the products of scores have the factors.
-        """
-        found: dict[int, Array] = {}
-        for name, (fn, _) in self.sites(z).items():
-            each = fn.log_prob(data[name])
-            own = each.reshape(len(each), -1).sum(1) if each.ndim else each[None]
-            own = jnp.sqrt(jnp.asarray(self.weight(name), own.dtype)) * own
-            found[len(own)] = found[len(own)] + own if len(own) in found else own
-        return list(found.values())
-
-
 class DataPriorSplit(eqx.Module):
     """`-log q^G = loss(outputs) + rest` at u, and the curvature of the two.
 
@@ -115,12 +109,34 @@ class DataPriorSplit(eqx.Module):
         u: where, in unconstrained coordinates.
         names: observed sites whose loss is taken apart; without any, everything is the rest.
         curvature: of the outputs; None without any.
+        chunk: examples that sums over them take at once; None for all.
     """
 
     posterior: Posterior
     u: Float[Array, " d"]
     names: tuple[str, ...] = eqx.field(static=True)
     curvature: Curvature | None = None
+    chunk: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def count(self) -> int:
+        """Number of the examples.
+
+        Raises:
+            StructureError: when the observed sites have different numbers of them.
+        """
+        found: list[int] = []
+
+        def look(split: DataPriorSplit) -> None:
+            found.extend(split.of_values(split.posterior.values(split.u))[1])
+
+        eqx.filter_eval_shape(look, self)
+        if len(set(found)) != 1:
+            raise StructureError(
+                f"`chunk` needs data of one length along the first axis; the sites "
+                f"{list(self.names)} have the lengths {found}. Leave `chunk` out."
+            )
+        return found[0]
 
     def observed(self) -> ObservedSites:
         """The observed sites at u as functions of the outputs."""
@@ -146,7 +162,9 @@ class DataPriorSplit(eqx.Module):
         return rest
 
     def data_product(self) -> HessianProduct:
-        """`v -> J^T L J v`; everything that does not depend on v is computed once."""
+        """`v -> J^T L J v`; what does not depend on v is computed once, but in chunks."""
+        if self.chunk is not None:
+            return lambda v: over_chunks(self, lambda part: part.data_product()(v))
         z, push = jax.linearize(self.parameters, self.u)
         pull = jax.linear_transpose(push, self.u)
         weigh = self.output_product(z)
@@ -172,6 +190,11 @@ class DataPriorSplit(eqx.Module):
         raised = cho_solve((jnp.linalg.cholesky(metric.as_matrix()), True), slope)
         return plain - christoffel_along(self.posterior.metric, self.u, raised)
 
+    def loss(self, u: Float[Array, " d"]) -> Float[Array, ""]:
+        """`-log p(y | u)`."""
+        densities = self.posterior.program.site_densities(self.posterior.values(u))
+        return -sum((densities[name] for name in self.names), jnp.zeros((), u.dtype))
+
     def parameters(self, u: Float[Array, " d"]) -> SiteOutputs:
         """Parameters of the observed sites' distributions."""
         return self.of_values(self.posterior.values(u))[0]
@@ -189,6 +212,91 @@ class DataPriorSplit(eqx.Module):
         moving = jax.tree.map(lambda x: jnp.asarray(x) if _is_floating(x) else None, sites)
         fixed = jax.tree.map(lambda x: None if _is_floating(x) else x, sites)
         return moving, (fixed, scales)
+
+
+def over_chunks(
+    split: DataPriorSplit,
+    part: Callable[[DataPriorSplit], Any],
+    combine: Callable[[Any, Any], Any] = lambda one, other: jax.tree.map(jnp.add, one, other),
+) -> Any:
+    """`part` of all examples out of that of each chunk."""
+    chunk, count = split.chunk, split.count if split.chunk is not None else 0
+    if chunk is None or count <= chunk:
+        return part(dataclasses.replace(split, chunk=None))
+    whole, left = divmod(count, chunk)
+
+    def joined(total: Any, start: Any, size: int, number: Any) -> Any:
+        return combine(total, part(_cut(split, start, size, number)))
+
+    def step(total: Any, number: Array) -> tuple[Any, None]:
+        return joined(total, number * chunk, chunk, number), None
+
+    shapes = eqx.filter_eval_shape(lambda split: part(_cut(split, 0, chunk, 0)), split)
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(step, total, jnp.arange(whole))
+    return joined(total, whole * chunk, left, whole) if left else total
+
+
+def _cut(split: DataPriorSplit, start: Any, size: int, number: Any) -> DataPriorSplit:
+    """Some of the examples, from `start` on."""
+    posterior, count = split.posterior, split.count
+
+    def cut(leaf: Any) -> Any:
+        is_own = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (count,)
+        return jax.lax.dynamic_slice_in_dim(leaf, start, size) if is_own else leaf
+
+    args, kwargs = jax.tree.map(cut, posterior.program.arguments())
+    own = dataclasses.replace(posterior, program=make_program(posterior.model, args, kwargs))
+    curvature = None if split.curvature is None else split.curvature.of_chunk(number)
+    return DataPriorSplit(own, split.u, split.names, curvature)
+
+
+def require_independent(split: DataPriorSplit) -> None:
+    """Check that examples may be taken in chunks.
+
+    Raises:
+        StructureError: when the loss of two chunks is no sum, or the model does not take them.
+    """
+    if split.chunk is None or is_traced(split) or split.count <= split.chunk:
+        return
+    gap, reason = math.nan, ""
+    try:
+        gap = float(_gap(split))
+    except (TypeError, ValueError, IndexError) as error:
+        reason = f" ({error})"
+    if not gap <= float(jnp.sqrt(jnp.finfo(split.u.dtype).eps)):
+        raise StructureError(
+            f"`chunk={split.chunk}` needs {split.count} independent examples along the first axis "
+            "of those arguments of the model that have as many rows, and priors that do not depend "
+            "on them; here the log likelihood of two chunks is not the sum of theirs, as with "
+            f"batch normalization, or data that are no arguments{reason}. Leave `chunk` out."
+        )
+
+
+@eqx.filter_jit
+def _gap(split: DataPriorSplit) -> Float[Array, ""]:
+    """Distance of the losses of two chunks from that of both, and of the rest of one from it."""
+    assert split.chunk is not None
+    size = min(split.chunk, split.count - split.chunk)
+    parts = [_cut(split, 0, split.chunk, 0), _cut(split, split.chunk, size, 0)]
+    both = _cut(split, 0, split.chunk + size, 0)
+    u = split.u
+    pairs = [
+        (both.loss(u), sum(part.loss(u) for part in parts)),
+        (split.rest()(u), parts[0].rest()(u)),
+    ]
+    return jnp.max(jnp.stack([jnp.abs(a - b) / (1.0 + jnp.abs(a)) for a, b in pairs]))
+
+
+@eqx.filter_jit
+def _expanded(split: DataPriorSplit) -> FirstOrder:
+    """-log q^G to first order, the likelihood chunk by chunk."""
+    u = split.u
+    data = over_chunks(split, lambda part: jax.value_and_grad(part.loss)(u))
+    value, gradient = jax.tree.map(jnp.add, data, jax.value_and_grad(split.rest())(u))
+    metric = split.posterior.metric(u)
+    norm, volume = jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
+    return FirstOrder(u, value, gradient, norm, volume)
 
 
 @eqx.filter_jit

@@ -12,8 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from volform.errors import StructureError
 from volform.geometry.dependence import dependence
-from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct, SiteOutputs
+from volform.inference.laplace.gauss_newton import (
+    DataPriorSplit,
+    OutputProduct,
+    over_chunks,
+)
 from volform.inference.laplace.layers import Layers, Piece, layers_of
+from volform.inference.laplace.observed_sites import SiteOutputs
 from volform.inference.laplace.pieces import features_of, gradients_of, rows_of, slopes_of
 from volform.linalg.operator import mapped
 from volform.networks.programs import read
@@ -160,35 +165,39 @@ def _roots(
 
 @eqx.filter_jit
 def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
-    flow = _flow(split)
-    return _moments_of_flow(flow, reduce), flow.factorization_error
+    return _averaged(split, reduce)
 
 
 @eqx.filter_jit
 def _corrected(
     split: DataPriorSplit, reduce: bool
 ) -> tuple[list[CorrectedMoments], Float[Array, " 2"]]:
-    flow = _flow(split)
-    moments = _moments_of_flow(flow, reduce)
+    known = _flow(split) if split.chunk is None else None  # which both sums need
+    moments, error = _averaged(split, reduce, known)
     bases = {
         number: (jnp.linalg.eigh(left)[1], _eigenvectors(right))
         for number, (left, right) in enumerate(moments)
         if right is not None
     }
 
-    def of_root(root: Float[Array, "n o"]) -> dict[int, Float[Array, "m n"]]:
-        deltas, pieces = flow.deltas(root), flow.layers.pieces
-        return {
-            number: _square_in(pieces[number], flow.activations, deltas, *basis)
-            for number, basis in bases.items()
-        }
+    def part(split: DataPriorSplit) -> dict[int, Float[Array, "m n"]]:
+        flow = known or _flow(split)
 
-    squares = mapped(of_root, flow.roots, _TOGETHER)
+        def of_root(root: Float[Array, "n o"]) -> dict[int, Float[Array, "m n"]]:
+            deltas, pieces = flow.deltas(root), flow.layers.pieces
+            return {
+                number: _square_in(pieces[number], flow.activations, deltas, *basis)
+                for number, basis in bases.items()
+            }
+
+        return {k: s.sum(0) for k, s in mapped(of_root, flow.roots, _TOGETHER).items()}
+
+    squares = over_chunks(split, part)
     found: list[CorrectedMoments] = [
-        (*bases[number], squares[number].sum(0)) if number in bases else (left, None, left)
+        (*bases[number], squares[number]) if number in bases else (left, None, left)
         for number, (left, _) in enumerate(moments)
     ]
-    return found, flow.factorization_error
+    return found, error
 
 
 def _eigenvectors(moment: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -210,7 +219,34 @@ def _square_in(
     return _square(features_of(piece, activations) @ right, slopes)
 
 
-def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
+def _averaged(
+    split: DataPriorSplit, reduce: bool, known: Backpropagated | None = None
+) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
+    """The moments over all examples, and the error of `Backpropagated`."""
+
+    def part(split: DataPriorSplit) -> tuple[Any, Array]:
+        flow = known or _flow(split)
+        return _sums(flow, reduce), flow.factorization_error
+
+    sums, error = over_chunks(split, part, _added_and_worst)
+    moments: list[LayerMoments] = [
+        (left, None) if right is None else (left / jnp.maximum(count, 1), right)
+        for left, right, count in sums
+    ]
+    return moments, error
+
+
+def _added_and_worst(one: tuple[Any, Array], other: tuple[Any, Array]) -> tuple[Any, Array]:
+    """Sums of two chunks, and the worse of their errors: the lowest, and the largest gap."""
+    (low, gap), (other_low, other_gap) = one[1], other[1]
+    worst = jnp.stack([jnp.minimum(low, other_low), jnp.maximum(gap, other_gap)])
+    return jax.tree.map(jnp.add, one[0], other[0]), worst
+
+
+def _sums(
+    flow: Backpropagated, reduce: bool
+) -> list[tuple[Float[Array, "i i"], Float[Array, "..."] | None, Array | None]]:
+    """Sums of slopes and of features over examples and positions, and the number of these."""
     tables = {
         number: rows_of(piece, flow.activations)
         for number, piece in enumerate(flow.layers.pieces)
@@ -232,27 +268,31 @@ def _moments_of_flow(flow: Backpropagated, reduce: bool) -> list[LayerMoments]:
                 found.append(each.T @ each)
         return found
 
-    moments: list[LayerMoments] = []
+    sums = []
     lefts = mapped(of_root, flow.roots, _TOGETHER)
     for number, (piece, left) in enumerate(zip(flow.layers.pieces, lefts, strict=True)):
         if not piece.is_matrix:
-            moments.append((left.sum(0), None))
+            sums.append((left.sum(0), None, None))
             continue
         if number in tables and not reduce:  # its vectors would be n times rows numbers
             counts = jnp.bincount(tables[number].ravel(), length=piece.entries.shape[1])
             counts = counts.astype(left.dtype)
-            moments.append((left.sum(0) / jnp.maximum(counts.sum(), 1), counts))
+            sums.append((left.sum(0), counts, counts.sum()))
             continue
         features = features_of(piece, flow.activations)
         features = features.mean(1, keepdims=True) if reduce else features
         n, positions, _ = features.shape
         right = jnp.einsum("npi,npj->ij", features, features)
-        moments.append((left.sum(0) / (n * positions), right))
-    return moments
+        sums.append((left.sum(0), right, jnp.full((), n * positions, left.dtype)))
+    return sums
 
 
 @eqx.filter_jit
 def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
+    return over_chunks(split, _squares_at_once, _added_and_worst)
+
+
+def _squares_at_once(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
     flow = _flow(split)
 
     def of_root(root: Float[Array, "n o"]) -> list[Array]:

@@ -6,6 +6,7 @@ import equinox as eqx
 import lineax as lx
 
 from volform.inference.laplace.gauss_newton import DataPriorSplit
+from volform.inference.modes.expansion import Expand
 from volform.inference.modes.mode import ExpansionPoint
 from volform.results import Regime
 
@@ -20,8 +21,8 @@ class Structure(eqx.Module):
     def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
         """The precision matrix as an operator on flat unconstrained vectors."""
 
-    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
-        """The place in the posterior of those sites that are not held fixed."""
+    def restricted(self, place: ExpansionPoint, expand: Expand) -> ExpansionPoint:
+        """The place in the posterior of those sites that are not held fixed, expanded there."""
         return place
 
     def regime(self, precision: lx.AbstractLinearOperator) -> Regime:

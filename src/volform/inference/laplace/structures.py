@@ -19,7 +19,7 @@ from volform.inference.laplace.gauss_newton import (
 from volform.inference.laplace.layer_moments import shaped
 from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.woodbury import woodbury_precision
-from volform.inference.modes.expansion import SecondOrder
+from volform.inference.modes.expansion import Expand, SecondOrder
 from volform.inference.modes.given_point import place_at
 from volform.inference.modes.mode import ExpansionPoint, require_room
 from volform.limits import MATRIX_UP_TO
@@ -186,7 +186,7 @@ class Subset(Structure):
         """That of the structure."""
         return self.structure.regime(precision)
 
-    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
+    def restricted(self, place: ExpansionPoint, expand: Expand) -> ExpansionPoint:
         """The place in the posterior of the sites."""
         names = place.posterior.names
         sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
@@ -196,7 +196,7 @@ class Subset(Structure):
                 f"`sites` of Subset names {unknown or 'nothing'}; it should name some of the "
                 f"latent sites {list(names)}."
             )
-        return _without(place, [name for name in names if name not in sites])
+        return _without(place, expand, [name for name in names if name not in sites])
 
 
 class LastLayer(Structure):
@@ -229,7 +229,7 @@ class LastLayer(Structure):
         """That of the structure."""
         return self.structure.regime(precision)
 
-    def restricted(self, place: ExpansionPoint) -> ExpansionPoint:
+    def restricted(self, place: ExpansionPoint, expand: Expand) -> ExpansionPoint:
         """The place in the posterior of the last layer's sites."""
         split = DataPriorSplit(place.posterior, place.at.u, place.posterior.data_sites)
         names = shaped(split).last
@@ -239,11 +239,14 @@ class LastLayer(Structure):
                 "parameters into activations, with the examples along the first axis of the data; "
                 "this one has no layer. Use `Subset(sites)`."
             )
-        return _without(place, [name for name in place.posterior.names if name not in names])
+        return _without(
+            place, expand, [name for name in place.posterior.names if name not in names]
+        )
 
 
-def _without(place: ExpansionPoint, names: list[str]) -> ExpansionPoint:
-    found = place_at(with_sites_fixed(place.posterior, place.at.u, names), place.values)
+def _without(place: ExpansionPoint, expand: Expand, names: list[str]) -> ExpansionPoint:
+    posterior = with_sites_fixed(place.posterior, place.at.u, names)
+    found = place_at(posterior, place.values, expand)
     return dataclasses.replace(found, regime=place.regime)
 
 

@@ -1,6 +1,7 @@
 """The mode of q^G: expansions of -log q^G, searches, and what kind of point they ended at."""
 
 from volform.inference.modes.expansion import (
+    Expand as Expand,
     FirstOrder as FirstOrder,
     OnOrbit as OnOrbit,
     SecondOrder as SecondOrder,

@@ -114,6 +114,9 @@ class OnOrbit(SecondOrder):
     orbit: Any = eqx.field(static=True, kw_only=True)
 
 
+Expand = Callable[[Posterior, Float[Array, " d"]], FirstOrder]
+
+
 def objective(u: Float[Array, " d"], posterior: Posterior) -> Float[Array, ""]:
     """l(u) = -log q^G(u)."""
     return -posterior.log_density(u)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from volform.errors import ConvergenceError
 from volform.inference.modes import verdicts
-from volform.inference.modes.expansion import FirstOrder, expand_first
+from volform.inference.modes.expansion import Expand, FirstOrder, expand_first
 from volform.inference.modes.mode import (
     MAP,
     ExpansionPoint,
@@ -42,14 +42,18 @@ def map_at(posterior: Posterior, values: Mapping[str, Any]) -> MAP:
     return MAP(posterior, at, verdict, cost, (), 1, (0, 0), tolerance, regime=regime)
 
 
-def place_at(posterior: Posterior, values: Mapping[str, Any]) -> ExpansionPoint:
+def place_at(
+    posterior: Posterior,
+    values: Mapping[str, Any],
+    expand: Expand = expand_first,
+) -> ExpansionPoint:
     """The point with the given latent values; its Hessian, and so whether it is a mode, is open.
 
     Raises:
         UnknownSiteError: when a latent site is missing.
         ConvergenceError: when log q^G is not finite there.
     """
-    at = expand_first(posterior, posterior.layout.unconstrain(values, "at"))
+    at = expand(posterior, posterior.layout.unconstrain(values, "at"))
     _require_density(posterior, at)
     is_level = float(at.gradient_norm) < default_tolerance(at.u.dtype)
     verdict = verdicts.Stationary() if is_level else _not_level(at)
