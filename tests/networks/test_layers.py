@@ -143,6 +143,24 @@ def test_copies_of_units(layers: tuple[nn.Layer, ...], count: int) -> None:
     assert _copies(*layers) == count
 
 
+def test_copies_are_counted_on_few_of_many_examples_and_hold_for_all() -> None:
+    """The second of 600 sees the signs of the units, and is none of the few."""
+    x = jax.random.normal(jax.random.key(0), (600, 3))
+    x = x.at[:, 2].set(0.0)
+    body = nn.serial(nn.Dense(3), nn.Erf(), nn.Dense(1))
+    params = body.init(jax.random.key(1), (1, 2))
+
+    def apply(params, x):
+        return body.apply(params, x[:, :2]) + x[:, 2:] * params[0]["w"].sum()
+
+    model = nn.regression(nn.from_function(apply, params))
+    counts = []
+    for data in (x, x.at[1, 2].set(1.0)):
+        posterior = vf.condition(model, data, jnp.sin(data[:, :1]))
+        counts.append(posterior.provenance.equivalent_modes)
+    assert counts == [48, 6]
+
+
 def test_copies_of_channels_and_heads() -> None:
     assert _copies(*POOLED, x=IMAGES[..., :1]) == 48
     attention = nn.GlobalSelfAttention(3, 2, 2, 2), nn.GlobalAvgPool(), LAST
