@@ -43,6 +43,11 @@ def test_folds_are_dashed_only_where_there_are_some():
     assert not [line for line in ax.lines if line.get_linestyle() == "--"]
     (ax, _) = vf.plot.layers(smooth, X, LABELS, metric=vf.Euclidean())
     assert not [line for line in ax.lines if line.get_color() == "black"]  # no logits were given
+    w = jnp.array([[0.3, 0.7], [0.1, 0.7 / 3.0]])  # one direction is lost, but for rounding
+    (ax, _, _) = vf.plot.layers(
+        vf.layers.layerwise([lambda x: w @ x, jnp.tanh]), X, metric=vf.Euclidean()
+    )
+    assert not [line for line in ax.lines if line.get_linestyle() == "--"]
 
 
 def test_one_direction_is_seen():

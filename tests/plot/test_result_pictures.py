@@ -375,8 +375,9 @@ def test_course_of_a_search():
 # --- titles
 
 
-def inside(ax: Any) -> bool:
+def inside(ax: Any, dpi: float = 100.0) -> bool:
     figure = canvas.figure_of(ax)
+    figure.set_dpi(dpi)
     figure.draw_without_rendering()
     text = ax.get_title(loc="left")
     (title,) = [t for t in ax.get_children() if getattr(t, "get_text", str)() == text]
@@ -393,6 +394,8 @@ def test_titles_are_not_cut(exact):
     assert inside(vf.plot.spectrum(fit))
     name = "a model of a name that takes more than one half of the picture"
     assert inside(vf.plot.evidence(vf.compare({name: exact, "other": exact})))
+    ax = vf.plot.evidence(vf.compare({"scale 10.0": exact, "other": exact}))
+    assert all(inside(ax, dpi) for dpi in (72.0, 80.0, 110.0, 150.0))
     assert inside(vf.plot.forest(exact))
     ax = canvas.new_axes(1, 2.0, 2.0)[0]
     canvas.title(ax, "of several words that do not go into one line of two inches")

@@ -74,8 +74,9 @@ def title(ax: "Axes", text: str, size: float = 10.5, pad: float | None = None) -
     figure = figure_of(ax)
     shown = ax.set_title(text, fontsize=size, loc="left", color=INK, pad=pad)
     figure.draw_without_rendering()  # which places the axes
-    # Ticks may be others once the title has its lines, and move the edge by a letter.
-    room = figure.bbox.x1 - ax.get_window_extent().x0 - 0.14 * figure.dpi
+    # Ticks may be others once the title has its lines, and move the edge by a letter; and letters
+    # are hinted: saved with 80 dots an inch a line is 11 % wider than with 100.
+    room = 0.9 * (figure.bbox.x1 - ax.get_window_extent().x0 - 0.14 * figure.dpi)
 
     def width(line: str) -> float:
         shown.set_text(line)

@@ -321,8 +321,10 @@ def _curves(
             found += [(path, "black", "-") for path in _level_lines(fine, level)]
     square = [np.asarray(f) for f in frames if f.shape[2:] == (2,)]
     if len(square) == len(frames):
-        for path in _level_lines(fine, np.linalg.det(square[-1])):
-            found.append((path, FOLD, "--"))
+        turned = np.linalg.det(square[-1])
+        # Where one direction is lost all over, the sign is that of rounding.
+        if np.any(np.abs(turned) > FLAT**0.5 * np.sum(square[-1] ** 2, (1, 2))):
+            found += [(path, FOLD, "--") for path in _level_lines(fine, turned)]
     return found
 
 
