@@ -3,6 +3,7 @@
 python docs/gallery.py          write docs/gallery/*.png, one for each function, and docs/globe.png
 """
 
+import contextlib
 import io
 import os
 import re
@@ -31,7 +32,8 @@ def blocks(page: str) -> Iterator[str]:
     names: dict[str, object] = {"__name__": "__page__"}
     for code in code_of(f"docs/{page}"):
         plt.close("all")
-        exec(code, names)
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(code, names)
         yield code
 
 

@@ -68,6 +68,8 @@ def run(page: str) -> list[Block]:
                 at = [step.lineno for step in traceback.extract_tb(error.__traceback__)
                       if step.filename == page]  # fmt: skip
                 failure = f"line {at[-1] if at else '?'}: {type(error).__name__}: {error}"
+            if "matplotlib.pyplot" in sys.modules:  # which keeps figures, and warns of twenty
+                sys.modules["matplotlib.pyplot"].close("all")
             blocks.append(Block(page, line, out.getvalue(), found[2], failure))
             if failure:
                 break

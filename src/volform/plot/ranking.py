@@ -66,6 +66,6 @@ def evidence(table: Comparison, *, ax: "Axes | None" = None) -> "Axes":
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_xlabel("log evidence", color=canvas.INK)
     canvas.plain(ax)
-    text = "two standard errors; filled: trust is good; dashed: log Bayes factors 1, 3, 5"
+    text = "two standard errors; filled: trust is good; dashed: log BF 1, 3, 5"
     canvas.title(ax, text, 9.5, pad=14.0)  # above the numbers of the dashed lines
     return ax
