@@ -208,7 +208,7 @@ def test_fisher_without_a_form_or_key():
 def test_metric_of_another_structure():
     with pytest.raises(MetricError, match=r"`metric` of under_metric acts on .* and `operator` on"):
         under_metric(H, vf.Euclidean(), {"w": W})
-    with pytest.raises(MetricError, match=r"`opt_state` of metric_of was made for"):
+    with pytest.raises(MetricError, match=r"`opt_state` of optimizer_metric was made for"):
         under_metric(H, optimizer_metric(adam(jnp.ones(3))), W)
 
 
@@ -336,24 +336,49 @@ def adam(params, count=1):
 @pytest.mark.parametrize(
     ("state", "name"),
     [
-        (optax.adagrad(0.1).init(W), "ScaleByRssState"),
         (optax.lion(0.1).init(W), "ScaleByLionState"),
+        (optax.lbfgs(0.1).init(W), "ScaleByLBFGSState"),
+        (optax.sm3(0.1).init(W), "ScaleBySM3State"),
         ({"adam": 3}, "dict"),
         ((optax.EmptyState(), (None,)), "NoneType"),
     ],
 )
 def test_state_of_another_optimizer(state, name):
-    with pytest.raises(OperatorError, match=f"`opt_state` of metric_of holds a {name}.*Adam, RMSP"):
+    with pytest.raises(
+        OperatorError, match=f"`opt_state` of optimizer_metric holds a {name}.*Known are"
+    ):
         optimizer_metric(state)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        (optax.lion(0.1), "Lion steps by signs"),
+        (optax.rprop(0.1), "Rprop steps by signs"),
+        (optax.contrib.muon(0.1), "steepest in the spectral norm"),
+        (optax.adafactor(0.1), "to a factor for each array only"),
+        (optax.novograd(0.1), "NovoGrad normalizes"),
+        (optax.adadelta(0.1), "AdaDelta scales by its own past steps"),
+        (optax.lbfgs(0.1), "the metric of L-BFGS is no diagonal one"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_optimizers_without_a_metric_say_why(optimizer, reason):
+    with pytest.raises(OperatorError, match=f"metric is not known: .*{reason}"):
+        optimizer_metric(optimizer.init({"w": jnp.ones((3, 2))}))
+
+
 def test_state_before_the_first_step():
-    with pytest.raises(OperatorError, match=r"`opt_state` of metric_of .*after at least one step"):
+    with pytest.raises(
+        OperatorError, match=r"`opt_state` of optimizer_metric .*after at least one step"
+    ):
         optimizer_metric(adam(0.0 * W, count=0))
 
 
 def test_state_of_two_optimizers():
-    with pytest.raises(OperatorError, match=r"`opt_state` of metric_of holds 2 running averages"):
+    with pytest.raises(
+        OperatorError, match=r"`opt_state` of optimizer_metric holds 2 running averages"
+    ):
         optimizer_metric((adam(W), adam(W)))
 
 

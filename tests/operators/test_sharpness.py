@@ -69,13 +69,24 @@ def test_settings_of_adam():
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), found, expected)
 
 
-def test_metric_is_that_of_the_step():
+@pytest.mark.parametrize(
+    ("optimizer", "eps"),
+    [
+        (optax.adam(0.1, b1=0.0), 1e-8),
+        (optax.yogi(0.1, b1=0.0), 1e-3),
+        (optax.amsgrad(0.1, b1=0.0), 1e-8),
+        (optax.adabelief(0.1, b1=0.0, eps_root=0.0), 1e-16),
+        (optax.adagrad(0.1), 1e-7),
+        (optax.rmsprop(0.1), 1e-8),
+    ],
+    ids=["adam", "yogi", "amsgrad", "adabelief", "adagrad", "rmsprop"],
+)
+def test_metric_is_that_of_the_step(optimizer, eps):
     """update = -learning rate G^-1 (corrected momentum), read back from optax itself."""
-    adam = optax.adam(0.1, b1=0.0)
-    state, params, _ = stepped(adam, steps=2)
+    state, params, _ = stepped(optimizer, steps=2)
     gradient = jax.grad(loss)(params)
-    updates, state = adam.update(gradient, state, params)
-    weights = optimizer_metric(state)(params).diagonal
+    updates, state = optimizer.update(gradient, state, params)
+    weights = optimizer_metric(state, eps=eps)(params).diagonal
     expected = jax.tree.map(lambda g, w: -0.1 * g / w, gradient, weights)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), updates, expected)
 

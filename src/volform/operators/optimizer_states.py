@@ -18,12 +18,29 @@ class Settings(NamedTuple):
     eps: Any
 
 
+# By the name of the state: why the step is no `G^-1 gradient`, with a diagonal G or with any.
+_NO_METRIC = {
+    "ScaleByLionState": "Lion steps by signs, steepest in the norm max |x|, which has no metric",
+    "ScaleByRpropState": "Rprop steps by signs, steepest in the norm max |x|, which has no metric",
+    "MuonState": "Muon is steepest in the spectral norm of each matrix, which has no metric",
+    "FactoredState": "Adafactor scales each array by its own size too, so that its metric is known "
+    "to a factor for each array only",
+    "ScaleByNovogradState": "NovoGrad normalizes gradients before it averages them, so that its "
+    "step is linear in none of them",
+    "ScaleByAdaDeltaState": "AdaDelta scales by its own past steps too, which no metric knows",
+    "ScaleByLBFGSState": "the metric of L-BFGS is no diagonal one, but the curvature of its last "
+    "steps: `vf.operators.hessian` has that of all directions",
+}
+
+
 @singledispatch
 def weights_of(state: Any, settings: Settings) -> list[PyTree]:
     """The diagonal metrics that a state implies."""
+    name = type(state).__name__
     raise OperatorError(
-        f"`opt_state` of metric_of holds a {type(state).__name__}, whose metric is not known; "
-        "known are the states of Adam, RMSProp, SGD and momentum. Write another metric with "
+        f"`opt_state` of optimizer_metric holds a {name}, whose metric is not known"
+        f"{f': {_NO_METRIC[name]}' if name in _NO_METRIC else ''}. Known are the states of Adam, "
+        "AMSGrad, AdaBelief, Adagrad, RMSProp, SGD and momentum. Write another metric with "
         "`volform.geometry.DiagonalField`."
     )
 
@@ -52,6 +69,11 @@ for _state in (optax.MaskedState, optax.ApplyIfFiniteState):
 
 
 @weights_of.register
+def _(state: optax.transforms.PartitionState, settings: Settings) -> list[PyTree]:
+    return weights_of(tuple(state.inner_states.values()), settings)
+
+
+@weights_of.register
 def _(state: optax.MultiStepsState, settings: Settings) -> list[PyTree]:
     return weights_of(state.inner_opt_state, settings)
 
@@ -64,8 +86,9 @@ def _(state: Any, settings: Settings) -> list[PyTree]:
     return weights_of(state.inner_state, read)
 
 
-@weights_of.register
-def _(state: optax.ScaleByAdamState, settings: Settings) -> list[PyTree]:
+@weights_of.register(optax.ScaleByAdamState)
+@weights_of.register(optax.ScaleByBeliefState)
+def _(state: Any, settings: Settings) -> list[PyTree]:
     def root(v: Array) -> Array:
         decay, eps = (jnp.asarray(number, v.dtype) for number in settings)
         return jnp.sqrt(v / (1.0 - decay ** jnp.asarray(state.count, v.dtype))) + eps
@@ -74,5 +97,20 @@ def _(state: optax.ScaleByAdamState, settings: Settings) -> list[PyTree]:
 
 
 @weights_of.register
+def _(state: optax.ScaleByAmsgradState, settings: Settings) -> list[PyTree]:
+    # The largest averages so far, each with its bias corrected when it was found.
+    return [jax.tree.map(lambda v: jnp.sqrt(v) + jnp.asarray(settings.eps, v.dtype), state.nu_max)]
+
+
+@weights_of.register
 def _(state: optax.ScaleByRmsState, settings: Settings) -> list[PyTree]:
-    return [jax.tree.map(lambda v: jnp.sqrt(v + jnp.asarray(settings.eps, v.dtype)), state.nu)]
+    return _roots(state.nu, settings)
+
+
+@weights_of.register
+def _(state: optax.ScaleByRssState, settings: Settings) -> list[PyTree]:
+    return _roots(state.sum_of_squares, settings)
+
+
+def _roots(squares: PyTree, settings: Settings) -> list[PyTree]:
+    return [jax.tree.map(lambda v: jnp.sqrt(v + jnp.asarray(settings.eps, v.dtype)), squares)]

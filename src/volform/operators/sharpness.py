@@ -119,8 +119,8 @@ class Preconditioner(Metric):
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (self.weights, point)]
         if jax.tree.structure(self.weights) != jax.tree.structure(point) or shapes[0] != shapes[1]:
             raise MetricError(
-                f"`params` have the shapes {shapes[1]}, but `opt_state` of metric_of was made for "
-                f"{shapes[0]}; they should be those of one optimizer."
+                f"`params` have the shapes {shapes[1]}, but `opt_state` of optimizer_metric was "
+                f"made for {shapes[0]}; they should be those of one optimizer."
             )
         return lx.DiagonalLinearOperator(
             jax.tree.map(lambda w, p: w.astype(jnp.result_type(p)), self.weights, point)
@@ -132,13 +132,17 @@ def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8)
 
     | optimizer | metric |
     |---|---|
-    | Adam, AdamW, NAdam | `G = diag(sqrt(v / (1 - decay^t)) + eps)` |
+    | Adam, AdamW, NAdam, Yogi | `G = diag(sqrt(v / (1 - decay^t)) + eps)` |
+    | AdaBelief | the same of squared distances of gradients from their average |
+    | AMSGrad | `G = diag(sqrt(w) + eps)`, w the largest `v / (1 - decay^t)` so far |
     | RMSProp | `G = diag(sqrt(v + eps))` |
+    | Adagrad | the same with the sum of squared gradients |
     | SGD, momentum | `G = I` |
 
     v is the running average of squared gradients. Momentum, schedules, clipping and weight decay
     do not enter. The metric depends on the path of the search, and is no tensor of the model: in
     other coordinates the optimizer has another path. To compare coordinates, carry it along.
+    AdaMax and RAdam have states of the type of Adam's, and other steps: of them write the metric.
 
     Args:
         opt_state: the state of an optax optimizer, after at least one step; nested as `chain`,
@@ -152,8 +156,9 @@ def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8)
         A metric on pytrees like the parameters.
 
     Raises:
-        OperatorError: for a state of another optimizer, for one before the first step, and for
-            more than one Adam or RMSProp in it.
+        OperatorError: for a state of another optimizer, which says why it has no metric where that
+            is known (Lion, Muon, Adafactor, L-BFGS), for one before the first step, and for more
+            than one Adam or RMSProp in it.
 
     References:
         Kingma & Ba (2015), Adam; Kristiadi, Dangel & Hennig (2023), section 5.3.
@@ -170,15 +175,15 @@ def optimizer_metric(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8)
     found = weights_of(opt_state, Settings(decay, eps))
     if len(found) > 1:
         raise OperatorError(
-            f"`opt_state` of metric_of holds {len(found)} running averages of squared gradients; "
-            "give the state of one optimizer on all parameters."
+            f"`opt_state` of optimizer_metric holds {len(found)} running averages of squared "
+            "gradients; give the state of one optimizer on all parameters."
         )
     if not found:
         return Euclidean()
     known = is_known(found[0])
     if known and not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found[0])):
         raise OperatorError(
-            "`opt_state` of metric_of has averages that are not finite once their bias is "
+            "`opt_state` of optimizer_metric has averages that are not finite once their bias is "
             "corrected; take it after at least one step, of finite gradients."
         )
     return Preconditioner(found[0])
