@@ -15,7 +15,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 # XLA's emitters of fusions take half of the time of compilation, and small loops run no faster by
 # them: the expansion of eight schools is compiled in 3.5 s with them and 1.8 without, and runs .08
 # ms either way (processor time, jaxlib 0.10).
-STEADY = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+# YNNPACK's products in single precision may crash the process: jaxlib 0.10.2 on two processors did
+# in 4 of 6 runs of the likelihood of a LeNet on 200 images, and in none of 14 without them.
+STEADY = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+}
 # Without LLVM's optimizations .7 s, and .15 ms: for what runs for a second at most.
 QUICK = STEADY | {"xla_backend_optimization_level": 0}
 # Numbers that a program reads up to which it is compiled quickly. A search reads them some ten
@@ -49,6 +55,11 @@ class Compiled:
         if jax.default_backend() != "cpu" or is_traced(args, kwargs):
             return self._plain(*args, **kwargs)
         return self._with_options(*args, **kwargs)
+
+
+def steady(fn: Callable[..., Any]) -> Compiled:
+    """Compile a function to run fast, without what takes long to compile or crashes."""
+    return Compiled(fn, STEADY)
 
 
 def by_numbers(fn: Callable[..., Any]) -> Callable[[int], Compiled]:

@@ -161,6 +161,29 @@ def test_copies_are_counted_on_few_of_many_examples_and_hold_for_all() -> None:
     assert counts == [48, 6]
 
 
+def test_few_examples_that_see_nothing_or_too_little() -> None:
+    """Doses given in turn; inputs that are zero but for three; and units that saturate far out."""
+    turns = jnp.asarray((np.arange(631) % 10) / 10.0)[:, None]
+    zeros = jnp.zeros((600, 1)).at[jnp.array([1, 77, 301])].set(jnp.array([[0.3], [-0.5], [0.9]]))
+    first = vf.condition(nn.regression(nn.MLP((3,), activation=jnp.tanh)), turns, turns)
+    second = vf.condition(nn.regression(nn.MLP((3,), activation=jnp.tanh)), zeros, zeros)
+    clipped = nn.MLP((3,), activation=lambda z: jnp.clip(z, -1.0, 1.0), b_std=1.0)
+    third = vf.condition(nn.regression(clipped), 0.01 * turns, turns)
+    assert [p.provenance.equivalent_modes for p in (first, second, third)] == [48, 48, 48]
+
+
+def test_a_model_that_insists_on_its_rows() -> None:
+    net = nn.MLP((3,), activation=jnp.tanh)
+
+    def model(x, y):
+        if len(x) != 600:
+            raise RuntimeError("rows")
+        nn.regression(net)(x, y)
+
+    x = jnp.linspace(-1.0, 1.0, 600)[:, None]
+    assert vf.condition(model, x, x).provenance.equivalent_modes == 48
+
+
 def test_copies_of_channels_and_heads() -> None:
     assert _copies(*POOLED, x=IMAGES[..., :1]) == 48
     attention = nn.GlobalSelfAttention(3, 2, 2, 2), nn.GlobalAvgPool(), LAST

@@ -45,22 +45,41 @@ def copies(
     Returns:
         The number, and False where a primitive was not understood, or a density is not finite.
     """
-    names, leaves = named(dict(points[0]))
-
-    def values_of(densities: Any) -> Callable[[list[list[Any]]], np.ndarray]:
-        each = lambda found: [dict(zip(names, point, strict=True)) for point in found]  # noqa: E731
-        return lambda found: densities(each(found))[:, None]
-
     few = getattr(densities, "of_few", None)
-    values = values_of(few or densities)
+    if few is not None:
+        group, arrays, is_known = _counted(density, few, points)
+        values = _of_leaves(densities, points[0])
+        # Nothing found is what data see that are all masked, or zero.
+        if is_known and group.order > 1 and all(_keeps(group, at, values) for at in arrays):
+            return Copies(group.order, is_all=True)
+    group, arrays, is_known = _counted(density, densities, points)
+    return Copies(group.order if arrays else 1, is_known and bool(arrays))
+
+
+_Densities = Callable[[list[dict[str, np.ndarray]]], Float[np.ndarray, " k"]]
+
+
+def _of_leaves(densities: _Densities, point: Mapping[str, Any]) -> Any:
+    """The densities of points that are lists of leaves, shape (k, 1)."""
+    names, _ = named(dict(point))
+    return lambda found: densities([dict(zip(names, at, strict=True)) for at in found])[:, None]
+
+
+def _counted(
+    density: Callable[[Mapping[str, Any]], Array],
+    densities: _Densities,
+    points: Sequence[Mapping[str, Any]],
+) -> tuple[Group, list[list[np.ndarray]], bool]:
+    """The discrete group, the points of finite density, and whether all was understood."""
+    names, leaves = named(dict(points[0]))
+    values = _of_leaves(densities, points[0])
     arrays = [[np.asarray(x) for x in named(dict(point))[1]] for point in points]
     factors, unknown = traced(jax.make_jaxpr(density)(dict(points[0])), len(leaves))
     group = group_of(names, leaves, arrays_of(dict(points[0]))[1], factors, unknown)
-
     found = values(arrays)
     arrays = [point for point, one in zip(arrays, found, strict=True) if np.isfinite(one[0])]
     if not group.units or not arrays:
-        return Copies(1, not unknown and bool(arrays))
+        return replace(group, units=()), arrays, not unknown
     group = replace(group, units=tuple(with_signs(group, arrays, values)))
     turned = [defects(values([*_rotated(group, at)]), values([at])[0]) for at in arrays]
     is_discrete = np.max(turned, axis=0) > rounding_of(arrays[0])
@@ -68,9 +87,7 @@ def copies(
     if not _keeps(group, arrays[-1], values):
         each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
         group = _without(group, [number for number, one in enumerate(each) if not one])
-    if few is not None and not _keeps(group, arrays[-1], values_of(densities)):
-        return copies(density, lambda several: densities(several), points)
-    return Copies(group.order, not unknown)
+    return group, arrays, not unknown
 
 
 def _without(group: Group, numbers: Sequence[int]) -> Group:

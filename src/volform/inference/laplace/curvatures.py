@@ -38,7 +38,8 @@ class GGN(Curvature):
     Args:
         chunk: examples worked on at once, which bounds the memory; all if left out. They lie along
             the first axis of those arguments of the model that have as many rows as there are data,
-            and are independent given the parameters, which is checked on two chunks.
+            and are independent given the parameters, which is checked on all pairs of neighboring
+            chunks (but not under `jit`). The model is run again on each.
 
     References:
         Schraudolph (2002), Fast curvature matrix-vector products; Martens (2020), New insights and

@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 
 from volform.checks import require_key
+from volform.compilation import steady
 from volform.errors import ConvergenceError, DataError, ModelError, UnknownSiteError
 from volform.generators import generator
 from volform.inference.laplace.gaussian_chart import LEBESGUE, GaussianChart
@@ -153,7 +154,7 @@ def located(layout: Layout, values: dict[str, Any]) -> tuple[Array, Array, Array
     return u, log_det, same
 
 
-@eqx.filter_jit
+@steady
 def _log_prob_of_values(tangent: TangentGaussian, values: dict[str, Any]) -> Float[Array, " n"]:
     layout = tangent.posterior.layout
     u, log_det, same = jax.vmap(lambda values: located(layout, values))(values)
@@ -187,7 +188,7 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
     return Samples(posterior, LEBESGUE, u, outside=outside, log_q_points=log_q)
 
 
-@eqx.filter_jit
+@steady
 def _points(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Any:
     """Draws in u, their log density with respect to du, and which are inside the support."""
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -13,6 +12,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer import init_to_value
 from numpyro.infer.autoguide import AutoMultivariateNormal
 
+from volform.compilation import steady
 from volform.errors import ModelError
 from volform.inference.laplace.draws import TangentGaussian
 
@@ -77,7 +77,7 @@ class LaplaceGuide(AutoMultivariateNormal):
         )
 
 
-@eqx.filter_jit
+@steady
 def _moved(own: Any, u: Float[Array, " d"], covariance: Float[Array, "d d"]) -> tuple[Array, Array]:
     slopes = jax.jacfwd(own)(u)
     return own(u), jnp.linalg.cholesky(slopes @ covariance @ slopes.T)

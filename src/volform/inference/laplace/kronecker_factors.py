@@ -10,6 +10,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import steady
 from volform.errors import SizeError
 from volform.inference.laplace.gauss_newton import (
     DataPriorSplit,
@@ -245,12 +246,12 @@ def holders(split: DataPriorSplit, layers: Layers) -> list[SiteMultiple | None]:
     return held
 
 
-@eqx.filter_jit
+@steady
 def _multipliers(split: DataPriorSplit) -> list[tuple[Array, Array] | None]:
     return multipliers_of(split, layers_of(split.of_values, split.posterior.values(split.u)))
 
 
-@eqx.filter_jit
+@steady
 def _jacobians(split: DataPriorSplit) -> list[Float[Array, "d s"]]:
     layers = layers_of(split.of_values, split.posterior.values(split.u))
     arrays, push = jax.linearize(lambda u: layers.arrays(split.posterior.values(u)), split.u)

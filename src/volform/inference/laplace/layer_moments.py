@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from volform.compilation import steady
 from volform.errors import StructureError
 from volform.geometry.dependence import dependence
 from volform.inference.laplace.gauss_newton import (
@@ -159,16 +160,17 @@ def _roots(
     probe = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
     difference = weigh(probe) - jnp.einsum("nij,nj->ni", each, probe)
     largest = jnp.max(jnp.abs(values))
+    largest = jnp.where(largest > 0.0, largest, 1.0)  # zero where a mask hides all
     error = jnp.stack([jnp.min(values), jnp.max(jnp.abs(difference))]) / largest
     return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None], 2, 0), error
 
 
-@eqx.filter_jit
+@steady
 def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
     return _averaged(split, reduce)
 
 
-@eqx.filter_jit
+@steady
 def _corrected(
     split: DataPriorSplit, reduce: bool
 ) -> tuple[list[CorrectedMoments], Float[Array, " 2"]]:
@@ -287,7 +289,7 @@ def _sums(
     return sums
 
 
-@eqx.filter_jit
+@steady
 def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
     return over_chunks(split, _squares_at_once, _added_and_worst)
 

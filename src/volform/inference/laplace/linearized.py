@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro import handlers
 
+from volform.compilation import steady
 from volform.errors import DataError, ModelError, VolformError
 from volform.inference.laplace.links import Link, Probit
 from volform.inference.laplace.output_covariance import covariance_by_factors
@@ -161,7 +162,7 @@ def _(fn: Any, name: str = "") -> Float[Array, "..."]:
     return fn.logits
 
 
-@eqx.filter_jit
+@steady
 def _spread_out(fn: Any, center: Float[Array, "..."], covariance: Array, link: Link) -> Any:
     return _spread(fn, center, covariance, link)
 
@@ -233,7 +234,7 @@ def _covariance(
     return _together(outputs, precision, chunk, group).reshape(shape)
 
 
-@eqx.filter_jit
+@steady
 def _by_factors(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
     moving, fixed = eqx.partition(outputs.data, eqx.is_array)
     count = jax.tree.leaves(moving)[0].shape[0]
@@ -256,7 +257,7 @@ def _by_factors(outputs: _Outputs, precision: Any, chunk: int, group: int) -> An
     return *flat, jnp.all(is_all)
 
 
-@eqx.filter_jit
+@steady
 def _by_example(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
     moving, fixed = eqx.partition(outputs.data, eqx.is_array)
     down, _ = whitening_maps(precision)
@@ -273,7 +274,7 @@ def _by_example(outputs: _Outputs, precision: Any, chunk: int, group: int) -> An
     return covariance, each, jnp.ones((), bool)
 
 
-@eqx.filter_jit
+@steady
 def _together(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Array:
     value, pull = jax.vjp(lambda u: outputs.at(u).reshape(-1, group), outputs.u)
     down, _ = whitening_maps(precision)

@@ -12,6 +12,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from volform.compilation import steady
 from volform.errors import StructureError
 from volform.linalg.precision import KroneckerSum, LowRankUpdate, RotatedDiagonal
 from volform.linalg.structured import DenseOperator, FlatBlocks, dense_logdet, positive_inverse
@@ -116,7 +117,7 @@ def log_determinants(
     return _log_determinants(precision, rest, groups.astype(np.int32).tobytes(), count)
 
 
-@eqx.filter_jit
+@steady
 def _log_determinants(
     precision: lx.AbstractLinearOperator, rest: Float[Array, " d"], numbers: bytes, count: int
 ) -> list[LogDeterminant]:
@@ -147,7 +148,7 @@ def _merged(found: Sequence[LogDeterminant]) -> list[LogDeterminant]:
     return [Eigenvalues(values, jnp.concatenate([part.groups for part in own])), *others]
 
 
-@eqx.filter_jit
+@steady
 def moved(
     precision: lx.AbstractLinearOperator,
     rest: Float[Array, " d"],

@@ -31,7 +31,7 @@ class ObservedSites(NamedTuple):
     def loss(self, z: SiteOutputs) -> Float[Array, ""]:
         """`-log p(y | z)`."""
         first, *others = (
-            jnp.asarray(self.weight(name) * jnp.sum(fn.log_prob(value)))
+            jnp.asarray(jnp.sum(self.weight(name) * fn.log_prob(value)))
             for name, (fn, value) in self.sites(z).items()
         )
         return -sum(others, start=first)

@@ -4,13 +4,13 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from volform.compilation import steady
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.inference.laplace.pieces import (
     ValuedOutputs,
@@ -29,7 +29,7 @@ from volform.networks.programs import read
 _AT_ONCE = 2**22  # numbers of the gradients of one matrix that are held
 
 
-@eqx.filter_jit
+@steady
 def rotated_blocks(precision: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """The same operator with its Kronecker sums by their eigenvectors, found once."""
     if not isinstance(precision, FlatBlocks):

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.primitives import Messenger
 
+from volform.compilation import steady
 from volform.inference.laplace.gauss_newton import DataPriorSplit
 from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
@@ -115,7 +116,7 @@ def normal_priors(split: DataPriorSplit, rest: Float[Array, " d"]) -> NormalPrio
     )
 
 
-@eqx.filter_jit
+@steady
 def _normals(split: DataPriorSplit) -> dict[str, Any]:
     """Mean and scale, the sum of squares, and whether other sites move them, of Normal sites."""
     posterior = split.posterior
@@ -183,7 +184,7 @@ def _are_normal(split: DataPriorSplit) -> dict[str, bool]:
     return found
 
 
-@eqx.filter_jit
+@steady
 def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
     observed, z = split.observed(), split.parameters(split.u)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from volform.compilation import steady
 from volform.inference.laplace.moving import LogDeterminant
 from volform.inference.laplace.rescaling import NoiseFit
 
@@ -93,7 +94,7 @@ def _newton(problem: ScaledEvidence, x: Float[Array, " k"]) -> tuple[Array, Arra
     return slope, along * jnp.minimum(1.0, 3.0 / jnp.max(jnp.abs(along)))
 
 
-@eqx.filter_jit
+@steady
 def ascend(problem: ScaledEvidence, start: Float[Array, " k"]) -> Ascent:
     """The maximum of a concave function by Newton's method, with steps halved until it rises."""
     eps = jnp.finfo(start.dtype).eps

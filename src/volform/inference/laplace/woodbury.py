@@ -1,6 +1,5 @@
 """Precision matrices by the rows of the Jacobian, where data are few and parameters many."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -8,6 +7,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from volform.compilation import steady
 from volform.inference.laplace.gauss_newton import DataPriorSplit
 from volform.linalg.operator import fits
 from volform.linalg.precision import LowRankUpdate
@@ -38,7 +38,7 @@ def is_few(rows: int, parameters: int) -> bool:
     return 4 * rows <= parameters
 
 
-@eqx.filter_jit
+@steady
 def _moving(split: DataPriorSplit) -> Bool[Array, " outputs"]:
     """Outputs that depend on u: those that move along a random direction."""
     tangent = jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
@@ -46,7 +46,7 @@ def _moving(split: DataPriorSplit) -> Bool[Array, " outputs"]:
     return along != 0
 
 
-@eqx.filter_jit
+@steady
 def _directions(
     split: DataPriorSplit, rest: Float[Array, " d"], moving: Array
 ) -> tuple[Float[Array, "m d"], Float[Array, " m"], Float[Array, ""]]:
