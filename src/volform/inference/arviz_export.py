@@ -1,7 +1,6 @@
 """Results as ArviZ objects."""
 
 import contextlib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,18 @@ from numpyro.infer import MCMC
 from volform.checks import key_of
 from volform.equivalence.alignment import representatives
 from volform.equivalence.group import Group
-from volform.errors import DataError, ModelError, UnknownSiteError
+from volform.errors import ModelError
 from volform.inference import arviz_compat
+from volform.inference.arviz_dims import dims_and_coords, require_fitting, sizes_of
 from volform.inference.laplace.approximation import LaplaceApproximation
+from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
 from volform.models.formulas import LinearModel
+from volform.models.labels import named_arguments
 from volform.models.posterior import Posterior
 from volform.results import Evidence
+
+AGAIN = 5  # of a key, whose other streams are those of draws
 
 
 def to_arviz(
@@ -31,8 +35,14 @@ def to_arviz(
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     symmetry: Group | None = None,
+    predictive: bool = False,
 ) -> Any:
     """Draws of a posterior as an ArviZ object.
+
+    Data have the dimensions and labels of what was given to `condition`, an xarray `DataArray` or
+    a pandas Series with its index; else plates as dimensions; else ArviZ's own, such as `y_dim_0`.
+    Observed values that are computed from arguments are not known again. Latent sites have plates
+    and what `dims` says.
 
     Args:
         target: a Laplace approximation, which is drawn from; an evidence with draws, or those
@@ -40,12 +50,14 @@ def to_arviz(
             ArviZ knows no weights; or an `MCMC` of NumPyro, by ArviZ's own `from_numpyro`.
         key: key of the draws; `jax.random.key(0)` by default.
         draws: number of draws, in one chain; chains keep theirs.
-        coords: labels along dimensions, plates among them: `{"school": names}`.
+        coords: labels along dimensions, plates among them: `{"school": names}`. They win over
+            those of the data, as do `dims`.
         dims: names of the dimensions of a site's value, of all its axes or of those behind the
             plates: `{"slope": ["covariate"]}`.
         symmetry: of a network whose parameters are sites, from `equivalence.symmetry`: then each
             draw is the copy nearest to the mean of all (`equivalence.representatives`), so that
             means, r-hat and effective sizes of weights mean something. Deterministic sites stay.
+        predictive: whether the data are drawn again at each draw, `posterior_predictive`.
 
     Returns:
         An `InferenceData` on arviz 0.x, an xarray `DataTree` on arviz 1.x, with the groups
@@ -80,30 +92,55 @@ def to_arviz(
             if name in chains:
                 chains[name] = (chains[name].dims, value)
         return data
-    samples, attributes = _drawn(target, key_of(key, "to_arviz", ModelError), draws)
+    key = key_of(key, "to_arviz", ModelError)
+    samples, attributes = _drawn(target, key, draws)
     if samples.posterior is None:
         raise ModelError(
             "`target` of to_arviz was pickled, without its model, which the groups are computed "
             "by; export before, or take `draws.values`."
         )
-    groups, named = groups_of(samples.posterior, samples)
+    groups, plates = groups_of(samples.posterior, samples)
     groups["posterior"] |= _aligned(groups["posterior"], symmetry, samples.posterior)
-    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
-    constant = _constant_data(samples.posterior, groups.get("observed_data", {}))
-    shapes |= {n: v.shape for n, v in (groups.get("observed_data", {}) | constant).items()}
-    named = _merged(named, given_dims, shapes)
-    if isinstance(model := samples.posterior.model, LinearModel):
-        every = {dim for dims in named.values() for dim in dims}
-        own = {dim: labels for dim, labels in model.coords.items() if dim in every}
-        given_coords = own | given_coords
-    _require_fitting(given_coords, named, shapes)
     stats = {"lp": samples.log_p}
     if samples.log_q is not None:
         stats["log_q"] = samples.log_q
     groups["sample_stats"] = {name: _by_chain(samples, value) for name, value in stats.items()}
-    if constant:
+    if predictive:
+        groups["posterior_predictive"] = _drawn_again(samples, key)
+    if constant := _constant_data(samples.posterior, groups.get("observed_data", {})):
         groups["constant_data"] = constant
-    return arviz_compat.built(groups, attributes, named, given_coords)
+    named, own = _labelled(samples.posterior, groups, plates, given_dims, given_coords)
+    return arviz_compat.built(groups, attributes, named, own | given_coords)
+
+
+def _labelled(
+    posterior: Posterior,
+    groups: Mapping[str, Any],
+    plates: dict[str, list[str]],
+    dims: dict[str, Any],
+    coords: dict[str, Any],
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Dimensions of all variables, and the labels of the model and its data along them."""
+    observed, constant = groups.get("observed_data", {}), groups.get("constant_data", {})
+    arguments = named_arguments(posterior.model, *posterior.program.arguments())
+    labels = posterior.labels
+    axes = {name: labels.of_argument(name, value) for name, value in constant.items()}
+    axes |= {name: labels.of_site(name, value, arguments) for name, value in observed.items()}
+    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
+    shapes |= {name: value.shape for name, value in (constant | observed).items()}
+    named, own = dims_and_coords(shapes, plates, {n: a for n, a in axes.items() if a}, dims)
+    if isinstance(model := posterior.model, LinearModel):
+        every = sizes_of(named, shapes)
+        own |= {dim: of_model for dim, of_model in model.coords.items() if dim in every}
+    require_fitting(coords, named, shapes)
+    return named, own
+
+
+def _drawn_again(samples: Samples, key: PRNGKeyArray) -> dict[str, np.ndarray]:
+    """Draws of the data at each draw of the parameters."""
+    posterior, (args, kwargs) = samples.posterior, samples.posterior.program.arguments()
+    found = predicted(posterior, samples.values, jax.random.fold_in(key, AGAIN), args, kwargs)
+    return {n: _by_chain(samples, found[n]) for n in posterior.data_sites if np.size(found[n])}
 
 
 def _aligned(
@@ -202,10 +239,8 @@ def _pointwise(
 
 def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, np.ndarray]:
     """Arguments of the model that are arrays of numbers, and no observed values."""
-    args, kwargs = posterior.program.arguments()
-    with contextlib.suppress(TypeError, ValueError):  # of a signature that does not tell
-        kwargs = dict(inspect.signature(posterior.model).bind(*args, **kwargs).arguments)
-    found = {name: np.asarray(value) for name, value in kwargs.items() if _are_numbers(value)}
+    arguments = named_arguments(posterior.model, *posterior.program.arguments())
+    found = {name: np.asarray(value) for name, value in arguments.items() if _are_numbers(value)}
     return {
         name: value
         for name, value in found.items()
@@ -217,54 +252,6 @@ def _are_numbers(value: Any) -> bool:
     if isinstance(value, np.ndarray | Array):
         return value.dtype.kind in "biufc"  # no keys of JAX, no text
     return isinstance(value, float | int)
-
-
-def _merged(
-    plates: dict[str, list[str]], given: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, list[str]]:
-    """Dimensions by plates, and those that the user gave.
-
-    Raises:
-        UnknownSiteError: a name that is none.
-        DataError: a number of dimensions that is not that of the axes.
-    """
-    merged = dict(plates)
-    for name, names in given.items():
-        if name not in shapes:
-            raise UnknownSiteError(f"`dims` names {name!r}, which is none of {list(shapes)}.")
-        own, axes = list(names), len(shapes[name])
-        if len(own) != axes:
-            own = plates.get(name, []) + own
-        if len(own) != axes or isinstance(names, str):
-            raise DataError(
-                f"`dims` of {name!r} are {names!r}; its value has the shape {shapes[name]}: give a "
-                "name for each axis, or for each behind the plates."
-            )
-        merged[name] = own
-    return merged
-
-
-def _require_fitting(
-    coords: dict[str, Any], dims: dict[str, list[str]], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """Check the labels along dimensions.
-
-    Raises:
-        DataError: labels of no dimension, or another number of them than it has entries.
-    """
-    sizes = {
-        dim: size for name in dims for dim, size in zip(dims[name], shapes[name], strict=False)
-    }
-    for dim, labels in coords.items():
-        if dim not in sizes:
-            raise DataError(
-                f"`coords` has labels of {dim!r}, which is no dimension; there are "
-                f"{sorted(sizes) or 'none'}: name the axes of a site in `dims=`."
-            )
-        if len(labels) != sizes[dim]:
-            raise DataError(
-                f"`coords` has {len(labels)} labels of {dim!r}, which has {sizes[dim]} entries."
-            )
 
 
 def _evidence_or_note(approx: LaplaceApproximation) -> dict[str, Any]:

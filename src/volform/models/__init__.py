@@ -48,6 +48,10 @@ from volform.models.formulas import (
     LinearModel as LinearModel,
     glm as glm,
 )
+from volform.models.labels import (
+    NamedAxis as NamedAxis,
+    named_arguments as named_arguments,
+)
 from volform.models.layout import (
     Layout as Layout,
     Site as Site,

@@ -42,7 +42,7 @@ def with_sites_fixed(
     model = with_attached(fixed_model, posterior.attachments)
     posterior.program.require_unchanged()
     args, kwargs = posterior.program.arguments()
-    return conditioned(model, args, kwargs, fixed)
+    return conditioned(model, args, kwargs, fixed, posterior.labels)
 
 
 def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
@@ -56,7 +56,7 @@ def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
     posterior.program.require_unchanged()
     args, kwargs = posterior.program.arguments()
     attached = with_attached(model, posterior.attachments)
-    return conditioned(attached, args, {**kwargs, **more}, frozenset())
+    return conditioned(attached, args, {**kwargs, **more}, frozenset(), posterior.labels)
 
 
 def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Posterior:
@@ -88,7 +88,7 @@ def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Poster
         else:
             kwargs = {**kwargs, name: value}
     model = with_attached(posterior.model, posterior.attachments)
-    return conditioned(model, tuple(changed), kwargs, frozenset())
+    return conditioned(model, tuple(changed), kwargs, frozenset(), posterior.labels)
 
 
 def _parameters(model: Any) -> list[str]:

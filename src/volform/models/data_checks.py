@@ -209,8 +209,8 @@ def require_no_table(leaf: Any) -> None:
         raise DataError(
             f"An argument of the model is a table, {type(leaf).__name__} of shape "
             f"{np.shape(leaf)}, which may be meant as a matrix or by columns. Pass "
-            "`table.to_numpy()` for the one, and `table['y']`, `dict(table)` or `**table` for the "
-            "other."
+            "`table.to_numpy()` for the one, or `xarray.DataArray(table)` with its labels, and "
+            "`table['y']`, `dict(table)` or `**table` for the other."
         )
 
 

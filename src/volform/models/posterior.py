@@ -29,6 +29,7 @@ from volform.models.circles import centered_on_circles
 from volform.models.data_checks import core_of
 from volform.models.fingerprint import provenance_of
 from volform.models.inspection import inspect_model
+from volform.models.labels import Labels, labels_of, named_arguments
 from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
 from volform.models.model_with_data import ModelWithData, make_program
@@ -36,6 +37,8 @@ from volform.models.prior_draws import weighed_draws
 from volform.models.signature import Signature, signature_of
 from volform.progress import waiting
 from volform.results import Provenance, html_table, notes_on_held
+
+NO_LABELS = Labels()
 
 
 class Attachment(eqx.Module):
@@ -61,6 +64,7 @@ class Posterior(eqx.Module):
         metric_name: the metric in words, shown with every result.
         attachments: the metrics that were attached to the model from outside.
         held: what the density depends on and is held: `numpyro.param` sites, `numpyro.prng_key`.
+        labels: names and labels of the axes of the data, for `to_arviz`.
     """
 
     layout: Layout
@@ -71,6 +75,7 @@ class Posterior(eqx.Module):
     metric_name: str = eqx.field(static=True)
     attachments: tuple[Attachment, ...] = ()
     held: tuple[str, ...] = eqx.field(static=True, default=())
+    labels: Labels = eqx.field(static=True, default=NO_LABELS)
 
     @property
     def dim(self) -> int:
@@ -176,7 +181,8 @@ class Posterior(eqx.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         # A recording holds what cannot be pickled: the model does not, and is recorded again.
         model = with_attached(self.model, self.attachments)
-        return _unpickled, (model, *self.program.arguments(), signature_of(self))
+        arguments = self.program.arguments()
+        return _unpickled, (model, *arguments, signature_of(self), self.labels)
 
     def __copy__(self, memo: Any = None) -> "Posterior":
         return self
@@ -210,7 +216,7 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         *args: the model's arguments.
         **kwargs: the model's keyword arguments, the data among them: arrays of NumPy or JAX, or
             what `np.asarray` makes one of, such as a column of pandas or polars, or an xarray
-            `DataArray`.
+            `DataArray`. Names and labels of their axes are kept for `to_arviz`.
 
     The model is recorded: its Python runs here and, for draws from the prior and densities, never
     again. What globals, closures, objects and tables hold now is what the posterior is of.
@@ -241,14 +247,19 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     """
     require_model(model)
     with waiting("condition", show=True):
-        posterior = conditioned(model, args, kwargs, frozenset())
+        labels = labels_of(named_arguments(model, args, kwargs))
+        posterior = conditioned(model, args, kwargs, frozenset(), labels)
     for note in notes_on_held(posterior.held):
         warnings.warn(f"`{posterior.program.name}`: {note}", TrustWarning, stacklevel=2)
     return posterior
 
 
 def conditioned(
-    model: Callable, args: tuple, kwargs: dict[str, Any], fixed: frozenset[str]
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    fixed: frozenset[str],
+    labels: Labels = NO_LABELS,
 ) -> Posterior:
     """As `condition`, without the metrics of values that are known to be constants."""
     by_site, wide = attached_metrics(model)
@@ -279,7 +290,7 @@ def conditioned(
     for part in parts:
         binder.require_valid(part)
     held = inspection.held
-    return Posterior(layout, program, parts, observed, known, title, attachments, held)
+    return Posterior(layout, program, parts, observed, known, title, attachments, held, labels)
 
 
 def with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:
@@ -290,10 +301,10 @@ def with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callabl
 
 
 def _unpickled(
-    model: Callable, args: tuple, kwargs: dict[str, Any], signature: Signature
+    model: Callable, args: tuple, kwargs: dict[str, Any], signature: Signature, labels: Labels
 ) -> Posterior:
     """The posterior of a model in another process; raises ModelError where it is another one."""
-    posterior = conditioned(model, args, kwargs, frozenset())
+    posterior = conditioned(model, args, kwargs, frozenset(), labels)
     signature.require(posterior, "the pickled one")
     return posterior
 

@@ -1,0 +1,128 @@
+"""Names and labels of the axes of data, kept for the export."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import DictKey, KeyPath, keystr
+from numpyro.primitives import Messenger
+
+PLAIN = "biufmMU"  # kinds of arrays that a file of coordinates holds; others become text
+
+
+class NamedAxis(NamedTuple):
+    """One axis of an array: its name and the labels along it, None where it has none."""
+
+    name: str | None
+    labels: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """Axes of those arguments of a model that had names or labels, of pandas or xarray.
+
+    All are equal: no number depends on them, so that posteriors which differ in them alone share
+    their compiled programs.
+
+    Attributes:
+        axes: of each such argument, by its path among the arguments.
+    """
+
+    axes: Mapping[str, tuple[NamedAxis, ...]] = dataclasses.field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Labels)
+
+    def __hash__(self) -> int:
+        return hash(Labels)
+
+    def of_argument(self, name: str, value: np.ndarray) -> tuple[NamedAxis, ...]:
+        """Axes of the argument called `name`; none where it has none, or another shape now."""
+        return self._fitting(keystr((DictKey(name),)), value)
+
+    def of_site(
+        self, name: str, value: np.ndarray, arguments: Mapping[str, Any]
+    ) -> tuple[NamedAxis, ...]:
+        """Axes of the argument that an observed site has for its value.
+
+        Of several that are equal to it, of the one that is called like the site; none where that
+        leaves it open.
+
+        Args:
+            name: of the site.
+            value: of the site.
+            arguments: of the model, by name.
+        """
+        paths = [
+            keystr(path)
+            for path, leaf in jax.tree.leaves_with_path(dict(arguments))
+            if keystr(path) in self.axes and np.array_equal(leaf, value)
+        ]
+        alike = [path for path in paths if path.endswith(keystr((DictKey(name),)))]
+        chosen = alike if len(paths) > 1 else paths
+        return self._fitting(chosen[0], value) if len(chosen) == 1 else ()
+
+    def _fitting(self, path: str, value: np.ndarray) -> tuple[NamedAxis, ...]:
+        axes = self.axes.get(path, ())
+        if len(axes) != value.ndim:
+            return ()
+        sized = zip(axes, value.shape, strict=True)
+        return axes if all(a.labels is None or len(a.labels) == n for a, n in sized) else ()
+
+
+def labels_of(arguments: Mapping[str, Any]) -> Labels:
+    """The axes of the arguments of a model that have names or labels.
+
+    Args:
+        arguments: of the model by name, as they were given.
+    """
+    found = {
+        keystr(path): axes
+        for path, leaf in jax.tree.leaves_with_path(dict(arguments))
+        for path, axes in _axes_within(path, leaf)
+    }
+    is_told = lambda axes: any(a.name or a.labels is not None for a in axes)  # noqa: E731
+    return Labels({path: axes for path, axes in found.items() if is_told(axes)})
+
+
+def named_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model by their names, under whatever handlers.
+
+    Those without a keyword are left out where the model does not tell their names.
+    """
+    while isinstance(model, Messenger) and model.fn is not None:
+        model = model.fn
+    named = {}
+    with contextlib.suppress(TypeError, ValueError):
+        named = dict(inspect.signature(model).bind_partial(*args).arguments)
+    return named | dict(kwargs)
+
+
+def _axes_within(path: KeyPath, leaf: Any) -> Iterator[tuple[KeyPath, tuple[NamedAxis, ...]]]:
+    if hasattr(leaf, "data_vars"):  # an xarray Dataset
+        for name in leaf:
+            yield (*path, DictKey(name)), _of_data_array(leaf[name])
+    elif hasattr(leaf, "dims") and hasattr(leaf, "indexes"):
+        yield path, _of_data_array(leaf)
+    elif hasattr(leaf, "iloc") and hasattr(leaf, "index"):  # a Series of pandas
+        yield path, (_axis(leaf.index.name, leaf.index),)
+
+
+def _of_data_array(array: Any) -> tuple[NamedAxis, ...]:
+    # xarray calls an axis that was given no name `dim_0`.
+    names = [None if name == f"dim_{i}" else name for i, name in enumerate(array.dims)]
+    indexes = [array.indexes.get(dim) for dim in array.dims]
+    return tuple(_axis(name, index) for name, index in zip(names, indexes, strict=True))
+
+
+def _axis(name: Any, index: Any) -> NamedAxis:
+    labels = None if index is None else np.array(index)
+    if labels is not None and labels.dtype.kind not in PLAIN:
+        labels = np.array([str(label) for label in labels])
+    if labels is not None and labels.dtype.kind in "iu":
+        labels = None if np.array_equal(labels, np.arange(len(labels))) else labels
+    return NamedAxis(None if name is None else str(name), labels)
