@@ -104,9 +104,15 @@ def test_no_guide_where_a_support_moves():
 
 @pytest.mark.standard_promotion
 def test_draws_go_into_predictive(approx):
-    draws = dict(approx.sample(jax.random.key(0), 5))
-    assert set(draws) == {"slope", "a"}
-    assert Predictive(linear, draws)(jax.random.key(1), X)["y"].shape == (5, 4)
+    draws = approx.sample(jax.random.key(0), 5)
+    assert set(dict(draws)) == {"slope", "a"}
+    found = Predictive(linear, dict(draws))(jax.random.key(1), X)["y"]
+    assert found.shape == (5, 4)
+    assert_allclose(Predictive(linear, draws.values)(jax.random.key(1), X)["y"], found)
+    # Mapped over as a pytree they stay draws, with all that makes them.
+    again = jax.tree.map(lambda leaf: leaf, draws)
+    assert_allclose(again["slope"], draws["slope"])
+    assert_allclose(again.log_q, draws.log_q)
 
 
 # --- blackjax

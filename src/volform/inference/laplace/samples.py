@@ -36,6 +36,11 @@ class Samples(eqx.Module):
     Kept as NumPy arrays in coordinates of a chart. Values, u and log densities are computed when
     they are first asked for. Pickled, they are kept and the posterior is not.
 
+    NumPyro's `Predictive` takes `draws.values`, and those of `draws.resampled(key)` where they have
+    weights, of which it knows nothing. The draws themselves it cannot take: it maps over the leaves
+    of a pytree, each a site's draws, and the leaves of these are what makes them again (posterior,
+    points, weights), for whatever maps over the evidence that they are a part of.
+
     Attributes:
         posterior: the posterior; None of draws that were unpickled.
         chart: the coordinates w that the draws are kept in.
