@@ -55,6 +55,9 @@ def test_ranks_and_writes(capsys: pytest.CaptureFixture[str]) -> None:
         assert record["log_z"] == pytest.approx(exact(scale), abs=4 * record["error"] + 1e-9)
         assert record["trust"] == "good"
     assert best["probability"] + other["probability"] == pytest.approx(1.0)
+    assert best["stack"] + other["stack"] == pytest.approx(1.0)
+    assert "stack" in printed
+    assert f"{best['stack']:.3f}" in printed
     assert Path("out/evidence.png").stat().st_size > 1000
 
 

@@ -342,7 +342,7 @@ def test_table() -> None:
     assert list(frame.columns) == [
         "log_z", "error", "method", "k_hat", "prior", "probability", "probability_error",
         "log_bayes_factor", "log_bayes_factor_error", "against", "trust", "reason", "metric",
-        "parameters", "elpd_loo", "elpd_loo_error", "densities", "gradients",
+        "parameters", "elpd_loo", "elpd_loo_error", "stack", "densities", "gradients",
     ]  # fmt: skip
     assert np.isfinite(frame["elpd_loo"]).all()
     assert_allclose(frame.loc["narrow", "log_z"], exact(1.0), rtol=1e-8)

@@ -17,6 +17,7 @@ from volform.plot.ranking import evidence
 def print_comparison(console: Console, table: Comparison) -> None:
     """The ranked models, and what stands between the numbers and a conclusion."""
     columns = ("model", "log Z", "error", "probability", "log BF", "against it", "trust", "LOO")
+    columns += ("stack",) * any(row.stack is not None for row in table.rows)
     rich = Table(*columns, title="Models, the best first", title_justify="left")
     for row in table.rows:
         rich.add_row(*(escape(row.cells[column]) for column in columns))

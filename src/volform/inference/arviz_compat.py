@@ -34,13 +34,14 @@ def of_chains(mcmc: Any, dims: dict[str, Any], coords: dict[str, Any]) -> Any:
     return arviz.from_numpyro(mcmc, coords=coords, dims=dims)
 
 
-def psis_loo(data: Any) -> tuple[float, float, bool]:
-    """Expected log predictive density, its standard error, and whether every k-hat is good."""
+def psis_loo(data: Any) -> tuple[float, float, bool, Float[np.ndarray, " n"]]:
+    """Expected log predictive density, its error, whether every k-hat is good, and its terms."""
     import arviz  # noqa: PLC0415
 
-    found: Any = arviz.loo(data)
-    elpd = found["elpd"] if _is_one() else found["elpd_loo"]
-    return float(elpd), float(found["se"]), not found["warning"]
+    found: Any = arviz.loo(data, pointwise=True)
+    total, terms = ("elpd", "elpd_i") if _is_one() else ("elpd_loo", "loo_i")
+    pointwise = np.ravel(np.asarray(found[terms]))
+    return float(found[total]), float(found["se"]), not found["warning"], pointwise
 
 
 def smoothed(

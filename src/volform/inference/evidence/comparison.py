@@ -24,6 +24,7 @@ from volform.inference.evidence.estimator import Estimator, estimator_of
 from volform.inference.evidence.loo import Loo
 from volform.inference.evidence.model_average import averaged_predictive
 from volform.inference.evidence.one_by_one import Estimated, Task, by_executor, in_turn
+from volform.inference.evidence.stacking import weights_by_stacking
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.progress import waiting
 from volform.results import Evidence, html_table, text_table
@@ -48,6 +49,8 @@ class Row:
         approx: the Laplace approximation at its best mode, which `Comparison.predictive` draws from
             where the evidence has no draws; None where there is none. It is neither pickled nor
             saved.
+        stack: its weight by stacking, `sum_k stack_k p_k(y_i | the other data)` being greatest;
+            None unless all models have LOO of the same data.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Row:
     loo: Loo | None
     prior: float = math.nan
     approx: LaplaceApproximation | None = dataclasses.field(default=None, repr=False)
+    stack: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # It holds a posterior, and that a model, without which a table can be read.
@@ -89,6 +93,7 @@ class Row:
             "trust": found.trust.level.value,
             "k-hat": "" if k_hat is None else f"{k_hat:.2f}",
             "LOO": "" if self.loo is None else f"{self.loo.elpd:.1f} ± {self.loo.error:.1f}",
+            "stack": "" if self.stack is None else f"{self.stack:.3f}",
             "method": found.method,
             "metric": found.metric_name.replace("()", ""),
         }
@@ -139,6 +144,7 @@ class Comparison:
                 "parameters": row.evidence.dim,
                 "elpd_loo": math.nan if row.loo is None else row.loo.elpd,
                 "elpd_loo_error": math.nan if row.loo is None else row.loo.error,
+                "stack": math.nan if row.stack is None else row.stack,
                 "densities": row.evidence.cost.densities,
                 "gradients": row.evidence.cost.gradients,
             }
@@ -173,8 +179,9 @@ class Comparison:
     @property
     def _table(self) -> list[list[str]]:
         cells = [row.cells for row in self.rows]
-        if not len({row.prior for row in self.rows}) > 1:  # equal, or not known
-            cells = [{k: v for k, v in row.items() if k != "prior"} for row in cells]
+        same = ["prior"] * (len({row.prior for row in self.rows}) <= 1)  # equal, or not known
+        same += ["stack"] * all(row.stack is None for row in self.rows)
+        cells = [{k: v for k, v in row.items() if k not in same} for row in cells]
         return [list(cells[0]), *(list(row.values()) for row in cells)]
 
     def __repr__(self) -> str:
@@ -211,7 +218,8 @@ def compare(
         by: the estimator; by default the cheapest that can be trusted, tried in the order
             Laplace, importance sampling, bridge sampling.
         loo: whether to give the leave-one-out predictive density beside the evidence, by ArviZ on
-            weighted draws around the modes; left out where those weights cannot be trusted.
+            weighted draws around the modes; left out where those weights cannot be trusted. Where
+            all models have it, of the same data, the weights by stacking are beside it.
         prior: probability of each model before the data, by name; they sum to one.
         executor: where the models are estimated, one task each: `ProcessPoolExecutor()` of
             `concurrent.futures`, dask's `client.get_executor()`, mpi4py's `MPIPoolExecutor()`. The
@@ -227,7 +235,8 @@ def compare(
         VolformError: whatever the estimator raises, with the name of the model.
 
     References:
-        Kass & Raftery (1995), Bayes factors, JASA 90, 773.
+        Kass & Raftery (1995), Bayes factors, JASA 90, 773; Yao, Vehtari, Simpson & Gelman (2018),
+        using stacking to average Bayesian predictive distributions, Bayesian Analysis 13, 917.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
     >>> def model(y, scale):
@@ -272,8 +281,9 @@ def compare(
     cautions += [f"{name} is left out: {error}" for name, error in failures.items()]
     if have_other_data(found):
         warnings.warn(cautions[0], TrustWarning, stacklevel=2)
+    weights = weights_by_stacking(found, scores)
     rows = [
-        dataclasses.replace(row, approx=results[row.name].approx)
+        dataclasses.replace(row, approx=results[row.name].approx, stack=weights.get(row.name))
         for row in _rows(found, scores, shares)
     ]
     return Comparison(tuple(rows), tuple(cautions))

@@ -24,12 +24,16 @@ class Loo:
         error: its standard error.
         good: whether every Pareto k-hat was below ArviZ's threshold.
         data: number of data that are left out, each by itself.
+        pointwise: the summands of `elpd`, shape (data,); None of a file of before.
     """
 
     elpd: float
     error: float
     good: bool
     data: int
+    pointwise: Float[np.ndarray, " data"] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
 
 def loo_of(
@@ -67,4 +71,6 @@ def loo_of(
         return f"`{name}` is one datum, as an event of several numbers is"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of high k-hat: `good` says so
-        return Loo(*arviz_compat.psis_loo(arviz_compat.built(groups, {}, dims)), count)
+        data = arviz_compat.built(groups, {}, dims)
+        elpd, error, good, pointwise = arviz_compat.psis_loo(data)
+        return Loo(elpd, error, good, count, pointwise)
