@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import multiprocessing
+import os
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -17,7 +20,14 @@ import volform as vf
 from volform import kernels as k, networks as nn
 from volform.architectures import rank
 from volform.architectures.finite_width import _log_density
-from volform.errors import ConvergenceError, DataError, KernelError, NetworkError, OperatorError
+from volform.errors import (
+    ConvergenceError,
+    DataError,
+    KernelError,
+    ModelError,
+    NetworkError,
+    OperatorError,
+)
 
 Y = np.cos(2.0 * np.arange(6))
 NET = around(nn.Relu(), nn.Erf())
@@ -272,6 +282,90 @@ def test_survey(survey):
     assert "erf, depth 1: w_std 1.4, b_std 0.3, noise 0.5" in repr(survey)
 
 
+GIVEN = {
+    "activations": {"erf": nn.Erf(), "relu": nn.Relu()},
+    "depths": (1,),
+    "widths": (4,),
+    "parametrizations": (nn.SP(), nn.NTP()),
+    "learned": False,
+    "by_laplace": False,
+    "draws": 200,
+    "folds": 2,
+}
+
+
+def require_same(one, other):
+    assert str(one) == str(other)
+    for here, there in zip(one.entries, other.entries, strict=True):
+        for name, value in here.record.items():
+            assert there.record[name] == (
+                pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+            )
+    evidences = [{id(e.evidence) for e in survey.entries} for survey in (one, other)]
+    assert len(evidences[0]) == len(evidences[1])  # parametrizations of one prior share theirs
+
+
+def test_threads_give_the_same_numbers():
+    here = vf.architectures.survey(X, Y, **GIVEN)
+    with ThreadPoolExecutor(2) as pool:
+        there = vf.architectures.survey(X, Y, **GIVEN, executor=pool)
+    require_same(here, there)
+    assert len(there.comparison.rows) == len(here.comparison.rows) == 2
+
+
+@pytest.mark.slow
+def test_other_processes_give_the_same_numbers():
+    given = GIVEN | {"widths": (4, math.inf), "learned": True, "by_laplace": True}
+    here = vf.architectures.survey(X, Y, **given)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        there = vf.architectures.survey(X, Y, **given, executor=pool)
+    require_same(here, there)
+
+
+class FirstIsLost:
+    """An executor whose first worker dies."""
+
+    def __init__(self, pool):
+        self.pool, self.submitted = pool, 0
+
+    def submit(self, run, *args):
+        self.submitted += 1
+        if self.submitted > 1:
+            return self.pool.submit(run, *args)
+        lost = Future()
+        lost.set_exception(RuntimeError("out of memory"))
+        return lost
+
+
+def test_an_architecture_that_fails_there_is_left_out():
+    given = GIVEN | {"activations": {"relu": nn.Relu(), "erf": nn.Erf()}}
+    with ThreadPoolExecutor(1) as pool:
+        found = vf.architectures.survey(X, Y, **given, executor=FirstIsLost(pool))
+    assert {str(entry.candidate) for entry in found.entries} == {"erf, depth 1"}
+    assert found.notes == ("relu, depth 1: left out. out of memory",)
+    alone = GIVEN | {"activations": {"relu": nn.Relu()}}
+    with pytest.raises(RuntimeError, match="out of memory"), ThreadPoolExecutor(1) as pool:
+        vf.architectures.survey(X, Y, **alone, executor=FirstIsLost(pool))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(os._exit, 3)
+        with pytest.raises(ModelError, match="a worker of `executor` died"):
+            vf.architectures.survey(X, Y, **alone, executor=pool)
+
+
+class NotSent(nn.Erf):
+    def __reduce__(self):
+        raise TypeError("a lock")
+
+
+def test_an_architecture_that_cannot_be_sent():
+    given = GIVEN | {"activations": {"own": NotSent()}}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(ModelError, match=r"architecture 'own, depth 1' of survey .* sent .* a lock"),
+    ):
+        vf.architectures.survey(X, Y, **given, executor=pool)
+
+
 @pytest.mark.slow
 def test_laplace_in_a_survey(monkeypatch):
     given = {"depths": (1,), "learned": False, "draws": 100, "folds": 2}
@@ -342,6 +436,7 @@ def test_picture_of_the_limit():
     ("arguments", "error", "match"),
     [
         ({"widths": (0,)}, KernelError, "`widths` holds 0; each should be a positive integer"),
+        ({"executor": 2}, KernelError, "`executor` of survey is 2; it should be an executor"),
         ({"depths": ()}, KernelError, r"`depths` is \(\); it should hold at least one"),
         ({"depths": (0,)}, NetworkError, "`depth` is 0; it should be a positive integer"),
         ({"activations": {"f": jnp.tanh}}, NetworkError, "`activation` is .*`Elementwise"),

@@ -265,7 +265,7 @@ def test_names_that_are_markup_or_paths(capsys):
     ],
 )
 def test_settings_of_a_survey_are_checked_before_its_work(capfd, monkeypatch, arguments, message):
-    module = sys.modules["volform.architectures.survey"]
+    module = sys.modules["volform.architectures.study"]
     monkeypatch.setattr(module, "learn", lambda *_, **__: pytest.fail("work"))
     Path("d.csv").write_text("x,y\n1,2\n3,4\n5,7\n")
     assert main(["architectures", "--data", "d.csv", "--target", "y", *arguments]) == 2

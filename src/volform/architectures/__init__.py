@@ -3,6 +3,11 @@
 from volform.architectures.architecture import (
     Architecture as Architecture,
 )
+from volform.architectures.entry import (
+    Candidate as Candidate,
+    Entry as Entry,
+    rank as rank,
+)
 from volform.architectures.finite_width import (
     finite_evidence as finite_evidence,
 )
@@ -11,10 +16,7 @@ from volform.architectures.learning import (
     learn as learn,
 )
 from volform.architectures.survey import (
-    Candidate as Candidate,
-    Entry as Entry,
     Survey as Survey,
-    rank as rank,
     survey as survey,
 )
 from volform.architectures.width_scaling import (

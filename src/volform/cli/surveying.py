@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from volform import networks
-from volform.architectures.survey import Entry, Survey, rank, survey
+from volform.architectures.entry import Entry, rank
+from volform.architectures.survey import Survey, survey
 from volform.cli.data_files import TABLES, listed, load_data, value_of
 from volform.cli.options import seed
 from volform.cli.output import output_folder

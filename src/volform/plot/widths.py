@@ -25,7 +25,8 @@ from volform.results import Level
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from volform.architectures.survey import Entry, Survey
+    from volform.architectures.entry import Entry
+    from volform.architectures.survey import Survey
 
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^")

@@ -20,6 +20,10 @@ from volform.inference.evidence.estimator import (
     Estimator as Estimator,
     Laplace as Laplace,
 )
+from volform.inference.evidence.executing import (
+    by_executor as by_executor,
+    require_executor as require_executor,
+)
 from volform.inference.evidence.hyperparameters import (
     Sensitivity as Sensitivity,
     sensitivity as sensitivity,

@@ -21,9 +21,16 @@ from volform.inference.evidence.cautions import (
     rankable,
 )
 from volform.inference.evidence.estimator import Estimator, estimator_of
+from volform.inference.evidence.executing import by_executor, require_executor
 from volform.inference.evidence.loo import Loo
 from volform.inference.evidence.model_average import averaged_predictive
-from volform.inference.evidence.one_by_one import Estimated, Task, by_executor, in_turn
+from volform.inference.evidence.one_by_one import (
+    Estimated,
+    Task,
+    error_of_model,
+    in_turn,
+    with_own_model,
+)
 from volform.inference.evidence.stacking import weights_by_stacking
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.progress import waiting
@@ -254,12 +261,7 @@ def compare(
             f"got {type(models).__name__} {models!r}."
         )
     require_names(models, "models", "compare", ModelError)
-    can_submit = callable(getattr(executor, "submit", None)) and not isinstance(executor, type)
-    if executor is not None and not can_submit:
-        raise ModelError(
-            f"`executor` of compare is {executor!r}; it should be an executor as those of "
-            "`concurrent.futures`, such as `ProcessPoolExecutor()`."
-        )
+    require_executor(executor, "compare", ModelError)
     estimator = estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
     shares = _prior(prior, list(models))
@@ -271,7 +273,8 @@ def compare(
         if executor is None:
             results, failures = dict(in_turn(tasks, phase)), {}
         else:
-            results, failures = _sorted_out(dict(by_executor(executor, tasks, phase)), tasks)
+            outcomes = by_executor(executor, tasks, phase, "model {!r} of `models`")
+            results, failures = _sorted_out(dict(outcomes), tasks)
     found = {name: result.evidence for name, result in results.items()}
     scores = {name: r.score for name, r in results.items() if r.score is not None}
     if not any(math.isfinite(float(e.log_z)) for e in found.values()):
@@ -323,9 +326,9 @@ def _sorted_out(
     for name in tasks:
         result = results[name]
         if isinstance(result, Exception):
-            failures[name] = result
+            failures[name] = error_of_model(name, result)
         else:
-            found[name] = result
+            found[name] = with_own_model(result, tasks[name].target)
     if not found:
         raise next(iter(failures.values()))
     return found, failures

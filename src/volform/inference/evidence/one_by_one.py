@@ -1,15 +1,12 @@
-"""Models estimated one by one: here, or wherever an executor runs functions."""
+"""Models estimated one by one."""
 
 import dataclasses
-import pickle
 from collections.abc import Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import PRNGKeyArray
 
-from volform.errors import ModelError, VolformError
+from volform.errors import VolformError
 from volform.inference.evidence.estimator import Estimator, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
@@ -77,68 +74,10 @@ def in_turn(tasks: Mapping[str, Task], phase: Phase) -> Iterator[tuple[str, Esti
         try:
             yield name, task.run()
         except VolformError as error:
-            raise _named(name, error) from error
+            raise error_of_model(name, error) from error
 
 
-def by_executor(
-    executor: Executor, tasks: Mapping[str, Task], phase: Phase
-) -> Iterator[tuple[str, Estimated | Exception]]:
-    """Every model's evidence as it comes, or the exception that it ended with.
-
-    A task travels as bytes, and is read in the worker with 64-bit numbers on or off as they are
-    here, so that its numbers are those of this process.
-
-    Raises:
-        ModelError: a model that cannot be sent.
-    """
-    wide = bool(jax.config.read("jax_enable_x64"))
-    packed = {name: _packed(name, task) for name, task in tasks.items()}
-    running = dict[Future[bytes], str]()
-    for name, data in packed.items():
-        try:
-            running[executor.submit(_run, data, wide)] = name
-        except BrokenExecutor as error:
-            raise _named(name, error) from error
-    try:
-        for number, future in enumerate(as_completed(running), start=1):
-            name = running[future]
-            phase(name, number, len(tasks))
-            try:
-                found = pickle.loads(future.result())
-            except Exception as error:  # also of a worker that died
-                yield name, _named(name, error)
-            else:
-                yield name, _with_model(found, tasks[name].target)
-    finally:
-        for future in running:  # of an interrupt: what has not begun does not
-            future.cancel()
-
-
-def _run(data: bytes, wide: bool) -> bytes:
-    with jax.enable_x64(wide):
-        return _pickler().dumps(pickle.loads(data).run())
-
-
-def _packed(name: str, task: Task) -> bytes:
-    try:
-        return _pickler().dumps(task)
-    except Exception as error:  # of any kind: pickle raises what the objects do
-        raise ModelError(
-            f"The model {name!r} of `models` cannot be sent to another process: {error}. Define "
-            "the model in a module, or install cloudpickle."
-        ) from error
-
-
-def _pickler() -> Any:
-    """Cloudpickle where it is installed: it takes functions of notebooks and closures too."""
-    try:
-        import cloudpickle  # noqa: PLC0415 - optional
-    except ImportError:
-        return pickle
-    return cloudpickle
-
-
-def _with_model(found: Estimated, target: Any) -> Estimated:
+def with_own_model(found: Estimated, target: Any) -> Estimated:
     """The result with the model of this process, which draws leave behind when they travel."""
     fit = target.mode if isinstance(target, LaplaceApproximation) else target
     posterior = fit.posterior if isinstance(fit, ExpansionPoint) else fit
@@ -149,15 +88,10 @@ def _with_model(found: Estimated, target: Any) -> Estimated:
     return found._replace(evidence=dataclasses.replace(found.evidence, draws=draws))
 
 
-def _named(name: str, error: Exception) -> Exception:
+def error_of_model(name: str, error: Exception) -> Exception:
     """The error with the name of the model: in its text, or beside it where it is not ours."""
     text = f"The model {name!r} of `models` cannot be compared"
     if isinstance(error, VolformError):
         return type(error)(f"{text}: {error}")
-    if isinstance(error, BrokenExecutor):
-        return ModelError(
-            f"{text}: a worker of `executor` died, and the pool with it: {error} Give more memory "
-            "or fewer workers, or an executor that restarts them, as dask's."
-        )
     error.add_note(f"{text}.")
     return error
