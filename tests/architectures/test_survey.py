@@ -395,7 +395,7 @@ def test_architectures_whose_evidence_has_no_maximum():
     given = {"depths": (1,), "widths": (math.inf,), "parametrizations": (nn.NTP(),)}
     found = vf.architectures.survey(x, np.sin(2.0 * x[:, 0]), **given)
     assert [entry.candidate.activation for entry in found.entries] == ["relu"]
-    assert found.notes[0].startswith("erf, depth 1: left out. `architecture` Architecture(")
+    assert found.notes[0].startswith("erf, depth 1: left out. `network` reached no")
     with pytest.raises(ConvergenceError, match="reached no maximum of the evidence"):
         vf.architectures.survey(x, np.sin(2.0 * x[:, 0]), activations={"erf": nn.Erf()}, **given)
 
