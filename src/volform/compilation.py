@@ -12,16 +12,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+# YNNPACK's products in single precision may crash the process: jaxlib 0.10.2 on two processors did
+# in 4 of 6 runs of the likelihood of a LeNet on 200 images, and in none of 14 without them.
+SAFE: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # XLA's emitters of fusions take half of the time of compilation, and small loops run no faster by
 # them: the expansion of eight schools is compiled in 3.5 s with them and 1.8 without, and runs .08
 # ms either way (processor time, jaxlib 0.10).
-# YNNPACK's products in single precision may crash the process: jaxlib 0.10.2 on two processors did
-# in 4 of 6 runs of the likelihood of a LeNet on 200 images, and in none of 14 without them.
-STEADY = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-    "xla_cpu_experimental_ynn_fusion_type": "",
-}
+STEADY = SAFE | {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 # Without LLVM's optimizations .7 s, and .15 ms: for what runs for a second at most.
 QUICK = STEADY | {"xla_backend_optimization_level": 0}
 # Numbers that a program reads up to which it is compiled quickly. A search reads them some ten
@@ -54,11 +51,21 @@ class Compiled:
         """The function's value."""
         if jax.default_backend() != "cpu" or is_traced(args, kwargs):
             return self._plain(*args, **kwargs)
-        return self._with_options(*args, **kwargs)
+        try:
+            return self._with_options(*args, **kwargs)
+        except ValueError as error:  # of values within a trace that are computed while it is made
+            if "compiler_options" not in str(error):
+                raise
+            return self._plain(*args, **kwargs)
+
+
+def safe(fn: Callable[..., Any]) -> Compiled:
+    """Compile a function as JAX does, but for what crashes: for long loops over large arrays."""
+    return Compiled(fn, SAFE)
 
 
 def steady(fn: Callable[..., Any]) -> Compiled:
-    """Compile a function to run fast, without what takes long to compile or crashes."""
+    """Compile a function to run fast, without what takes long to compile."""
     return Compiled(fn, STEADY)
 
 

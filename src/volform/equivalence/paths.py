@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import require_key, require_positive, require_whole
+from volform.compilation import steady
 from volform.equivalence.on_inputs import BLOCK, flat_params
 from volform.errors import NetworkError
 
@@ -225,7 +226,7 @@ def _line(a: Float[Array, " d"], b: Float[Array, " d"], nodes: int) -> Float[Arr
     return (1.0 - at) * a + at * b
 
 
-@eqx.filter_jit
+@steady
 def _relaxed(
     loss: _Loss,
     a: Float[Array, " d"],
@@ -276,7 +277,7 @@ def _evenly(string: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return jax.vmap(lambda column: jnp.interp(even, at, column), 1, 1)(string)
 
 
-@eqx.filter_jit
+@steady
 def _heights(loss: _Loss, paths: Float[Array, "s n d"]) -> tuple[Array, Array]:
     """Losses at the nodes of each path, and the highest on it, between the nodes too."""
     at = jnp.linspace(0.0, 1.0, BETWEEN, endpoint=False, dtype=paths.dtype)

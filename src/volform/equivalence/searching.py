@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from volform.checks import require_key, require_positive, require_whole
+from volform.compilation import steady
 from volform.equivalence.dimension import dimension_at, verdict
 from volform.equivalence.on_inputs import BLOCK, OnInputs, function_on
 from volform.errors import ConvergenceError, NetworkError
@@ -154,7 +154,7 @@ def _starts(outputs: OnInputs, key: PRNGKeyArray, count: int, spread: float) -> 
     return spread * jnp.where(size > 0.0, size, 1.0) * noise
 
 
-@eqx.filter_jit
+@steady
 def _ends(outputs: OnInputs, starts: Float[Array, "s d"], steps: int) -> tuple[Array, Array, Array]:
     import lineax as lx  # noqa: PLC0415
     import optimistix as optx  # noqa: PLC0415 - .1 s, which not every import should take

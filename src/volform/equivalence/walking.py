@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from volform.checks import require_positive
+from volform.compilation import steady
 from volform.equivalence.dimension import dimension_at
 from volform.equivalence.on_inputs import OnInputs, flat_params, function_on
 from volform.errors import NetworkError
@@ -127,7 +127,7 @@ def walk(
     )
 
 
-@eqx.filter_jit
+@steady
 def _walked(
     outputs: OnInputs, toward: Float[Array, " d"], rank: int, count: int, step: float
 ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from volform.compilation import safe
 from volform.errors import NetworkError, SingularMetricError
 from volform.geometry.metric import Metric, pullback
 from volform.geometry.riemann import scalar_curvature
@@ -123,7 +123,7 @@ class LayerField:
         )
 
 
-@eqx.filter_jit
+@safe
 def _curvatures(rest: Any, metric: Metric, points: Float[Array, "n d"]) -> Float[Array, " n"]:
     pulled = pullback(metric, rest)
     return jax.lax.map(lambda point: scalar_curvature(pulled, point), points, batch_size=64)

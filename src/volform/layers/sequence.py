@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.compilation import is_traced
+from volform.compilation import is_traced, safe
 from volform.errors import NetworkError
 from volform.geometry.metric import Metric
 from volform.layers.field import LayerField
@@ -249,7 +249,7 @@ def _last_half(pair: Array) -> Array:
     return jnp.split(pair, 2)[0]
 
 
-@eqx.filter_jit
+@safe
 def _carried(
     maps: tuple[Callable, ...], x: Float[Array, "n ..."], tangents: Float[Array, "k ..."]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -264,7 +264,7 @@ def _carried(
     return jax.lax.map(at, x, batch_size=CHUNK)
 
 
-@eqx.filter_jit
+@safe
 def _swept(
     maps: tuple[Callable, ...], metric: Metric, x: Float[Array, "n ..."]
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:

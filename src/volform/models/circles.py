@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 
+from volform.compilation import steady
 from volform.models.bound_model import BoundModel
 from volform.models.layout import Layout
 
@@ -40,7 +40,7 @@ def centered_on_circles(model: BoundModel, draws: WeighedDraws) -> Layout:
     return dataclasses.replace(layout, sites=tuple(sites))
 
 
-@eqx.filter_jit
+@steady
 def _mean_directions(
     model: BoundModel, draws: Float[Array, "n d"], fit: Float[Array, " n"]
 ) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions.constraints import Constraint
 
 from volform.checks import require_whole
+from volform.compilation import steady
 from volform.errors import ConvergenceError
 from volform.inference.evidence.empirical_bayes import EmpiricalBayes, charts_of, path_of
 from volform.inference.laplace.approximation import laplace
@@ -176,6 +177,6 @@ class _Descent(eqx.Module):
         return jax.lax.scan(step, (x, state), None, self.steps)[0]
 
 
-@eqx.filter_jit
+@steady
 def _valued(function: Callable, x: Array, other: Array) -> tuple[Array, Array]:
     return jax.value_and_grad(function)(x, other)

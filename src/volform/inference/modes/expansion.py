@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import steady
 from volform.geometry.fisher_routes import MonteCarlo
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.linalg.generalized import cholesky_or_nan, generalized_eigh, solve_lower
@@ -202,7 +203,7 @@ def expand_second(posterior: Posterior, u: Float[Array, " d"]) -> SecondOrder:
     return SecondOrder(u, value, gradient, norm, volume, hessian, metric.as_matrix())
 
 
-@eqx.filter_jit
+@steady
 def expand_first(posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
     """-log q^G to first order at u: no matrix is formed where the metric is none."""
     value, gradient = jax.value_and_grad(objective)(u, posterior)
@@ -221,7 +222,7 @@ def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> 
     return _volume_error(posterior, u, keys)
 
 
-@eqx.filter_jit
+@steady
 def _volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int) -> Float[Array, ""]:
     leaves, treedef = jax.tree.flatten(posterior, is_leaf=_is_sampled)
     sampled = [index for index, leaf in enumerate(leaves) if _is_sampled(leaf)]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from volform.compilation import steady
 from volform.inference.modes.expansion import objective
 from volform.inference.modes.trust_region import TrialStep, initial_step
 from volform.linalg.under_metric import whitening_maps
@@ -39,7 +40,7 @@ class NewtonCGState(eqx.Module):
     gradients: Int[Array, ""]
 
 
-@eqx.filter_jit
+@steady
 def newton_cg(
     posterior: Posterior, start: Float[Array, " d"], tolerance: float, max_steps: int
 ) -> NewtonCGState:
@@ -80,7 +81,7 @@ def newton_cg(
     return jax.lax.while_loop(unfinished, step, initial)
 
 
-@eqx.filter_jit
+@steady
 def newton_cg_from(
     posterior: Posterior, starts: Float[Array, "n d"], tolerance: float, max_steps: int
 ) -> NewtonCGState:

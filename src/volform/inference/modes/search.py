@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from volform.checks import (
     require_untraced,
     require_whole,
 )
+from volform.compilation import steady
 from volform.errors import ModelError, UnknownSiteError
 from volform.inference.modes import verdicts
 from volform.inference.modes.bfgs import bfgs_from
@@ -373,6 +373,6 @@ def _or_infinite(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(np.isfinite(values), values, np.inf)
 
 
-@eqx.filter_jit
+@steady
 def _objectives(posterior: Posterior, points: Float[Array, "n d"]) -> Float[Array, " n"]:
     return jax.vmap(lambda u: objective(u, posterior))(points)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import steady
 from volform.models.posterior import Posterior
 from volform.models.rotations import Rotations
 
@@ -19,7 +19,7 @@ def tangents_of(
     return np.concatenate([np.asarray(_velocities(group, model, u)) for group in rotations])
 
 
-@eqx.filter_jit
+@steady
 def _velocities(group: Rotations, model: Any, u: Float[Array, " d"]) -> Float[Array, "k d"]:
     return group.tangents(model, u)
 
@@ -70,7 +70,7 @@ def turned_draws(
     return np.asarray(_turned(posterior, groups, across.astype(u.dtype), turns))
 
 
-@eqx.filter_jit
+@steady
 def _turned(
     posterior: Posterior, groups: tuple[Rotations, ...], u: Float[Array, "n d"], turns: list[Any]
 ) -> Float[Array, "n d"]:

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from volform.compilation import steady
 from volform.errors import ConvergenceError, MetricError, SingularMetricError
 from volform.linalg.generalized import is_above, singular_below, unit_diagonal
 from volform.linalg.operator import fits
@@ -267,12 +268,12 @@ def explain_no_start(posterior: Posterior, points: Any) -> NoReturn:
     )
 
 
-@eqx.filter_jit  # outside of it NumPyro's validation raises an error of its own at NaN
+@steady  # outside of it NumPyro's validation raises an error of its own at NaN
 def _densities(posterior: Posterior, u: Any) -> dict[str, Any]:
     return posterior.program.site_densities(posterior.values(u))
 
 
-@eqx.filter_jit
+@steady
 def gram_at(posterior: Posterior, u: Any) -> _Matrix:
     """The matrix of the metric at u, by one program."""
     return posterior.metric(u).as_matrix()
