@@ -9,17 +9,18 @@ from volform.compilation import safe, steady
 
 @pytest.mark.parametrize("compiled", [safe, steady])
 def test_within_a_trace(compiled):
-    """Also of values that are computed while the trace is made."""
+    """Also of a function that closes over a traced value, of arguments that are none."""
     double = compiled(lambda x: 2.0 * x)
 
     @jax.jit
     def traced(x):
         with jax.ensure_compile_time_eval():
             known = double(jnp.ones(2))
-        return double(x) + known
+            shifted = compiled(lambda y: x + y)(jnp.ones(2))
+        return double(x) + known + shifted
 
     assert double(jnp.ones(2)).tolist() == [2.0, 2.0]
-    assert traced(jnp.ones(2)).tolist() == [4.0, 4.0]
+    assert traced(jnp.ones(2)).tolist() == [6.0, 6.0]
     assert jax.vmap(double)(jnp.ones(2)).tolist() == [2.0, 2.0]
 
 
