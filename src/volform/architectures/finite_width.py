@@ -1,7 +1,6 @@
 """The evidence of a network of finite width, its last layer integrated out in closed form."""
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_positive
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.errors import KernelError, NetworkError
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.importance import FEWEST_DRAWS, SmoothedWeights, log_mean, trust_of
@@ -111,7 +110,7 @@ def finite_evidence(
     )
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _log_likelihoods(
     network: Network,
     x: Float[Array, "n ..."],

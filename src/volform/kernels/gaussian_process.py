@@ -1,7 +1,6 @@
 """Gaussian processes by the NNGP kernel: evidence, predictions, and a NumPyro distribution."""
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import Compiled, steady
 from volform.kernels.checks import require_targets
 from volform.kernels.iterative import iterative_log_evidence, iterative_posterior
 from volform.kernels.propagation.sizes import cut
@@ -144,13 +143,13 @@ def _fitted(program: Compiled, given: Regression) -> Any:
     return factored(program, given, lambda: given.kernels()[0].nngp)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _factor(given: Regression) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
     factor = given.factor(given.kernels()[0].nngp)
     return factor, factor
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _log_evidence(given: Regression) -> tuple[tuple[Array, Array], Float[Array, "n n"]]:
     factor = given.factor(given.kernels()[0].nngp)
     y = given.masked(given.y)
@@ -218,7 +217,7 @@ def predict(
     return Prediction(cut(law.mean, len(new)), cut(law.covariance, len(new), len(new)))
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _posterior(given: Regression) -> tuple[Prediction, Float[Array, "n n"]]:
     own, cross, prior = (kernel.nngp for kernel in given.kernels())
     factor = given.factor(own)

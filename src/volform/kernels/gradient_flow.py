@@ -1,7 +1,6 @@
 """Gradient descent of an infinitely wide network, by its neural tangent kernel."""
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.errors import KernelError
 from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import Prediction
@@ -107,7 +106,7 @@ def _is_duration(time: Any) -> bool:
         return False
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _trained(
     given: Regression, time: Float[Array, ""] | None, parametrization: Parametrization | None
 ) -> tuple[Prediction, Float[Array, "n n"]]:

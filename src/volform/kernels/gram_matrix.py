@@ -1,6 +1,5 @@
 """Gram matrices as operators: products with vectors tile by tile."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +7,7 @@ import jax
 import lineax as lx
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.kernels.kernel import Kernel, context_of, kernel_block, lists_of, tile_side
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import floats_as_arrays
@@ -69,13 +68,13 @@ class GramMatrix(Operator):
         return jax.ShapeDtypeStruct((len(self.x),), self.x.dtype)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _product(gram: GramMatrix, vector: Float[Array, " n"]) -> Float[Array, " n"]:
     examples = lists_of(gram.net, gram.x, gram.x)
     return product(gram.block, *examples, vector, gram.tile, gram.spread)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _matrix(gram: GramMatrix) -> Float[Array, "n n"]:
     examples = lists_of(gram.net, gram.x, gram.x)
     return matrices(gram.block, *examples, gram.tile, is_same=True, spread=gram.spread)

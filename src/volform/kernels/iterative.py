@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from volform.checks import require_positive
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.gram_matrix import GramMatrix, nngp_operator
 from volform.kernels.kernel import kernel
@@ -98,7 +97,7 @@ def whitened(net: Layer, x: Float[Array, "n ..."], noise: Any, jitter: Any) -> W
     return Whitened(gram.linearize(), variance, basis, spectrum)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _low_rank(gram: GramMatrix) -> tuple[Float[Array, "n r"], Float[Array, " r"]]:
     """Eigenvectors and eigenvalues of `L L^T`, L a partial Cholesky factor of the matrix."""
     x = gathered(gram.x, gram.spread)
@@ -164,7 +163,7 @@ def solved(matrix: Whitened, right: Float[Array, "n k"]) -> Float[Array, "n k"]:
     return solution
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _solved(matrix: Whitened, right: Array) -> tuple[Array, Array, float]:
     tolerance = float(np.sqrt(jnp.finfo(right.dtype).eps)) / 100
     # Of unit vectors as a whole: an entry near zero would be asked for digits that it cannot have,

@@ -3,13 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.errors import NetworkError
 from volform.kernels.checks import require_pair
 from volform.kernels.layers.rules import pairs_needed, propagate_needed
@@ -166,7 +165,7 @@ def _with_widths(net: Layer, widths: Sequence[int]) -> Layer:
     return jax.tree.unflatten(structure, layers)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _kernel(
     net: Layer,
     context: LayerContext,

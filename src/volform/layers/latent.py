@@ -1,7 +1,6 @@
 """Shortest paths and means in the space that a decoder maps from, by its outputs alone."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled
+from volform.compilation import steady
 from volform.errors import ConvergenceError, DataError
 from volform.geometry.metric import Metric, pullback
 from volform.models import require_metric
@@ -241,7 +240,7 @@ def _squares(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> Float[Ar
     return jax.vmap(one)(outputs[:-1], outputs[1:]).astype(path.dtype)
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _length(metric: Metric, f: Callable, path: Float[Array, "m d"]) -> tuple[Array, Array]:
     """The extrapolated length of a path, and its error."""
 
@@ -349,7 +348,7 @@ def _is_single(x: Array) -> bool:
     return float(jnp.finfo(x.dtype).eps) > 1e-10
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _solved(
     metric: Metric, f: Callable, start: Array, end: Array, segments: int
 ) -> tuple[Float[Array, "m d"], Array, Array]:
@@ -360,7 +359,7 @@ def _solved(
     return path, jnp.isfinite(value), jnp.max(jnp.where(low > 0.0, high / low, jnp.inf))
 
 
-@partial(Compiled, options=STEADY)
+@steady
 def _spread(
     metric: Metric, f: Callable, mean: Array, points: Array, share: Array, segments: int
 ) -> tuple[Array, Array, Array]:

@@ -87,6 +87,7 @@ from volform.models.signature import (
     Signature as Signature,
     signature_of as signature_of,
 )
+from volform.models.some_examples import with_examples as with_examples
 from volform.models.symmetries import (
     SAME as SAME,
     Symmetry as Symmetry,

@@ -14,7 +14,8 @@ from numpyro.primitives import Messenger
 
 from volform.compilation import compiled
 from volform.models.layout import Layout, named_values
-from volform.models.model_with_data import ModelWithData, Source, make_program
+from volform.models.model_with_data import ModelWithData, Source
+from volform.models.some_examples import with_examples
 
 _MANY, _FEW = 512, 128  # examples: of more than many, few are counted on
 _SIZES = 1.0, 3.0, 10.0, 30.0  # of the points at which copies are counted: clipping is seen far out
@@ -87,6 +88,9 @@ def _with_few_examples(program: ModelWithData, values: _Values) -> ModelWithData
     Counting takes some hundred densities, of a LeNet with 4,000 images ten times as long as its
     Laplace approximation.
     """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(program.arguments())]
+    if all(shape[:1] <= (_MANY,) for shape in shapes):  # nothing to trace
+        return None
     lengths: set[int] = set()
 
     def look(program: ModelWithData, values: _Values) -> None:
@@ -103,13 +107,7 @@ def _with_few_examples(program: ModelWithData, values: _Values) -> ModelWithData
         return None
     # At random: of doses that are given in turn, every tenth is the same.
     rows = np.sort(np.random.default_rng(0).choice(count, _FEW, replace=False))
-
-    def some(leaf: Any) -> Any:
-        is_own = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (count,)
-        return leaf[rows] if is_own else leaf
-
-    args, kwargs = jax.tree.map(some, program.arguments())
-    few = make_program(program.model, args, kwargs)
+    few = with_examples(program, count, lambda leaf: leaf[rows])
     try:
         program.require_unchanged()
         eqx.filter_eval_shape(lambda few, values: few.log_density(values), few, values)

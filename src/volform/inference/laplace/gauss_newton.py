@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -19,11 +20,10 @@ from volform.errors import ModelError, StructureError
 from volform.geometry.connection import christoffel_along
 from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
 from volform.inference.modes.expansion import FirstOrder, expand_first, hessian_of
-from volform.linalg.structured import exact_logdet, whiten
 from volform.linalg.under_metric import whitening_maps
 from volform.models.layout import Site
-from volform.models.model_with_data import make_program
 from volform.models.posterior import Posterior
+from volform.models.some_examples import with_examples
 
 OutputProduct = Callable[[SiteOutputs], SiteOutputs]
 HessianProduct = Callable[[Float[Array, " d"]], Float[Array, " d"]]
@@ -118,7 +118,7 @@ class DataPriorSplit(eqx.Module):
     curvature: Curvature | None = None
     chunk: int | None = eqx.field(static=True, default=None)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of the examples.
 
@@ -241,14 +241,9 @@ def over_chunks(
 
 def _cut(split: DataPriorSplit, start: Any, size: int, number: Any) -> DataPriorSplit:
     """Some of the examples, from `start` on."""
-    posterior, count = split.posterior, split.count
-
-    def cut(leaf: Any) -> Any:
-        is_own = isinstance(leaf, jax.Array | np.ndarray) and leaf.shape[:1] == (count,)
-        return jax.lax.dynamic_slice_in_dim(leaf, start, size) if is_own else leaf
-
-    args, kwargs = jax.tree.map(cut, posterior.program.arguments())
-    own = dataclasses.replace(posterior, program=make_program(posterior.model, args, kwargs))
+    cut = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size)  # noqa: E731
+    program = with_examples(split.posterior.program, split.count, cut)
+    own = dataclasses.replace(split.posterior, program=program)
     curvature = None if split.curvature is None else split.curvature.of_chunk(number)
     return DataPriorSplit(own, split.u, split.names, curvature)
 
@@ -307,9 +302,7 @@ def _expanded(split: DataPriorSplit) -> FirstOrder:
     u = split.u
     data = over_chunks(split, lambda part: jax.value_and_grad(part.loss)(u))
     value, gradient = jax.tree.map(jnp.add, data, jax.value_and_grad(split.rest())(u))
-    metric = split.posterior.metric(u)
-    norm, volume = jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
-    return FirstOrder(u, value, gradient, norm, volume)
+    return FirstOrder.of(split.posterior, u, value, gradient)
 
 
 @steady

@@ -39,6 +39,15 @@ class FirstOrder(eqx.Module):
     gradient_norm: Float[Array, ""]
     log_volume: Float[Array, ""]
 
+    @classmethod
+    def of(
+        cls, posterior: Posterior, u: Float[Array, " d"], value: Array, gradient: Array
+    ) -> "FirstOrder":
+        """With what the metric at u makes of value and gradient."""
+        metric = posterior.metric(u)
+        norm, volume = jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
+        return cls(u, value, gradient, norm, volume)
+
 
 class SecondOrder(FirstOrder):
     """l = -log q^G at u to second order.
@@ -206,10 +215,7 @@ def expand_second(posterior: Posterior, u: Float[Array, " d"]) -> SecondOrder:
 @steady
 def expand_first(posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
     """-log q^G to first order at u: no matrix is formed where the metric is none."""
-    value, gradient = jax.value_and_grad(objective)(u, posterior)
-    metric = posterior.metric(u)
-    norm, volume = jnp.linalg.norm(whiten(metric, gradient)), 0.5 * exact_logdet(metric)
-    return FirstOrder(u, value, gradient, norm, volume)
+    return FirstOrder.of(posterior, u, *jax.value_and_grad(objective)(u, posterior))
 
 
 def volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int = 8) -> Any:
