@@ -48,6 +48,7 @@ from volform.linalg import (
     Krylov as Krylov,
 )
 from volform.models import (
+    Batches as Batches,
     Jeffreys as Jeffreys,
     JointFisher as JointFisher,
     LikelihoodFisher as LikelihoodFisher,

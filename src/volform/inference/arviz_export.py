@@ -101,7 +101,7 @@ def to_arviz(
         )
     groups, plates = groups_of(samples.posterior, samples)
     groups["posterior"] |= _aligned(groups["posterior"], symmetry, samples.posterior)
-    stats = {"lp": samples.log_p}
+    stats = {} if samples.posterior.in_batches else {"lp": samples.log_p}
     if samples.log_q is not None:
         stats["log_q"] = samples.log_q
     groups["sample_stats"] = {name: _by_chain(samples, value) for name, value in stats.items()}
@@ -122,8 +122,7 @@ def _labelled(
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Dimensions of all variables, and the labels of the model and its data along them."""
     observed, constant = groups.get("observed_data", {}), groups.get("constant_data", {})
-    arguments = named_arguments(posterior.model, *posterior.program.arguments())
-    labels = posterior.labels
+    arguments, labels = _named_arguments(posterior), posterior.labels
     axes = {name: labels.of_argument(name, value) for name, value in constant.items()}
     axes |= {name: labels.of_site(name, value, arguments) for name, value in observed.items()}
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
@@ -204,7 +203,7 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
     observed = {
         name: np.asarray(trace[name]["value"])
         for name in posterior.observed
-        if np.size(trace[name]["value"])
+        if np.size(trace[name]["value"]) and not posterior.in_batches
     }
     pointwise = _pointwise(posterior, samples.u, tuple(observed))
     groups = {
@@ -239,13 +238,20 @@ def _pointwise(
 
 def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, np.ndarray]:
     """Arguments of the model that are arrays of numbers, and no observed values."""
-    arguments = named_arguments(posterior.model, *posterior.program.arguments())
+    arguments = _named_arguments(posterior)
     found = {name: np.asarray(value) for name, value in arguments.items() if _are_numbers(value)}
     return {
         name: value
         for name, value in found.items()
         if not any(np.array_equal(value, seen) for seen in observed.values())
     }
+
+
+def _named_arguments(posterior: Posterior) -> dict[str, Any]:
+    """The arguments of the model by name; none of data in batches."""
+    if posterior.in_batches:
+        return {}
+    return named_arguments(posterior.model, *posterior.program.arguments())
 
 
 def _are_numbers(value: Any) -> bool:

@@ -6,6 +6,9 @@ from volform.models.attaching import (
     attach as attach,
     require_metric as require_metric,
 )
+from volform.models.batches import (
+    Batches as Batches,
+)
 from volform.models.binding import (
     Unconstrained as Unconstrained,
 )
@@ -58,6 +61,11 @@ from volform.models.layout import (
 )
 from volform.models.model_metric import (
     ModelMetric as ModelMetric,
+)
+from volform.models.model_with_batches import (
+    ModelWithBatches as ModelWithBatches,
+    first_of as first_of,
+    joined_batches as joined_batches,
 )
 from volform.models.model_with_data import (
     UNTRACEABLE as UNTRACEABLE,

@@ -11,6 +11,7 @@ from numpyro.primitives import Messenger
 
 from volform.errors import UnknownSiteError
 from volform.models.attaching import FixedSites
+from volform.models.model_with_batches import given_arguments
 from volform.models.posterior import Posterior, conditioned, names_in, with_attached
 
 
@@ -41,7 +42,7 @@ def with_sites_fixed(
     fixed_model = FixedSites(posterior.model, values, shown=groups)
     model = with_attached(fixed_model, posterior.attachments)
     posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
+    args, kwargs = given_arguments(posterior.program)
     return conditioned(model, args, kwargs, fixed, posterior.labels)
 
 
@@ -54,7 +55,7 @@ def with_model(posterior: Posterior, model: Callable, **more: Any) -> Posterior:
         **more: keyword arguments that the handler takes beside those of the model.
     """
     posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
+    args, kwargs = given_arguments(posterior.program)
     attached = with_attached(model, posterior.attachments)
     return conditioned(attached, args, {**kwargs, **more}, frozenset(), posterior.labels)
 
@@ -72,7 +73,7 @@ def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Poster
         UnknownSiteError: when the model has no argument of a name.
     """
     posterior.program.require_unchanged()
-    args, kwargs = posterior.program.arguments()
+    args, kwargs = given_arguments(posterior.program)
     places = _parameters(posterior.model)
     unknown = [name for name in arguments if name not in places and name not in kwargs]
     if unknown:

@@ -49,8 +49,16 @@ def require_observed(name: str, fn: Any, value: Any) -> None:
             f"The observed site `{name}` is empty, of shape {value.shape}; pass at least one datum."
         )
     require_whole_labels(name, fn, value)
-    _require_equal_lengths(name, value.shape, tuple(fn.shape()), len(fn.event_shape))
-    used = used_entries(fn, value)
+    require_equal_lengths(name, fn, value.shape)
+    require_complete(name, value, used_entries(fn, value))
+
+
+def require_complete(name: str, value: np.ndarray, used: np.ndarray) -> None:
+    """Check that the values that enter the density are finite.
+
+    Raises:
+        DataError: NaN or infinite.
+    """
     _require_nowhere(
         np.issubdtype(value.dtype, np.inexact) & used & ~np.isfinite(value),
         f"The observed site `{name}` holds {{}} values that are NaN or infinite, the first at "
@@ -130,7 +138,13 @@ def _distributions(fn: Any) -> Iterator[Any]:
             yield from _distributions(part)
 
 
-def _require_equal_lengths(name: str, shape: tuple, wanted: tuple, event_dim: int) -> None:
+def require_equal_lengths(name: str, fn: Any, shape: tuple[int, ...]) -> None:
+    """Check that the data of a site have the shape of its distribution.
+
+    Raises:
+        DataError: of another length.
+    """
+    wanted, event_dim = tuple(fn.shape()), len(fn.event_shape)
     try:
         joint = np.broadcast_shapes(shape, wanted)
     except ValueError:
@@ -233,7 +247,8 @@ def used_entries(fn: Any, value: Any) -> np.ndarray:
     while isinstance(fn, MaskedDistribution | Independent | ExpandedDistribution):
         if isinstance(fn, MaskedDistribution):
             mask = np.reshape(fn._mask, np.shape(fn._mask) + (1,) * len(fn.event_shape))
-            used = used & np.broadcast_to(mask, np.broadcast_shapes(mask.shape, value.shape))
+            broadcast_to = jnp.broadcast_to if isinstance(mask, Tracer) else np.broadcast_to
+            used = used & broadcast_to(mask, np.broadcast_shapes(mask.shape, value.shape))
         fn = fn.base_dist
     return used
 

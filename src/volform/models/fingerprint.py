@@ -1,6 +1,5 @@
 """Provenance of a posterior's evidence: of which data, proper or not, normalized or not."""
 
-import hashlib
 import math
 from typing import Any
 
@@ -12,10 +11,10 @@ from volform.geometry.dependence import dependence, moves
 from volform.models.bound_model import BoundModel
 from volform.models.counting import counted
 from volform.models.data_checks import core_of, on_host, used_entries
+from volform.models.model_with_batches import ModelWithBatches, first_of
+from volform.models.observed_facts import Fingerprint, SiteFacts
 from volform.models.priors import VolumeDensity
 from volform.results import Provenance, require_count
-
-Fingerprint = tuple[tuple[int, ...], str]
 
 
 def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
@@ -41,7 +40,7 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     ]
     uncounted = [name for name, count in modes.items() if count is None]
     counters = {name: count for name, count in modes.items() if callable(count)}
-    found = counted(model.program, model.layout, counters)
+    found = counted(first_of(model.program), model.layout, counters)
     if found is not None:
         counts += [found.modes]
         uncounted += [] if found.is_all else found.names
@@ -49,15 +48,18 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     data = {n: site for n, site in observed.items() if not isinstance(core_of(site["fn"]), Unit)}
     factors = tuple(name for name in model.observed if name not in data)
     moving = _moving(model, tuple(data))
-    powers = {name: _powers(site) for name, site in data.items()}
+    if isinstance(model.program, ModelWithBatches):
+        facts = model.program.given.facts.sites
+    else:
+        facts = {name: _facts_of(site) for name, site in data.items()}
     return Provenance(
         tuple(name for name in model.names if _is_improper(sites[name])),
         factors,
         math.prod(counts) if counts else None,
-        tuple(sorted(_of_site(site, name in moving) for name, site in data.items())),
+        tuple(sorted((f.shape, "") if n in moving else f.fingerprint for n, f in facts.items())),
         by_factor=_moved_by_data(model, factors),
-        powers=tuple((name, _range(power)) for name, power in powers.items() if power is not None),
-        masked=tuple((name, _masked(site)) for name, site in data.items() if _is_masked(site)),
+        powers=tuple((name, f.powers_in_words) for name, f in facts.items() if f.has_powers),
+        masked=tuple((n, f"{f.hidden} of {f.size}") for n, f in facts.items() if f.hidden),
         held=held,
         unobserved=not model.observed,
         uncounted=tuple(uncounted),
@@ -66,22 +68,17 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
 
 def fingerprint(value: object) -> Fingerprint:
     """Shape and digest of observed values: (n,) and (n, 1) numbers are the same data."""
-    array = np.ascontiguousarray(on_host(value), dtype=float) + 0.0  # which makes 0.0 of -0.0
-    return np.squeeze(array).shape, hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    array, facts = np.asarray(on_host(value)), SiteFacts()
+    facts.add(array, np.ones(array.shape, bool), np.ones(array.shape))
+    return facts.fingerprint
 
 
-def _of_site(site: dict[str, Any], is_moving: bool) -> Fingerprint:
-    """That of the values that enter the density, and of their powers where these are not one."""
-    value, used = on_host(site["value"]), used_entries(site["fn"], on_host(site["value"]))
-    if is_moving:
-        return np.squeeze(value).shape, ""
+def _facts_of(site: dict[str, Any]) -> SiteFacts:
+    value, facts = on_host(site["value"]), SiteFacts()
     powers = _powers(site)
-    if not np.all(used):
-        event = value.shape[value.ndim - len(site["fn"].event_shape) :]
-        value = value[used].reshape(-1, *event)
-        powers = None if powers is None else powers[used].reshape(-1, *event)
-    shape, digest = fingerprint(value)
-    return shape, digest if powers is None else f"{digest}^{fingerprint(powers)[1]}"
+    powers = np.ones(value.shape) if powers is None else powers
+    facts.add(value, used_entries(site["fn"], value), powers, len(site["fn"].event_shape))
+    return facts
 
 
 def _is_improper(site: dict[str, Any]) -> bool:
@@ -97,11 +94,6 @@ def _is_masked(site: dict[str, Any]) -> bool:
     return not np.all(used_entries(site["fn"], on_host(site["value"])))
 
 
-def _masked(site: dict[str, Any]) -> str:
-    used = used_entries(site["fn"], on_host(site["value"]))
-    return f"{used.size - np.sum(used)} of {used.size}"
-
-
 def _powers(site: dict[str, Any]) -> np.ndarray | None:
     """The power of each entry's density, by `handlers.scale`; None where all are one."""
     scale = np.asarray(1.0 if site["scale"] is None else on_host(site["scale"]))
@@ -109,11 +101,6 @@ def _powers(site: dict[str, Any]) -> np.ndarray | None:
         return None
     event = (1,) * len(site["fn"].event_shape)
     return np.broadcast_to(scale.reshape((*scale.shape, *event)), np.shape(site["value"]))
-
-
-def _range(powers: np.ndarray) -> str:
-    low, high = np.min(powers), np.max(powers)
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _moving(model: BoundModel, names: tuple[str, ...]) -> set[str]:

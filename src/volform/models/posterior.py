@@ -23,6 +23,7 @@ from volform.models.attaching import (
     attached_metrics,
     require_model,
 )
+from volform.models.batches import first_batch
 from volform.models.binding import MetricTerm, TermBinder, assemble, bind
 from volform.models.bound_model import BoundModel
 from volform.models.circles import centered_on_circles
@@ -32,6 +33,7 @@ from volform.models.inspection import inspect_model
 from volform.models.labels import Labels, labels_of, named_arguments
 from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
+from volform.models.model_with_batches import ModelWithBatches, given_arguments, in_batches
 from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
 from volform.models.signature import Signature, signature_of
@@ -91,6 +93,11 @@ class Posterior(eqx.Module):
     def model(self) -> Callable:
         """The NumPyro model."""
         return self.program.model
+
+    @property
+    def in_batches(self) -> bool:
+        """Tell whether the data come in `Batches`, so that there is no density as one function."""
+        return isinstance(self.program, ModelWithBatches)
 
     @property
     def numbers_read(self) -> float:
@@ -181,7 +188,7 @@ class Posterior(eqx.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         # A recording holds what cannot be pickled: the model does not, and is recorded again.
         model = with_attached(self.model, self.attachments)
-        arguments = self.program.arguments()
+        arguments = given_arguments(self.program)
         return _unpickled, (model, *arguments, signature_of(self), self.labels)
 
     def __copy__(self, memo: Any = None) -> "Posterior":
@@ -204,7 +211,13 @@ class Posterior(eqx.Module):
             f"Posterior of {self.program.name}: {self.dim} parameters "
             f"({sites}), observed {', '.join(self.observed) or 'nothing'}\n"
             f"metric {self.metric_name}\n  {parts}"
-        ) + "".join(f"\n{note}" for note in notes_on_held(self.held))
+        ) + "".join(f"\n{note}" for note in self._notes())
+
+    def _notes(self) -> list[str]:
+        notes, program = notes_on_held(self.held), self.program
+        if isinstance(program, ModelWithBatches):
+            notes.append(program.given.facts.in_words())
+        return notes
 
 
 def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
@@ -216,7 +229,8 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         *args: the model's arguments.
         **kwargs: the model's keyword arguments, the data among them: arrays of NumPy or JAX, or
             what `np.asarray` makes one of, such as a column of pandas or polars, or an xarray
-            `DataArray`. Names and labels of their axes are kept for `to_arviz`.
+            `DataArray`. Names and labels of their axes are kept for `to_arviz`. Data that do not
+            fit into memory are given as `Batches`.
 
     The model is recorded: its Python runs here and, for draws from the prior and densities, never
     again. What globals, closures, objects and tables hold now is what the posterior is of.
@@ -268,7 +282,8 @@ def conditioned(
     attachments = tuple(Attachment(sites, metric) for sites, metric in by_site.items())
     if wide is not None:
         attachments += (Attachment(None, wide),)
-    program = make_program(_unwrapped(model), args, kwargs)
+    batches, (first, named) = first_batch(args, kwargs)
+    program = make_program(_unwrapped(model), first, named)
     inspection = inspect_model(program)
     layout, program, observed = inspection.layout, inspection.program, inspection.observed
     known = inspection.known
@@ -290,6 +305,8 @@ def conditioned(
     for part in parts:
         binder.require_valid(part)
     held = inspection.held
+    if batches is not None:
+        program = in_batches(program, batches, kwargs, layout, observed)
     return Posterior(layout, program, parts, observed, known, title, attachments, held, labels)
 
 

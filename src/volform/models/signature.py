@@ -1,5 +1,6 @@
 """Signature of a posterior: of which model, metric and data it is, across processes."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from volform.compilation import QUICK, Compiled
 from volform.errors import ModelError
 from volform.models.digests import digest_of
+from volform.models.model_with_batches import first_of
 
 SAME_DENSITY = 1e-6  # relative difference of densities that another machine's rounding may make
 
@@ -21,7 +23,8 @@ class Signature(NamedTuple):
         sites: name and shape of each latent site.
         metric: the metric in words.
         data: digest of the arrays among the model's arguments.
-        log_density: log q^G at a point, which holds model, data and metric together.
+        log_density: log q^G at a point, which holds model, data and metric together; of data in
+            batches without their likelihood.
         point: that point, in unconstrained coordinates.
     """
 
@@ -81,13 +84,23 @@ def signature_of(posterior: Any, point: Any = None) -> Signature:
         point: where its density is taken, in u; the origin by default.
     """
     u = np.zeros(posterior.dim) if point is None else np.asarray(point)
+    if posterior.in_batches:  # whose first may be any of them
+        arrays = [f.fingerprint for f in posterior.program.given.facts.sites.values()]
+    else:
+        arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(posterior.program.arrays)]
     value = float(_log_density(posterior, jnp.asarray(u, jnp.result_type(float))))
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(posterior.program.arrays)]
     name = posterior.program.name
     return Signature(name, _sites(posterior), posterior.metric_name, digest_of(arrays), value, u)
 
 
-_log_density = Compiled(lambda posterior, u: posterior.log_density(u), QUICK)
+def _density(posterior: Any, u: Any) -> Any:
+    if not posterior.in_batches:
+        return posterior.log_density(u)
+    model = dataclasses.replace(posterior.bound_model, program=first_of(posterior.program))
+    return model.log_prior_and_likelihood(u)[0] - posterior.log_volume(u)
+
+
+_log_density = Compiled(_density, QUICK)
 
 
 def _sites(posterior: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

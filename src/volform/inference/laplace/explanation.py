@@ -9,6 +9,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.inference.laplace.gauss_newton import DataPriorSplit
+from volform.inference.laplace.sums import comes_in_batches, over_batches, without_data
 from volform.inference.modes.mode import ExpansionPoint
 from volform.limits import EXPLAINED_UP_TO
 from volform.linalg.structured import DenseOperator, FlatBlocks, exact_logdet
@@ -111,7 +113,10 @@ def explained(
         evidence: the evidence that it gave.
     """
     posterior = place.posterior
-    densities, jacobians, metric = _parts(posterior, place.at.u)
+    split = DataPriorSplit(posterior, place.at.u, posterior.data_sites)
+    densities, jacobians, metric = _parts(without_data(split).posterior, split.u)
+    if comes_in_batches(split):
+        densities |= over_batches(split, _densities_of_data)
     of_metric, split_of_metric = _half_log_dets(metric, posterior.layout.sites)
     of_precision, split_of_precision = _half_log_dets(precision, posterior.layout.sites)
     latent = [
@@ -139,6 +144,12 @@ def _parts(posterior: Posterior, u: Float[Array, " d"]) -> tuple[dict, dict, Any
         for site in posterior.layout.sites_at(values)
     }
     return posterior.program.site_densities(values), jacobians, posterior.metric(u)
+
+
+@eqx.filter_jit
+def _densities_of_data(split: DataPriorSplit) -> dict[str, Array]:
+    found = split.posterior.program.site_densities(split.posterior.values(split.u))
+    return {name: found[name] for name in split.names}
 
 
 def _half_log_dets(operator: Any, sites: tuple[Site, ...]) -> tuple[list[float], str]:

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -15,15 +14,22 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from volform.checks import require_whole
-from volform.compilation import is_traced, steady
+from volform.compilation import steady
 from volform.errors import ModelError, StructureError
 from volform.geometry.connection import christoffel_along
 from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
+from volform.inference.laplace.sums import (
+    comes_in_batches,
+    over_batches,
+    over_chunks,
+    plus,
+    require_independent,
+    without_data,
+)
 from volform.inference.modes.expansion import FirstOrder, expand_first, hessian_of
 from volform.linalg.under_metric import whitening_maps
 from volform.models.layout import Site
 from volform.models.posterior import Posterior
-from volform.models.some_examples import with_examples
 
 OutputProduct = Callable[[SiteOutputs], SiteOutputs]
 HessianProduct = Callable[[Float[Array, " d"]], Float[Array, " d"]]
@@ -78,11 +84,9 @@ class Curvature(eqx.Module):
 
     def expand(self, posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
         """-log q^G to first order at u, chunk by chunk."""
-        return (
-            expand_first(posterior, u)
-            if self.chunk is None
-            else _expanded(self.split(posterior, u))
-        )
+        split = self.split(posterior, u)
+        is_whole = self.chunk is None and not comes_in_batches(split)
+        return expand_first(posterior, u) if is_whole else _expanded(split)
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
@@ -153,7 +157,7 @@ class DataPriorSplit(eqx.Module):
 
     def rest(self) -> Callable[[Float[Array, " d"]], Float[Array, ""]]:
         """Priors, volume and factors, as a function of u."""
-        posterior = self.posterior
+        posterior = without_data(self).posterior
 
         def rest(u: Float[Array, " d"]) -> Float[Array, ""]:
             values, log_det = posterior.layout.constrain_with_log_det(u)
@@ -164,7 +168,17 @@ class DataPriorSplit(eqx.Module):
         return rest
 
     def data_product(self) -> HessianProduct:
-        """`v -> J^T L J v`; what does not depend on v is computed once, but in chunks."""
+        """`v -> J^T L J v`; what does not depend on v is computed once, but in chunks.
+
+        Raises:
+            StructureError: of data in batches.
+        """
+        if comes_in_batches(self):
+            raise StructureError(
+                "`structure` multiplies the curvature of all data into one vector after the other, "
+                "for each of which the `Batches` would be read again; use `Kronecker()`, "
+                "`Diagonal()`, `Full()`, `BySite()`, or one of them within `LastLayer`."
+            )
         if self.chunk is not None:
             return lambda v: over_chunks(self, lambda part: part.data_product()(v))
         z, push = jax.linearize(self.parameters, self.u)
@@ -216,113 +230,71 @@ class DataPriorSplit(eqx.Module):
         return moving, (fixed, scales)
 
 
-def over_chunks(
-    split: DataPriorSplit,
-    part: Callable[[DataPriorSplit], Any],
-    combine: Callable[[Any, Any], Any] = lambda one, other: jax.tree.map(jnp.add, one, other),
-) -> Any:
-    """`part` of all examples out of that of each chunk."""
-    chunk, count = split.chunk, split.count if split.chunk is not None else 0
-    if chunk is None or count <= chunk:
-        return part(dataclasses.replace(split, chunk=None))
-    whole, left = divmod(count, chunk)
-
-    def joined(total: Any, start: Any, size: int, number: Any) -> Any:
-        return combine(total, part(_cut(split, start, size, number)))
-
-    def step(total: Any, number: Array) -> tuple[Any, None]:
-        return joined(total, number * chunk, chunk, number), None
-
-    shapes = eqx.filter_eval_shape(lambda split: part(_cut(split, 0, chunk, 0)), split)
-    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(step, total, jnp.arange(whole))
-    return joined(total, whole * chunk, left, whole) if left else total
-
-
-def _cut(split: DataPriorSplit, start: Any, size: int, number: Any) -> DataPriorSplit:
-    """Some of the examples, from `start` on."""
-    cut = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size)  # noqa: E731
-    program = with_examples(split.posterior.program, split.count, cut)
-    own = dataclasses.replace(split.posterior, program=program)
-    curvature = None if split.curvature is None else split.curvature.of_chunk(number)
-    return DataPriorSplit(own, split.u, split.names, curvature)
-
-
-def require_independent(split: DataPriorSplit) -> None:
-    """Check that examples may be taken in chunks; under `jit` they are taken without.
-
-    Raises:
-        ModelError: when the model is another than it was at `condition`, since it is run again.
-        StructureError: when the loss of two neighboring chunks is not the sum of theirs, or the
-            model does not take them.
-    """
-    if split.chunk is None or is_traced(split) or split.count <= split.chunk:
-        return
-    split.posterior.program.require_unchanged()
-    gap, reason = math.nan, ""
-    try:
-        gap = float(_gap(split))
-    except Exception as error:  # whatever a model raises that insists on its number of rows
-        reason = f" ({type(error).__name__}: {error})"
-    if not gap <= float(jnp.finfo(split.u.dtype).eps) ** 0.75:
-        raise StructureError(
-            f"`chunk={split.chunk}` needs {split.count} independent examples along the first axis "
-            "of those arguments of the model that have as many rows; here the log likelihood of "
-            "two chunks is not the sum of theirs, as with batch normalization, other statistics of "
-            f"all data, or data that are no arguments{reason}. Leave `chunk` out."
-        )
-
-
-@steady
-def _gap(split: DataPriorSplit) -> Float[Array, ""]:
-    """Largest distance of the loss of two neighboring chunks from the sum of theirs, an example.
-
-    At a random point: what couples examples may be multiplied by a parameter that is zero at u.
-    """
-    chunk, count = split.chunk or split.count, split.count
-    u = split.u + 0.1 * jax.random.normal(jax.random.key(0), split.u.shape, split.u.dtype)
-
-    def loss(start: Any, size: int) -> Float[Array, ""]:
-        return _cut(split, start, size, 0).loss(u)
-
-    def gap(start: Any, size: int) -> Float[Array, ""]:
-        both = loss(start, chunk + size)
-        apart = loss(start, chunk) + loss(start + chunk, size)
-        return jnp.abs(both - apart) / (chunk + size + jnp.abs(both))
-
-    pairs, left = count // chunk - 1, count % chunk
-    gaps = [jax.lax.map(lambda k: gap(k * chunk, chunk), jnp.arange(pairs))] if pairs else []
-    gaps += [gap(count - left - chunk, left)[None]] if left else []
-    return jnp.max(jnp.concatenate(gaps))
-
-
-@steady
 def _expanded(split: DataPriorSplit) -> FirstOrder:
-    """-log q^G to first order, the likelihood chunk by chunk."""
-    u = split.u
-    data = over_chunks(split, lambda part: jax.value_and_grad(part.loss)(u))
-    value, gradient = jax.tree.map(jnp.add, data, jax.value_and_grad(split.rest())(u))
-    return FirstOrder.of(split.posterior, u, value, gradient)
+    value, gradient = over_batches(split, _data_to_first_order)
+    return _with_rest(split, value, gradient)
 
 
 @steady
-def gauss_newton(split: DataPriorSplit, batch: int = 64) -> Float[Array, "d d"]:
+def _data_to_first_order(split: DataPriorSplit) -> tuple[Array, Array]:
+    return over_chunks(split, lambda part: jax.value_and_grad(part.loss)(part.u))
+
+
+@steady
+def _with_rest(split: DataPriorSplit, value: Array, gradient: Array) -> FirstOrder:
+    value, gradient = plus((value, gradient), jax.value_and_grad(split.rest())(split.u))
+    return FirstOrder.of(split.posterior, split.u, value, gradient)
+
+
+def gauss_newton(split: DataPriorSplit) -> Float[Array, "d d"]:
     """`J^T L J` and the covariant Hessian of the rest."""
-    columns = columns_of(split.data_product(), split.u, 0, split.u.size, batch)
-    return 0.5 * (columns + columns.T) + split.rest_matrix()
+    if comes_in_batches(split):
+        return over_batches(split, _matrix_of_data) + _matrix_of_rest(split)
+    return _matrix(split)
 
 
 @steady
+def _matrix(split: DataPriorSplit) -> Float[Array, "d d"]:
+    return _matrix_of_data(split) + split.rest_matrix()
+
+
+@steady
+def _matrix_of_data(split: DataPriorSplit) -> Float[Array, "d d"]:
+    columns = columns_of(split.data_product(), split.u, 0, split.u.size)
+    return 0.5 * (columns + columns.T)
+
+
+@steady
+def _matrix_of_rest(split: DataPriorSplit) -> Float[Array, "d d"]:
+    return split.rest_matrix()
+
+
 def blocks_of_data(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
     """The blocks of `J^T L J` for each of the sites."""
+    return over_batches(split, lambda part: _blocks_of_data(part, sites))
+
+
+def blocks_of(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
+    """The blocks of `J^T L J` and of the rest for each of the sites."""
+    if comes_in_batches(split):
+        return plus(blocks_of_data(split, sites), _blocks_of_rest(split, sites))
+    return _blocks_of(split, sites)
+
+
+@steady
+def _blocks_of(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
+    data, rest = split.data_product(), split.rest_product()
+    return _blocks(lambda v: data(v) + rest(v), split.u, sites)
+
+
+@steady
+def _blocks_of_data(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
     return _blocks(split.data_product(), split.u, sites)
 
 
 @steady
-def blocks_of(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
-    """The blocks of `J^T L J` and of the rest for each of the sites."""
-    data, rest = split.data_product(), split.rest_product()
-    return _blocks(lambda v: data(v) + rest(v), split.u, sites)
+def _blocks_of_rest(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
+    return _blocks(split.rest_product(), split.u, sites)
 
 
 def _blocks(
@@ -361,9 +333,15 @@ def _against_signs(split: DataPriorSplit) -> Float[Array, "k d"]:
     return signs * jax.vmap(split.rest_product())(signs)
 
 
-@steady
 def diagonal_entries(split: DataPriorSplit, indices: Array, *, of_rest: bool) -> Float[Array, " k"]:
     """Entries of the diagonal of `J^T L J`, or of the rest, by a product for each."""
+    if of_rest:
+        return _entries(split, indices, of_rest)
+    return over_batches(split, lambda part: _entries(part, indices, of_rest))
+
+
+@steady
+def _entries(split: DataPriorSplit, indices: Array, of_rest: bool) -> Float[Array, " k"]:
     product: HessianProduct = split.rest_product() if of_rest else split.data_product()
 
     def entry(index: Array) -> Float[Array, ""]:

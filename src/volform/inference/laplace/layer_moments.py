@@ -13,14 +13,11 @@ from jaxtyping import Array, Float, Int
 from volform.compilation import steady
 from volform.errors import StructureError
 from volform.geometry.dependence import dependence
-from volform.inference.laplace.gauss_newton import (
-    DataPriorSplit,
-    OutputProduct,
-    over_chunks,
-)
+from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.inference.laplace.observed_sites import SiteOutputs
 from volform.inference.laplace.pieces import features_of, gradients_of, rows_of, slopes_of
+from volform.inference.laplace.sums import comes_in_batches, over_batches, over_chunks
 from volform.linalg.operator import mapped
 from volform.networks.programs import read
 
@@ -28,6 +25,7 @@ _TOGETHER = 16  # columns of the root of L that are pulled back at once
 
 CorrectedMoments = tuple[Float[Array, "i i"], Float[Array, "..."] | None, Float[Array, "..."]]
 LayerMoments = tuple[Float[Array, "i i"], Float[Array, "..."] | None]
+Bases = dict[int, tuple[Float[Array, "i i"], Float[Array, "..."]]]
 
 
 def shaped(split: DataPriorSplit) -> Layers:
@@ -55,7 +53,8 @@ def moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list[LayerMome
     Raises:
         StructureError: where the loss is no sum over examples, or not convex in the outputs.
     """
-    return _checked(_moments(split, reduce))
+    sums, error = over_batches(split, lambda part: _summed(part, reduce), _added_and_worst)
+    return _checked((_means(sums), error))
 
 
 def corrected_moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list[CorrectedMoments]:
@@ -70,7 +69,11 @@ def corrected_moments_of(split: DataPriorSplit, *, reduce: bool = False) -> list
     Raises:
         StructureError: as for `moments_of`.
     """
-    return _checked(_corrected(split, reduce))
+    if not comes_in_batches(split):
+        return _checked(_corrected(split, reduce))
+    moments = moments_of(split, reduce=reduce)
+    bases = _bases_of(moments)
+    return _with_squares(moments, bases, over_batches(split, lambda part: _in_bases(part, bases)))
 
 
 def squares_of(split: DataPriorSplit) -> list[Float[Array, " s"]]:
@@ -79,7 +82,7 @@ def squares_of(split: DataPriorSplit) -> list[Float[Array, " s"]]:
     Raises:
         StructureError: as for `moments_of`.
     """
-    return _checked(_squares(split))
+    return _checked(over_batches(split, _squares, _added_and_worst))
 
 
 class Backpropagated(NamedTuple):
@@ -166,40 +169,49 @@ def _roots(
 
 
 @steady
-def _moments(split: DataPriorSplit, reduce: bool) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
-    return _averaged(split, reduce)
-
-
-@steady
 def _corrected(
     split: DataPriorSplit, reduce: bool
 ) -> tuple[list[CorrectedMoments], Float[Array, " 2"]]:
     known = _flow(split) if split.chunk is None else None  # which both sums need
-    moments, error = _averaged(split, reduce, known)
-    bases = {
+    sums, error = _summed_in_chunks(split, reduce, known)
+    moments = _means(sums)
+    bases = _bases_of(moments)
+    squares = over_chunks(split, lambda part: _squares_in(bases, known or _flow(part)))
+    return _with_squares(moments, bases, squares), error
+
+
+@steady
+def _bases_of(moments: list[LayerMoments]) -> Bases:
+    return {
         number: (jnp.linalg.eigh(left)[1], _eigenvectors(right))
         for number, (left, right) in enumerate(moments)
         if right is not None
     }
 
-    def part(split: DataPriorSplit) -> dict[int, Float[Array, "m n"]]:
-        flow = known or _flow(split)
 
-        def of_root(root: Float[Array, "n o"]) -> dict[int, Float[Array, "m n"]]:
-            deltas, pieces = flow.deltas(root), flow.layers.pieces
-            return {
-                number: _square_in(pieces[number], flow.activations, deltas, *basis)
-                for number, basis in bases.items()
-            }
+@steady
+def _in_bases(split: DataPriorSplit, bases: Bases) -> dict[int, Float[Array, "m n"]]:
+    return over_chunks(split, lambda part: _squares_in(bases, _flow(part)))
 
-        return {k: s.sum(0) for k, s in mapped(of_root, flow.roots, _TOGETHER).items()}
 
-    squares = over_chunks(split, part)
-    found: list[CorrectedMoments] = [
+def _squares_in(bases: Bases, flow: Backpropagated) -> dict[int, Float[Array, "m n"]]:
+    def of_root(root: Float[Array, "n o"]) -> dict[int, Float[Array, "m n"]]:
+        deltas, pieces = flow.deltas(root), flow.layers.pieces
+        return {
+            number: _square_in(pieces[number], flow.activations, deltas, *basis)
+            for number, basis in bases.items()
+        }
+
+    return {k: s.sum(0) for k, s in mapped(of_root, flow.roots, _TOGETHER).items()}
+
+
+def _with_squares(
+    moments: list[LayerMoments], bases: Bases, squares: dict[int, Float[Array, "m n"]]
+) -> list[CorrectedMoments]:
+    return [
         (*bases[number], squares[number]) if number in bases else (left, None, left)
         for number, (left, _) in enumerate(moments)
     ]
-    return found, error
 
 
 def _eigenvectors(moment: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -221,21 +233,29 @@ def _square_in(
     return _square(features_of(piece, activations) @ right, slopes)
 
 
-def _averaged(
+@steady
+def _summed(split: DataPriorSplit, reduce: bool) -> tuple[Any, Float[Array, " 2"]]:
+    return _summed_in_chunks(split, reduce)
+
+
+def _summed_in_chunks(
     split: DataPriorSplit, reduce: bool, known: Backpropagated | None = None
-) -> tuple[list[LayerMoments], Float[Array, " 2"]]:
-    """The moments over all examples, and the error of `Backpropagated`."""
+) -> tuple[Any, Float[Array, " 2"]]:
+    """The sums over all examples, and the error of `Backpropagated`."""
 
     def part(split: DataPriorSplit) -> tuple[Any, Array]:
         flow = known or _flow(split)
         return _sums(flow, reduce), flow.factorization_error
 
-    sums, error = over_chunks(split, part, _added_and_worst)
-    moments: list[LayerMoments] = [
+    return over_chunks(split, part, _added_and_worst)
+
+
+@steady
+def _means(sums: Any) -> list[LayerMoments]:
+    return [
         (left, None) if right is None else (left / jnp.maximum(count, 1), right)
         for left, right, count in sums
     ]
-    return moments, error
 
 
 def _added_and_worst(one: tuple[Any, Array], other: tuple[Any, Array]) -> tuple[Any, Array]:

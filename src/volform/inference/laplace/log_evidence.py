@@ -1,5 +1,6 @@
 """Evidence by Laplace's method: first and second order, at one mode or summed over several."""
 
+import dataclasses
 import functools
 import math
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
 from volform.models.bound_model import BoundModel
+from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, scalar
@@ -286,8 +288,8 @@ def _terms_along(
 
 
 @compiled
-def _log_likelihood(model: BoundModel, u: Float[Array, " d"]) -> Float[Array, ""]:
-    return model.log_likelihood(u)
+def _log_prior(model: BoundModel, u: Float[Array, " d"]) -> Float[Array, ""]:
+    return model.log_prior_and_likelihood(u)[0]
 
 
 def _copies(
@@ -305,7 +307,9 @@ def _copies(
     many = f"{_in_digits(provenance.equivalent_modes)} equivalent modes"
     added = math.log(provenance.equivalent_modes)
     if provenance.data and not provenance.factors and not provenance.improper:
-        most = float(_log_likelihood(fit.posterior.bound_model, fit.at.u))
+        model = fit.posterior.bound_model
+        prior = _log_prior(dataclasses.replace(model, program=first_of(model.program)), fit.at.u)
+        most = float(fit.at.log_volume - fit.at.value - prior)
         if float(one + added) > most:
             above = f"with them log Z would be {float(one + added):.3f}, above the log likelihood"
             note = f"{many} are not counted: {above} at the mode, {most:.3f}"

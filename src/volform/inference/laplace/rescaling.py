@@ -14,6 +14,7 @@ from numpyro.primitives import Messenger
 
 from volform.compilation import steady
 from volform.inference.laplace.gauss_newton import DataPriorSplit
+from volform.inference.laplace.sums import over_batches
 from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
@@ -165,11 +166,23 @@ def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
     is_normal = _are_normal(split)
     if not all(is_normal.values()):
         return None
-    squares, count, scales, moved = _noise(split)
+    squares, count, scales, moved = over_batches(split, _noise, _with_more)
     # NumPyro gives the scale the axes of the mean: one number again, where all are the same.
     arrays = {name: np.asarray(scale) for name, scale in scales.items()}
     held = {n: a if uniform_scale(a) is None else a.ravel()[0] for n, a in arrays.items()}
     return NoiseFit(squares, count, held), {name: not bool(moved[name]) for name in split.names}
+
+
+_Noise = tuple[Array, Array, dict[str, Array], dict[str, Array]]
+
+
+def _with_more(one: _Noise, other: _Noise) -> _Noise:
+    """Sums over both, the scales of one after the other, and what moves in either."""
+    scales = {
+        n: jnp.concatenate([jnp.atleast_1d(s[n]) for s in (one[2], other[2])]) for n in one[2]
+    }
+    moved = {name: one[3][name] | other[3][name] for name in one[3]}
+    return one[0] + other[0], one[1] + other[1], scales, moved
 
 
 def _are_normal(split: DataPriorSplit) -> dict[str, bool]:
@@ -185,7 +198,7 @@ def _are_normal(split: DataPriorSplit) -> dict[str, bool]:
 
 
 @steady
-def _noise(split: DataPriorSplit) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
+def _noise(split: DataPriorSplit) -> _Noise:
     observed, z = split.observed(), split.parameters(split.u)
 
     def loss(log_factor: Float[Array, ""]) -> Float[Array, ""]:

@@ -18,6 +18,7 @@ from volform.inference.laplace.gauss_newton import (
 )
 from volform.inference.laplace.layer_moments import shaped
 from volform.inference.laplace.structure import Structure
+from volform.inference.laplace.sums import comes_in_batches
 from volform.inference.laplace.woodbury import woodbury_precision
 from volform.inference.modes.expansion import Expand, SecondOrder
 from volform.inference.modes.given_point import place_at
@@ -46,7 +47,8 @@ class Full(Structure):
         Raises:
             SizeError: when the matrix would take more than 8 GiB, from 32,768 parameters on.
         """
-        rest = rest_diagonal(split) if split.names and split.u.size > MATRIX_UP_TO else None
+        by_rows = split.names and split.u.size > MATRIX_UP_TO and not comes_in_batches(split)
+        rest = rest_diagonal(split) if by_rows else None
         few = None if rest is None else woodbury_precision(split, rest)
         if few is not None:
             return few

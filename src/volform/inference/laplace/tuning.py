@@ -120,8 +120,11 @@ class Tuned(eqx.Module):
         computed again.
         """
         start = self.start
+        assert start.curvature is not None  # checked by `tune`
         factors = factors_of(self.factors, self.temperature, start.at.u.dtype)
-        place = place_at(with_factors(start.posterior, factors), start.values)
+        place = place_at(
+            with_factors(start.posterior, factors), start.values, start.curvature.expand
+        )
         note = note_on(place, start.curvature, given=True, refuse=True)
         precision = self._precision(start.precision, self.temperature)
         return LaplaceApproximation(
