@@ -17,6 +17,7 @@ import pytest
 from scipy.stats import binom
 
 import volform as vf
+from volform.errors import ConvergenceError
 from volform.results import Level
 
 LOG_Z = 1.5
@@ -148,7 +149,12 @@ WIDE = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("by", "d", "keys"), WIDE)
 def test_errors_of_good_estimates_hold_widely(by: Any, d: int, keys: int, kind: str) -> None:
-    found = list(scores(fit_of(kind, d), by, keys))
+    fit = fit_of(kind, d)
+    if kind == "kinked" and isinstance(by, vf.Importance):  # which is centered on a strict mode
+        with pytest.raises(ConvergenceError, match="the density may have a kink there"):
+            vf.evidence(fit, by=by)
+        return
+    found = list(scores(fit, by, keys))
     if not any(score.level is Level.GOOD for score in found):
         pytest.skip("no estimate says that it is good")
     require_calibrated(found)

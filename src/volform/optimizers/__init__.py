@@ -1,5 +1,6 @@
 """Optimizers under a metric, as transformations of optax; and gradient flows."""
 
+from volform.optimizers.cubature import CubatureELBO as CubatureELBO
 from volform.optimizers.damping import (
     AdaptiveDamping as AdaptiveDamping,
     AdaptiveDampingState as AdaptiveDampingState,
@@ -27,6 +28,10 @@ from volform.optimizers.function_space import (
     pullback_mvp as pullback_mvp,
 )
 from volform.optimizers.geodesic_steps import along_geodesics as along_geodesics
+from volform.optimizers.guides import (
+    GuideFisher as GuideFisher,
+    natural_variational_inference as natural_variational_inference,
+)
 from volform.optimizers.newton_steps import (
     TrustRegionState as TrustRegionState,
     damped_newton as damped_newton,

@@ -1,0 +1,178 @@
+"""The ELBO of a Normal guide at points of a random rule, exact for quadratic log densities."""
+
+import math
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.infer.elbo import ELBO, Trace_ELBO
+from numpyro.primitives import Messenger
+
+from volform.checks import require_whole
+from volform.errors import OptimizerError
+
+
+class CubatureELBO(ELBO):
+    """The ELBO of a guide of Normals at the points of a random rule, for NumPyro's `SVI`.
+
+    With z = T(phi, e), e ~ Normal(0, I) in d dimensions, f(e) = log p(y, z) - log q(z), a random
+    rotation Q and rho^2 ~ chi^2 with d + 2 degrees of freedom,
+
+        ELBO = (1 - d / rho^2) f(0) + sum_i (f(rho q_i) + f(-rho q_i)) / (2 rho^2)
+
+    Unbiased, and exact with its gradient where f is a polynomial of the third degree at most: of a
+    Normal posterior it has no noise. `Trace_ELBO` has, and far from the mode so much that the
+    curvature in the gradient is lost in it.
+
+    Args:
+        pairs: pairs of points out of the d; all if left out. Of fewer the rule is unbiased only.
+
+    Raises:
+        OptimizerError: for a guide with a random site that is no Normal, under whatever transforms.
+
+    Cost: 2 d + 1 densities a step and O(d^3) for the rotation.
+
+    References:
+        Genz & Monahan (1998), Stochastic integration rules for infinite regions.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
+    >>> from numpyro.infer import SVI
+    >>> from numpyro.infer.autoguide import AutoNormal
+    >>> def model(y):
+    ...     mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+    ...     numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> guide = AutoNormal(model)
+    >>> optimizer = vf.optimizers.natural_variational_inference(guide, 1.0)
+    >>> svi = SVI(model, guide, optimizer, vf.optimizers.CubatureELBO())
+    >>> y = jnp.array([1.0, 2.0, 6.0])
+    >>> found = svi.run(jax.random.key(0), 1, y, progress_bar=False).params  # one step
+    >>> round(float(found["mu_auto_loc"]), 6), round(float(found["mu_auto_scale"]) ** -2, 6)
+    (2.990033, 3.01)
+    """
+
+    def __init__(self, pairs: int | None = None):
+        if pairs is not None:
+            require_whole(pairs, "pairs", "CubatureELBO", OptimizerError)
+        self.pairs = pairs
+        super().__init__(num_particles=1)
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: PRNGKeyArray,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Minus the ELBO; sites by `numpyro.mutable` keep their state."""
+        rotation, radius, own = jax.random.split(rng_key, 3)
+        shapes = _shapes(guide, param_map, args, kwargs)
+        d = sum(map(math.prod, shapes.values()))
+        dtype = jnp.result_type(float, *jax.tree.leaves(param_map))
+        points, weights = _rule(rotation, radius, d, self.pairs or d, dtype)
+
+        def loss(point: Float[Array, " d"]) -> Array:
+            placed = _Placed(guide, _parts(point, shapes))
+            found: Any = Trace_ELBO().loss(own, param_map, model, placed, *args, **kwargs)
+            return found
+
+        return {"loss": jnp.vdot(weights, jax.vmap(loss)(points)), "mutable_state": None}
+
+
+def _rule(
+    rotation: PRNGKeyArray, radius: PRNGKeyArray, d: int, pairs: int, dtype: Any
+) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
+    """Points and weights."""
+    square = 2.0 * jax.random.gamma(radius, 0.5 * (d + 2.0), dtype=dtype)
+    pairs = min(pairs, d)
+    directions, _ = jnp.linalg.qr(jax.random.normal(rotation, (d, pairs), dtype))
+    points = jnp.sqrt(square) * directions.T
+    weight = d / (2.0 * pairs * square)
+    weights = jnp.full(2 * pairs, weight).astype(dtype)
+    center = jnp.zeros((1, d), dtype)
+    total = jnp.concatenate([(1.0 - d / square)[None], weights])
+    return jnp.concatenate([center, points, -points]), total
+
+
+def _shapes(
+    guide: Callable[..., Any], params: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the standard Normal numbers of each random site."""
+    seeded = handlers.seed(handlers.substitute(guide, data=params), rng_seed=0)
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    shapes = {}
+    for name, site in trace.items():
+        if site["type"] != "sample" or isinstance(site["fn"], dist.Delta) or site["is_observed"]:
+            continue
+        base = _base(site["fn"])
+        if not isinstance(base, dist.Normal | dist.MultivariateNormal):
+            raise OptimizerError(
+                f"The site `{name}` of the guide is {type(base).__name__}; CubatureELBO needs "
+                "Normal or MultivariateNormal ones, as automatic guides have. Use "
+                "`numpyro.infer.Trace_ELBO`."
+            )
+        shapes[name] = jax.eval_shape(base.sample, jax.random.key(0)).shape
+    if not shapes:
+        raise OptimizerError(
+            "`guide` of CubatureELBO has no random site; its ELBO needs no points. Use "
+            "`numpyro.infer.Trace_ELBO`."
+        )
+    return shapes
+
+
+def _parts(
+    point: Float[Array, " d"], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Float[Array, "..."]]:
+    parts, start = {}, 0
+    for name, shape in shapes.items():
+        parts[name] = point[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
+    return parts
+
+
+class _Placed(Messenger):
+    """A guide with its random sites at given standard Normal numbers."""
+
+    def __init__(self, fn: Callable[..., Any], numbers: dict[str, Array]):
+        self.numbers = numbers
+        super().__init__(fn)
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.numbers:
+            msg["value"] = _value(msg["fn"], self.numbers[msg["name"]])
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, dist.TransformedDistribution) or hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+@singledispatch
+def _value(fn: Any, numbers: Array) -> Array:
+    """The value of a distribution that is made of standard Normal numbers."""
+    return _value(fn.base_dist, numbers)  # a mask, an expansion, reinterpreted axes
+
+
+@_value.register
+def _(fn: dist.Normal, numbers: Array) -> Array:
+    return jnp.asarray(fn.loc) + jnp.asarray(fn.scale) * numbers
+
+
+@_value.register
+def _(fn: dist.MultivariateNormal, numbers: Array) -> Array:
+    return jnp.asarray(fn.loc) + (jnp.asarray(fn.scale_tril) @ numbers[..., None])[..., 0]
+
+
+@_value.register
+def _(fn: dist.TransformedDistribution, numbers: Array) -> Array:
+    value = _value(fn.base_dist, numbers)
+    for transform in fn.transforms:
+        value = jnp.asarray(transform(value))
+    return value
