@@ -61,7 +61,7 @@ class CubatureELBO(ELBO):
         self.pairs = pairs
         super().__init__(num_particles=1)
 
-    def loss_with_mutable_state(
+    def loss(
         self,
         rng_key: PRNGKeyArray,
         param_map: dict[str, Any],
@@ -69,20 +69,19 @@ class CubatureELBO(ELBO):
         guide: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Minus the ELBO; sites by `numpyro.mutable` keep their state."""
+    ) -> Any:
+        """Minus the ELBO."""
         rotation, radius, own = jax.random.split(rng_key, 3)
         shapes = _shapes(guide, param_map, args, kwargs)
         d = sum(map(math.prod, shapes.values()))
         dtype = jnp.result_type(float, *jax.tree.leaves(param_map))
         points, weights = _rule(rotation, radius, d, self.pairs or d, dtype)
 
-        def loss(point: Float[Array, " d"]) -> Array:
+        def at(point: Float[Array, " d"]) -> Any:
             placed = _Placed(guide, _parts(point, shapes))
-            found: Any = Trace_ELBO().loss(own, param_map, model, placed, *args, **kwargs)
-            return found
+            return Trace_ELBO().loss(own, param_map, model, placed, *args, **kwargs)
 
-        return {"loss": jnp.vdot(weights, jax.vmap(loss)(points)), "mutable_state": None}
+        return jnp.vdot(weights, jax.vmap(at)(points))
 
 
 def _rule(
