@@ -314,6 +314,7 @@ def test_a_prior_alone_has_an_evidence_of_one_and_is_said() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.standard_promotion
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_biased_draws_come_after_others(seed: int) -> None:
     """Separated data under Cauchy priors: importance sampling is low by two of its errors."""

@@ -4,13 +4,19 @@ import dataclasses
 
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float
 
-from volform.errors import ConvergenceError, SaddleError
+from volform.compilation import steady
+from volform.errors import ConvergenceError, ModelError, SaddleError
 from volform.inference.laplace.gauss_newton import Curvature
+from volform.inference.laplace.structure import Structure
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
-from volform.inference.modes.mode import ExpansionPoint
+from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
 from volform.linalg.structured import DenseOperator, exact_logdet
+
+compiled_logdet = steady(exact_logdet)
 
 
 def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, refuse: bool) -> str:
@@ -69,18 +75,35 @@ def expanded(mode: ExpansionPoint, precision: lx.AbstractLinearOperator) -> Firs
     return SecondOrder(*found, precision.matrix, gram)
 
 
+def require_values(target: object, at: object, curvature: object, structure: object) -> None:
+    """Check that the arguments of `laplace` are what their names say.
+
+    Raises:
+        ModelError: when they are not.
+    """
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise ModelError(f"`curvature` should be a value such as `GGN()`; got {curvature!r}.")
+    if not isinstance(structure, Structure):
+        raise ModelError(f"`structure` should be a value such as `Kronecker()`; got {structure!r}.")
+    if at is not None and isinstance(target, MAP):
+        raise ModelError(
+            "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
+        )
+
+
 def require_definite(
+    log_det: Float[Array, ""],
     precision: lx.AbstractLinearOperator,
     mode: ExpansionPoint,
     curvature: Curvature | None,
     structure: object,
 ) -> None:
-    """Check that a precision matrix is positive definite.
+    """Check that a precision matrix, of which log det is known, is positive definite.
 
     Raises:
         SaddleError: when it is not.
     """
-    if bool(jnp.isfinite(exact_logdet(precision))):
+    if np.isfinite(np.asarray(log_det)):
         return
     found, at = "", expanded(mode, precision)
     if isinstance(at, SecondOrder) and isinstance(precision, DenseOperator):

@@ -13,7 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_key, require_whole
 from volform.errors import ModelError, VolformError
-from volform.inference.laplace.acceptance import expanded, note_on, require_definite
+from volform.inference.laplace.acceptance import (
+    compiled_logdet,
+    expanded,
+    note_on,
+    require_definite,
+    require_values,
+)
 from volform.inference.laplace.draws import (
     TangentGaussian,
     draw,
@@ -42,7 +48,6 @@ from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import find_map, stationary_point
 from volform.inference.summary import Summary
 from volform.limits import HESSIAN_UP_TO
-from volform.linalg.structured import exact_logdet
 from volform.models.posterior import Posterior
 from volform.results import Evidence, Regime, html_notes, in_words
 
@@ -123,8 +128,8 @@ class LaplaceApproximation(eqx.Module):
         notes = [self.note, note_on_others(self.mode, provenance)]
         at = self.mode.at if self.title else self.at  # which forms the metric's matrix
         if self.title or not isinstance(self.mode, MAP) or not isinstance(at, SecondOrder):
-            log_det = exact_logdet(self.precision)
-            return curved_evidence(self.mode, log_det, provenance, self.title, notes, self.regimes)
+            words = self.title, notes, self.regimes
+            return curved_evidence(self.mode, self._log_det, provenance, *words)
         return laplace_evidence(
             self.mode, [at], provenance, second_order=self.second_order, notes=notes
         )
@@ -177,14 +182,18 @@ class LaplaceApproximation(eqx.Module):
         return draw(self.posterior, self.gaussian, key, draws)
 
     @cached_property
+    def _log_det(self) -> Float[Array, ""]:
+        return compiled_logdet(self.precision)
+
+    @cached_property
     def _rotated(self) -> lx.AbstractLinearOperator:
         return rotated_blocks(self.precision)
 
     @property
     def gaussian(self) -> TangentGaussian:
         """The Gaussian in the tangent space, which `sample` draws from."""
-        at, orbit = self.at, self.mode.orbit
-        return TangentGaussian(self.posterior, self.chart, at.u, self.precision, orbit)
+        place = self.at.u, self.precision, self.mode.orbit
+        return TangentGaussian(self.posterior, self.chart, *place)
 
     def guide(self) -> LaplaceGuide:
         """NumPyro guide that begins as this approximation, in unconstrained coordinates."""
@@ -288,14 +297,13 @@ class LaplaceApproximation(eqx.Module):
         return predicted(self.posterior, self.sample(inner, draws).values, outer, args, kwargs)
 
     def __repr__(self) -> str:
-        table = None if (found := self._table()) is None else found.lines
-        return "\n".join([*self._facts(), *self.mode.described(table)])
+        table = self._table()
+        return "\n".join([*self._facts(), *self.mode.described(table and table.lines)])
 
     def _repr_html_(self) -> str:
-        place, table = self.mode, self._table()
-        if table is None:
-            return place._repr_html_() + html_notes(self._facts())
-        return table._repr_html_() + html_notes([*self._facts(), *place.described([])[1:]])
+        if (table := self._table()) is None:
+            return self.mode._repr_html_() + html_notes(self._facts())
+        return table._repr_html_() + html_notes([*self._facts(), *self.mode.described([])[1:]])
 
     def _facts(self) -> list[str]:
         rows = [f"Laplace approximation in {self.posterior.dim} dimensions, {self.chart}"]
@@ -370,15 +378,8 @@ def laplace(
     log Z -2.970, second order -2.970, correction c = +0.000, metric Euclidean, 1 parameters
     trust fair: |c| is small; other modes and heavy tails are not seen from one mode
     """
-    if curvature is not None and not isinstance(curvature, Curvature):
-        raise ModelError(f"`curvature` should be a value such as `GGN()`; got {curvature!r}.")
     structure = Full() if structure is None else structure
-    if not isinstance(structure, Structure):
-        raise ModelError(f"`structure` should be a value such as `Kronecker()`; got {structure!r}.")
-    if at is not None and isinstance(target, MAP):
-        raise ModelError(
-            "`at` is for a Posterior; the `target` is a MAP, which is a point already: give one."
-        )
+    require_values(target, at, curvature, structure)
     is_exact = curvature is None and isinstance(structure, Full)
     expand = expand_first if curvature is None else curvature.expand
     if isinstance(target, MAP):
@@ -386,15 +387,14 @@ def laplace(
     elif at is None:
         key = key_of(key, "laplace", ModelError)
         is_large = curvature is not None and getattr(target, "dim", 0) > HESSIAN_UP_TO
-        search = stationary_point if is_large else find_map
-        place = search(target, key=key, progress=progress)
+        place = (stationary_point if is_large else find_map)(target, key=key, progress=progress)
     else:
         place = map_at(target, at) if is_exact else place_at(target, at, expand)
     note = note_on(place, curvature, at is not None, refuse)
     mode = structure.restricted(place, expand)
     precision = precision_of(mode, curvature, structure)
+    settings = second_order, allow_improper, curvature, structure, note
+    found = LaplaceApproximation(mode, precision, *settings)
     if refuse and not (is_exact and at is None):
-        require_definite(precision, mode, curvature, structure)
-    return LaplaceApproximation(
-        mode, precision, second_order, allow_improper, curvature, structure, note
-    )
+        require_definite(found._log_det, precision, mode, curvature, structure)
+    return found
