@@ -21,6 +21,7 @@ from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
 from volform.models.formulas import LinearModel
 from volform.models.labels import named_arguments
+from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
@@ -198,14 +199,16 @@ def _drawn(target: Any, key: PRNGKeyArray, draws: int) -> tuple[Samples, dict[st
 
 def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
     """The groups of an ArviZ object, and the dimensions of their variables."""
-    named = jax.vmap(lambda u: posterior.values(u, posterior.known))(samples.u)
-    trace = posterior.program.run(posterior.values(samples.u[0]))
+    # Other sites, and the data, are not those of the first batch of several.
+    names = posterior.names if posterior.in_batches else posterior.known
+    named = jax.vmap(lambda u: posterior.values(u, names))(samples.u)
+    trace = first_of(posterior.program).run(posterior.values(samples.u[0]))
     observed = {
         name: np.asarray(trace[name]["value"])
         for name in posterior.observed
         if np.size(trace[name]["value"]) and not posterior.in_batches
     }
-    pointwise = _pointwise(posterior, samples.u, tuple(observed))
+    pointwise = _pointwise(posterior, samples.u, tuple(observed)) if observed else {}
     groups = {
         "posterior": {name: _by_chain(samples, value) for name, value in named.items()},
         "log_likelihood": {name: _by_chain(samples, value) for name, value in pointwise.items()},

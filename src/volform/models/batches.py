@@ -8,7 +8,6 @@ import numpy as np
 
 from volform.checks import require_whole
 from volform.errors import DataError
-from volform.models.observed_facts import ObservedFacts
 
 Arguments = tuple[tuple, dict[str, Any]]
 
@@ -28,7 +27,6 @@ class Batches:
             or one array: of NumPy or JAX, or whatever `np.asarray` makes one of. Batches have the
             same arrays, and may have different numbers of rows.
         count: how many batches a function gives.
-        seen: facts of the data, where they were read through before.
 
     Raises:
         DataError: when the source can be iterated over once only, as a generator, or not at all.
@@ -53,9 +51,13 @@ class Batches:
 
     source: Iterable[Any] | Callable[[int], Any]
     count: int | None = None
-    seen: ObservedFacts | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if hasattr(self.source, "shape") or isinstance(self.source, Mapping | str):
+            raise DataError(
+                f"`source` of Batches is a {type(self.source).__name__}, which would be iterated "
+                "over row by row, or name by name; `vf.Batches.of(x, y, size=256)` cuts arrays."
+            )
         if callable(self.source) and not isinstance(self.source, Iterable):
             require_whole(self.count, "count", "Batches", DataError)
         elif self.count is not None or not isinstance(self.source, Iterable):
@@ -86,16 +88,13 @@ class Batches:
         """
         require_whole(size, "size", "Batches.of", DataError)
         lengths = [np.shape(array)[:1] for array in arrays]
-        if len(set(lengths)) != 1 or lengths[0] in ((), (0,)):
+        sliced = all(hasattr(array, "__getitem__") for array in arrays)
+        if len(set(lengths)) != 1 or lengths[0] in ((), (0,)) or not sliced:
             raise DataError(
                 f"`arrays` of Batches.of have the shapes {[np.shape(a) for a in arrays]}; they "
-                "should have one number of rows, the examples, and at least one."
+                "should have one number of rows, the examples, and at least one, and take slices."
             )
-
-        def batch(number: int) -> tuple[Any, ...]:
-            return tuple(array[number * size : (number + 1) * size] for array in arrays)
-
-        return cls(batch, -(-lengths[0][0] // size))
+        return cls(_Slices(arrays, size), -(-lengths[0][0] // size))
 
     def __iter__(self) -> Iterator[Arguments]:
         """The arguments of the model, batch after batch."""
@@ -104,8 +103,15 @@ class Batches:
         else:
             yield from (_arguments(self.source(number)) for number in range(self.count or 0))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"seen": None}  # another process may find other files
+
+@dataclasses.dataclass(frozen=True)
+class _Slices:
+    arrays: tuple[Any, ...]
+    size: int
+
+    def __call__(self, number: int) -> tuple[Any, ...]:
+        rows = slice(number * self.size, (number + 1) * self.size)
+        return tuple(array[rows] for array in self.arrays)
 
 
 def _arguments(batch: Any) -> Arguments:
@@ -131,6 +137,11 @@ def first_batch(args: tuple, kwargs: dict[str, Any]) -> tuple[Batches | None, Ar
             "`vf.condition(model, vf.Batches(loader), width=10)`."
         )
     for given, named in batches:
+        if both := sorted(set(named) & set(kwargs)):
+            raise DataError(
+                f"`condition` got {both} as keyword arguments, and in the batches too; give each "
+                "of them in one place."
+            )
         return batches, (given, {**kwargs, **named})
     raise no_batch()
 

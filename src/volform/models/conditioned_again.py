@@ -1,5 +1,6 @@
 """Posteriors of the model of another one: sites held, arguments changed, handlers around it."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from numpyro.primitives import Messenger
 
 from volform.errors import UnknownSiteError
 from volform.models.attaching import FixedSites
-from volform.models.model_with_batches import given_arguments
+from volform.models.model_with_batches import first_of, given_arguments
 from volform.models.posterior import Posterior, conditioned, names_in, with_attached
 
 
@@ -31,8 +32,10 @@ def with_sites_fixed(
     for name in names:
         tangent = tangent.at[posterior.layout.site(name).segment].set(0.0)
 
+    first = dataclasses.replace(posterior, program=first_of(posterior.program))
+
     def reals(u: Float[Array, " d"]) -> dict[str, Any]:
-        found = posterior.values(u, posterior.known)
+        found = first.values(u, posterior.known)
         return {n: v for n, v in found.items() if jnp.issubdtype(jnp.result_type(v), jnp.floating)}
 
     _, moved = jax.jvp(reals, (u,), (tangent,))
@@ -74,6 +77,11 @@ def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Poster
     """
     posterior.program.require_unchanged()
     args, kwargs = given_arguments(posterior.program)
+    if posterior.in_batches and any(name not in kwargs for name in arguments):
+        raise UnknownSiteError(
+            f"`{posterior.program.name}` has its arguments {list(arguments)} in `Batches`, or has "
+            f"none of such a name; what can be changed goes by keyword: {list(kwargs)}."
+        )
     places = _parameters(posterior.model)
     unknown = [name for name in arguments if name not in places and name not in kwargs]
     if unknown:

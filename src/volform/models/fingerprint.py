@@ -1,5 +1,6 @@
 """Provenance of a posterior's evidence: of which data, proper or not, normalized or not."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     Raises:
         ModelError: when a declared number of equivalent modes is no positive integer.
     """
+    whole, model = model, dataclasses.replace(model, program=first_of(model.program))
     # A site that `handlers.reparam` rewrote has lost its settings by the time it is traced.
     trace, modes = model.program.outputs(
         model.values(jnp.zeros(model.dim)),
@@ -40,7 +42,8 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     ]
     uncounted = [name for name, count in modes.items() if count is None]
     counters = {name: count for name, count in modes.items() if callable(count)}
-    found = counted(first_of(model.program), model.layout, counters)
+    batches = whole.program if isinstance(whole.program, ModelWithBatches) else None
+    found = counted(model.program if batches is None else batches.some, model.layout, counters)
     if found is not None:
         counts += [found.modes]
         uncounted += [] if found.is_all else found.names
@@ -48,10 +51,9 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     data = {n: site for n, site in observed.items() if not isinstance(core_of(site["fn"]), Unit)}
     factors = tuple(name for name in model.observed if name not in data)
     moving = _moving(model, tuple(data))
-    if isinstance(model.program, ModelWithBatches):
-        facts = model.program.given.facts.sites
-    else:
-        facts = {name: _facts_of(site) for name, site in data.items()}
+    facts = (
+        {n: _facts_of(site) for n, site in data.items()} if batches is None else batches.given.sites
+    )
     return Provenance(
         tuple(name for name in model.names if _is_improper(sites[name])),
         factors,

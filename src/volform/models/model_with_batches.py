@@ -1,6 +1,7 @@
 """Models whose data come in batches: one program for each, and sums on the host."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import Unit
 
-from volform.compilation import steady
+from volform.compilation import is_traced, steady
 from volform.errors import DataError, ModelError
 from volform.models.batches import Arguments, Batches, no_batch
 from volform.models.data_checks import (
@@ -28,11 +29,13 @@ from volform.models.model_with_data import (
     ById,
     Findings,
     ModelWithData,
-    Source,
     make_program,
 )
-from volform.models.observed_facts import ObservedFacts
+from volform.models.observed_facts import RowDigest, SiteFacts
 from volform.progress import waiting
+
+SOME = 512  # examples on which copies of a network are counted
+_FROM_EACH = 16  # of them, of one batch at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,12 +45,22 @@ class Given:
     Attributes:
         batches: the batches.
         shared: keyword arguments that all have in common.
-        facts: what was seen of the data.
+        count: how many batches there are.
+        rows: how many examples.
+        sites: facts of the data of each observed site.
+        digest: of all arrays in the batches.
+        some: examples out of many batches.
+        values: of the latent sites, anywhere.
     """
 
     batches: Batches
     shared: dict[str, Any]
-    facts: ObservedFacts
+    count: int
+    rows: int
+    sites: dict[str, SiteFacts]
+    digest: RowDigest
+    some: Arguments
+    values: dict[str, Any]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Given)
@@ -55,9 +68,13 @@ class Given:
     def __hash__(self) -> int:
         return hash(Given)
 
+    def in_words(self) -> str:
+        """The number of the batches and of the examples."""
+        return f"data in {self.count:,} batches, {self.rows:,} examples"
+
 
 class ModelWithBatches(ModelWithData):
-    """A model whose data come in batches; where one is run, it is with the first of them.
+    """A model whose data come in batches; `first` is that with the first of them.
 
     Attributes:
         given: the batches, and what was seen of them.
@@ -74,6 +91,11 @@ class ModelWithBatches(ModelWithData):
         """The model with the first batch alone."""
         return ModelWithData(self.source, self.data)
 
+    @property
+    def some(self) -> ModelWithData:
+        """The model with some examples of many batches."""
+        return _program(self.first, self.given.shared, self.given.some)
+
     def arguments(self) -> Arguments:
         """None that hold all data.
 
@@ -85,7 +107,7 @@ class ModelWithBatches(ModelWithData):
             "pass them, such as the inputs to predict at, or condition on the data whole."
         )
 
-    def site_densities(self, values: dict[str, Any]) -> dict[str, Array]:
+    def outputs(self, values: dict[str, Any], select: Callable[[Findings], Any]) -> Any:
         """None of all data.
 
         Raises:
@@ -93,14 +115,10 @@ class ModelWithBatches(ModelWithData):
         """
         raise ModelError(
             f"The data of `{self.name}` come in batches, so that the posterior has no density as "
-            "one function, which this needs. `vf.laplace(posterior, at=values, "
-            "curvature=vf.GGN())` sums over the batches; for a search, draws by NUTS or "
-            "importance sampling condition on the data whole."
+            "one function, and no site that is read off all data, which this needs. "
+            "`vf.laplace(posterior, at=values, curvature=vf.GGN())` sums over the batches; for a "
+            "search, draws by NUTS or importance sampling condition on the data whole."
         )
-
-    def outputs(self, values: dict[str, Any], select: Callable[[Findings], Any]) -> Any:
-        """`select` of what a trace with the first batch finds."""
-        return self.first.outputs(values, select)
 
     def prior_draw(self, key: Any) -> dict[str, Any]:
         """Values of the latent sites drawn from the prior."""
@@ -116,25 +134,28 @@ class ModelWithBatches(ModelWithData):
 
     def data_in_words(self) -> str:
         """The number of the batches and of the examples."""
-        return f"with {self.given.facts.in_words()}"
+        return f"with {self.given.in_words()}"
 
     def each(self) -> Iterator[ModelWithData]:
         """The model with one batch after the other.
 
         Raises:
-            DataError: when they are others than they were when they were read first.
+            DataError: when they hold other data than they did when they were read first.
+            ModelError: when the model is another one now.
         """
-        numbers, rows, seen = 0, 0, self.given.facts
+        self.require_unchanged()
+        given, number, digest = self.given, 0, RowDigest()
         with waiting("batches", show=True) as phase:
-            for program, own in _programs(self):
-                phase(self.name, numbers, seen.batches)
-                yield program
-                numbers, rows = numbers + 1, rows + own
-        if (numbers, rows) != (seen.batches, seen.rows):
+            for batch in _copied(given.batches):
+                phase(self.name, number, given.count)
+                yield _checked(self.first, given.shared, batch, number)
+                digest.add(_arrays(batch))
+                number += 1
+        if digest != given.digest:
             raise DataError(
-                f"`Batches` gave {numbers} batches with {rows:,} rows now, where there were "
-                f"{seen.in_words()} before; each time it is iterated over it should give all data, "
-                "in any order."
+                f"`Batches` gave other data than before, {number} batches where there were "
+                f"{given.in_words()}. Each time it is iterated over it should give "
+                "all of the same examples, in any order."
             )
 
 
@@ -155,7 +176,7 @@ def in_batches(
         names: the observed sites.
 
     Raises:
-        ModelError: when the model reads its data in Python.
+        ModelError: when the model reads its data in Python, or has a circular site.
         DataError: as `condition` does for data that are whole, with the number of the batch.
     """
     if isinstance(first.data, ById):
@@ -164,11 +185,33 @@ def in_batches(
             "that it would be compiled for every batch; use `jnp.where` and `jax.numpy`, or pass "
             "the data whole."
         )
-    facts = batches.seen
-    if facts is None or facts.names != names:
-        unseen = ModelWithBatches(first, Given(batches, shared, ObservedFacts(names)))
-        facts = _facts_of(unseen, names, layout.constrain(jnp.zeros(layout.dim)))
-    return ModelWithBatches(first, Given(batches, shared, facts))
+    if circular := [site.name for site in layout.sites if site.circular]:
+        raise ModelError(
+            f"The sites {circular} are angles, whose chart is centered where all data say; with "
+            "`Batches` that is not known. Condition on the data whole."
+        )
+    values = layout.constrain(jnp.zeros(layout.dim))
+    sites: dict[str, SiteFacts] = {}
+    digest, some, number, rows = RowDigest(), list[_Some](), 0, 0
+    with waiting("condition", show=True) as phase:
+        for number, batch in enumerate(_copied(batches), start=1):
+            count = [] if batches.count is None else [number - 1, batches.count]
+            phase(f"batch {number} of the data", *count)
+            own = _checked(first, shared, batch, number - 1)
+            found = _sites_of(own, values, names, number - 1)
+            for name, site in found.items():
+                value, used, powers = map(np.asarray, (site.value, site.used, site.powers))
+                sites.setdefault(name, SiteFacts()).add(value, used, powers, site.events)
+            digest.add(_arrays(batch))
+            part = _Some(batch, tuple(map(_length, found.values())))
+            rows += max(part.lengths, default=0)
+            if sum(max(one.lengths, default=1) for one in some) < SOME:
+                some.append(part.cut(_FROM_EACH))
+    if not number:
+        raise no_batch()
+    together = functools.reduce(_Some.joined, some).batch
+    given = Given(batches, shared, number, rows, sites, digest, together, values)
+    return ModelWithBatches(first, given)
 
 
 def first_of(program: ModelWithData) -> ModelWithData:
@@ -177,99 +220,105 @@ def first_of(program: ModelWithData) -> ModelWithData:
 
 
 def given_arguments(program: ModelWithData) -> Arguments:
-    """Arguments of `condition` that give a posterior of the same data again.
-
-    Batches know what was found in them, and need not be read through once more.
-    """
+    """Arguments of `condition` that give a posterior of the same data again."""
     if not isinstance(program, ModelWithBatches):
         return program.arguments()
-    given = program.given
-    return (dataclasses.replace(given.batches, seen=given.facts),), given.shared
+    return (program.given.batches,), program.given.shared
 
 
 def joined_batches(program: ModelWithBatches) -> tuple[ModelWithData, ...] | None:
     """The first two batches, and the two as one; None where there are no two."""
-    both = [batch for _, batch in zip(range(2), program.given.batches, strict=False)]
-    if len(both) < 2:
+    given, parts = program.given, list[_Some]()
+    for _, batch in zip(range(2), _copied(given.batches), strict=False):
+        own = _program(program.first, given.shared, batch)
+        found = eqx.filter_eval_shape(_sites, own, given.values, tuple(given.sites))
+        parts.append(_Some(batch, tuple(map(_length, found.values()))))
+    if len(parts) < 2:
         return None
-    rows = tuple(map(_rows, both))
-
-    def join(one: Any, other: Any) -> Any:
-        is_own = (np.shape(one)[:1], np.shape(other)[:1]) == ((rows[0],), (rows[1],))
-        return np.concatenate([np.asarray(one), np.asarray(other)]) if is_own else one
-
-    one, other = (_program(program, batch) for batch in both)
-    return one, other, _program(program, jax.tree.map(join, *both))
+    batches = *parts, parts[0].joined(parts[1])
+    return tuple(_program(program.first, given.shared, part.batch) for part in batches)
 
 
-def _program(program: ModelWithBatches, batch: Arguments) -> ModelWithData:
-    # Not by the recording, which is of the shapes of the first batch.
-    source, (args, kwargs) = Source(program.model, bounded=program.source.bounded), batch
-    data = make_program(program.model, args, {**program.given.shared, **kwargs}).data
-    return ModelWithData(source, data)
+class _Some(NamedTuple):
+    """A batch, and the numbers of the rows of each observed site."""
+
+    batch: Arguments
+    lengths: tuple[int, ...]
+
+    def cut(self, most: int) -> "_Some":
+        """The first rows of what has as many as the data of a site."""
+
+        def some(leaf: Any) -> Any:
+            is_own = isinstance(leaf, np.ndarray) and leaf.ndim and len(leaf) in self.lengths
+            return leaf[:most] if is_own else leaf
+
+        lengths = tuple(min(length, most) for length in self.lengths)
+        return _Some(jax.tree.map(some, self.batch), lengths)
+
+    def joined(self, other: "_Some") -> "_Some":
+        """Rows of both."""
+        pairs = list(zip(self.lengths, other.lengths, strict=True))
+
+        def join(one: Any, more: Any) -> Any:
+            is_own = isinstance(one, np.ndarray) and one.ndim and (len(one), len(more)) in pairs
+            return np.concatenate([one, more]) if is_own else one
+
+        batch = jax.tree.map(join, self.batch, other.batch)
+        return _Some(batch, tuple(a + b for a, b in pairs))
 
 
-def _programs(program: ModelWithBatches) -> Iterator[tuple[ModelWithData, int]]:
-    """The model with each of the batches, and their numbers of rows."""
-    expected = _form(program.data)
-    for number, batch in enumerate(program.given.batches):
-        own = _program(program, batch)
-        if _form(own.data) != expected or _rows(batch) == 0:
+def _length(site: "_Site") -> int:
+    shape = site.value.shape
+    return shape[0] if shape else 1
+
+
+def _copied(batches: Batches) -> Iterator[Arguments]:
+    """The batches as arrays of their own: a loader may fill the same ones again."""
+    for batch in batches:
+        if is_traced(batch):
             raise DataError(
-                f"Batch {number} of `Batches` is {own.data_in_words()}, and the first "
-                f"{program.first.data_in_words()}; all should have arrays of the same types, and "
-                "differ in the number of their rows at most, of which there is at least one."
+                "`Batches` are read on the host, and have traced arrays, under `jit` or `grad`; "
+                "take them out of it, or condition on the data whole."
             )
-        yield own, _rows(batch)
+        yield jax.tree.map(_copy, batch)
+
+
+def _copy(leaf: Any) -> Any:
+    return np.array(leaf) if hasattr(leaf, "__array__") and not hasattr(leaf, "columns") else leaf
+
+
+def _arrays(batch: Arguments) -> list[np.ndarray]:
+    return [leaf for leaf in jax.tree.leaves(batch) if isinstance(leaf, np.ndarray) and leaf.ndim]
+
+
+def _program(first: ModelWithData, shared: dict[str, Any], batch: Arguments) -> ModelWithData:
+    args, kwargs = batch
+    data = make_program(first.model, args, {**shared, **kwargs}).data
+    return ModelWithData(first.source, data)  # whose recording serves all batches of one shape
+
+
+def _checked(
+    first: ModelWithData, shared: dict[str, Any], batch: Arguments, number: int
+) -> ModelWithData:
+    own = _program(first, shared, batch)
+    if _form(own.data) != _form(first.data) or any(len(a) == 0 for a in _arrays(batch)):
+        kinds = [[str(leaf.dtype) for leaf in _array_leaves(p.data)] for p in (own, first)]
+        raise DataError(
+            f"Batch {number} of `Batches` is {own.data_in_words()} of types {kinds[0]}, and the "
+            f"first {first.data_in_words()} of types {kinds[1]}; all should have arrays of the "
+            "same types, and differ in the number of their rows at most, of which there is at "
+            "least one."
+        )
+    return own
+
+
+def _array_leaves(data: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf)]
 
 
 def _form(data: Any) -> Any:
     leaves, treedef = jax.tree.flatten(data)
     return treedef, [(x.dtype, x.shape[1:]) if eqx.is_array(x) else x for x in leaves]
-
-
-def _rows(batch: Arguments) -> int:
-    """Rows of the first array, that of the examples."""
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    return next((shape[0] for shape in shapes if shape), 1)
-
-
-def _facts_of(
-    program: ModelWithBatches, names: tuple[str, ...], values: dict[str, Any]
-) -> ObservedFacts:
-    count, facts = program.given.batches.count, ObservedFacts(names)
-    with waiting("condition", show=True) as phase:
-        for number, (own, rows) in enumerate(_programs(program)):
-            phase(f"batch {number + 1} of the data", *([] if count is None else [number, count]))
-            try:
-                for name, site in _observed(own, values, names).items():
-                    _add(facts, name, site)
-            except (DataError, TypeError, ValueError, IndexError) as error:
-                reason = str(error) if isinstance(error, DataError) else _why(own, error)
-                raise DataError(f"Batch {number} of `Batches` cannot be used: {reason}") from error
-            facts.end_batch(rows)
-    if not facts.batches:
-        raise no_batch()
-    return facts
-
-
-def _add(facts: ObservedFacts, name: str, site: "_Site") -> None:
-    value, used, powers = map(np.asarray, (site.value, site.used, site.powers))
-    require_complete(name, value, used)
-    if not bool(site.inside):
-        raise DataError(
-            f"The observed site `{name}` holds values outside the support of its distribution. "
-            "Check the data, and the family of the likelihood."
-        )
-    facts.add(name, value, used, powers, site.events)
-
-
-def _why(program: ModelWithData, error: Exception) -> str:
-    args, kwargs = program.arguments()
-    return (
-        f"`{program.name}` could not be run {program.data_in_words()}. {type(error).__name__}: "
-        f"{error}. {advice_on(str(error), program.model, args, kwargs)}"
-    )
 
 
 class _Site(NamedTuple):
@@ -285,8 +334,33 @@ class _Site(NamedTuple):
     events: int
 
 
-@steady
-def _observed(
+def _sites_of(
+    own: ModelWithData, values: dict[str, Any], names: tuple[str, ...], number: int
+) -> dict[str, _Site]:
+    try:
+        found = _observed(own, values, names)
+        for name, site in found.items():
+            require_complete(name, np.asarray(site.value), np.asarray(site.used))
+            if not bool(site.inside):
+                raise DataError(
+                    f"The observed site `{name}` holds values outside the support of its "
+                    "distribution. Check the data, and the family of the likelihood."
+                )
+    except (DataError, TypeError, ValueError, IndexError) as error:
+        reason = str(error) if isinstance(error, DataError) else _why(own, error)
+        raise DataError(f"Batch {number} of `Batches` cannot be used: {reason}") from error
+    return found
+
+
+def _why(program: ModelWithData, error: Exception) -> str:
+    args, kwargs = program.arguments()
+    return (
+        f"`{program.name}` could not be run {program.data_in_words()}. {type(error).__name__}: "
+        f"{error}. {advice_on(str(error), program.model, args, kwargs)}"
+    )
+
+
+def _sites(
     program: ModelWithData, values: dict[str, Any], names: tuple[str, ...]
 ) -> dict[str, _Site]:
     trace, found = program.run(values), {}
@@ -300,6 +374,11 @@ def _observed(
         scale = jnp.asarray(1.0 if scale is None else scale)
         scale = scale.reshape((*scale.shape, *(1,) * len(fn.event_shape)))
         powers = jnp.broadcast_to(scale, value.shape)
-        used, inside = jnp.asarray(used_entries(fn, value)), all_inside(fn, value)
+        # A support that moves is that of no data before the parameters are known.
+        inside = jnp.ones((), bool) if name in program.source.bounded else all_inside(fn, value)
+        used = jnp.asarray(used_entries(fn, value))
         found[name] = _Site(value, used, powers, inside, len(fn.event_shape))
     return found
+
+
+_observed = steady(_sites)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class SiteFacts:
     def __init__(self) -> None:
         self.size = self.hidden = 0
         self.powers = (math.inf, -math.inf)
-        self._rows, self._rest = 0, None
+        self._rows, self._rest, self._event = 0, None, ()
         self._values, self._weights = hashlib.sha256(), hashlib.sha256()
 
     def add(self, value: np.ndarray, used: np.ndarray, powers: np.ndarray, events: int = 0) -> None:
@@ -40,18 +41,18 @@ class SiteFacts:
             min(low, np.min(powers, initial=math.inf)),
             max(high, np.max(powers, initial=-math.inf)),
         )
-        if not np.all(used):
-            event = value.shape[value.ndim - events :]
-            value, powers = (array[used].reshape(-1, *event) for array in (value, powers))
         self._rows += value.shape[0] if value.ndim else 1
         self._rest = value.shape[1:] if value.ndim else None
+        self._event = value.shape[value.ndim - events :]
         for digest, array in ((self._values, value), (self._weights, powers)):
-            digest.update(_bytes_of(array))
+            digest.update(_bytes_of(array if np.all(used) else array[used]))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of all values that enter the density, without axes of length one."""
         whole = () if self._rest is None else (self._rows, *self._rest)
+        if self.hidden:
+            whole = ((self.size - self.hidden) // max(1, math.prod(self._event)), *self._event)
         return tuple(length for length in whole if length != 1)
 
     @property
@@ -72,28 +73,50 @@ class SiteFacts:
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-class ObservedFacts:
-    """Facts of all observed sites of data that come in batches.
+class RowDigest:
+    """A digest of rows of arrays that does not depend on the order of the rows.
 
-    Args:
-        names: the observed sites.
+    The sum of one number for each row, modulo 2^64; those of arrays of one length are of their rows
+    side by side.
+
+    Attributes:
+        rows: their number, of the longest array.
     """
 
-    def __init__(self, names: tuple[str, ...]):
-        self.names, self.batches, self.rows = names, 0, 0
-        self.sites: dict[str, SiteFacts] = {}
+    def __init__(self) -> None:
+        self.rows, self._total = 0, 0
 
-    def add(self, name: str, *parts: Any) -> None:
-        """Adds the data of a site in one batch, as `SiteFacts.add`."""
-        self.sites.setdefault(name, SiteFacts()).add(*parts)
+    def add(self, arrays: Iterable[Any]) -> None:
+        """Adds the rows of some arrays."""
+        sums: dict[int, np.ndarray] = {}
+        for number, array in enumerate(arrays):
+            words = _words_of(np.atleast_1d(np.asarray(array)))
+            odd = np.random.default_rng(number).integers(
+                2**63, size=words.shape[1], dtype=np.uint64
+            )
+            own = (words * (2 * odd + 1)).sum(1, dtype=np.uint64)
+            sums[len(own)] = sums.get(len(own), np.uint64(0)) + own
+        for each in sums.values():  # mixed, so that the sum of rows is no sum of their entries
+            for shift in (30, 27, 31):
+                each ^= each >> np.uint64(shift)
+                each *= np.uint64(0xBF58476D1CE4E5B9)
+            self._total = (self._total + int(each.sum(dtype=np.uint64))) % 2**64
+        self.rows += max(sums, default=0)
 
-    def end_batch(self, rows: int) -> None:
-        """Counts the batch."""
-        self.batches, self.rows = self.batches + 1, self.rows + rows
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowDigest) and str(self) == str(other)
 
-    def in_words(self) -> str:
-        """The number of the batches and of the examples."""
-        return f"data in {self.batches:,} batches, {self.rows:,} examples"
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  (rows are added)
+
+    def __str__(self) -> str:
+        return f"{self.rows}:{self._total:016x}"
+
+
+def _words_of(array: np.ndarray) -> np.ndarray:
+    """The bytes of each row as whole numbers of eight of them."""
+    rows = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+    filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))
+    return np.ascontiguousarray(filled).view(np.uint64)
 
 
 def _bytes_of(array: np.ndarray) -> bytes:

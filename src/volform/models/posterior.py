@@ -33,7 +33,12 @@ from volform.models.inspection import inspect_model
 from volform.models.labels import Labels, labels_of, named_arguments
 from volform.models.layout import Layout
 from volform.models.metric_sites import find_metric_sites
-from volform.models.model_with_batches import ModelWithBatches, given_arguments, in_batches
+from volform.models.model_with_batches import (
+    ModelWithBatches,
+    first_of,
+    given_arguments,
+    in_batches,
+)
 from volform.models.model_with_data import ModelWithData, make_program
 from volform.models.prior_draws import weighed_draws
 from volform.models.signature import Signature, signature_of
@@ -109,13 +114,18 @@ class Posterior(eqx.Module):
         """The model with its data and without its metric, as metrics are given it to read."""
         return BoundModel(self.program, self.layout, self.observed, self.known)
 
+    @property
+    def _first(self) -> BoundModel:
+        """As `bound_model`, of the first batch where data come in batches."""
+        return BoundModel(first_of(self.program), self.layout, self.observed, self.known)
+
     @cached_property
     def data_sites(self) -> tuple[str, ...]:
         """Observed sites with a distribution: all but those of `numpyro.factor`."""
         found: list[str] = []
 
         def look(u: Float[Array, " d"]) -> None:
-            trace = self.bound_model.trace(u)
+            trace = self._first.trace(u)
             found.extend(n for n in self.observed if not isinstance(core_of(trace[n]["fn"]), Unit))
 
         jax.eval_shape(look, self.layout.point)
@@ -179,7 +189,7 @@ class Posterior(eqx.Module):
         Identity, diagonal and block-diagonal metrics stay so.
         """
         self.layout.require_point(u)
-        return assemble(self.parts, self.bound_model, u)
+        return assemble(self.parts, self._first, u)
 
     def log_volume(self, u: Float[Array, " d"]) -> Float[Array, ""]:
         """`1/2 log det G_u(u)`: the volume element against Lebesgue measure in u."""
@@ -216,7 +226,7 @@ class Posterior(eqx.Module):
     def _notes(self) -> list[str]:
         notes, program = notes_on_held(self.held), self.program
         if isinstance(program, ModelWithBatches):
-            notes.append(program.given.facts.in_words())
+            notes.append(program.given.in_words())
         return notes
 
 
@@ -306,8 +316,22 @@ def conditioned(
         binder.require_valid(part)
     held = inspection.held
     if batches is not None:
+        _require_free_of_data(parts)
         program = in_batches(program, batches, kwargs, layout, observed)
     return Posterior(layout, program, parts, observed, known, title, attachments, held, labels)
+
+
+def _require_free_of_data(parts: tuple[MetricTerm, ...]) -> None:
+    """Check that no part of the metric holds data of the first batch."""
+
+    def is_model(node: Any) -> bool:
+        return isinstance(node, ModelWithData)
+
+    if any(map(is_model, jax.tree.leaves(parts, is_leaf=is_model))):
+        raise ModelError(
+            "A metric with `reference=` is read off the data, which come in batches; attach one "
+            "to the sites, or condition on the data whole."
+        )
 
 
 def with_attached(model: Callable, attachments: Sequence[Attachment]) -> Callable:

@@ -1,6 +1,7 @@
 """Signature of a posterior: of which model, metric and data it is, across processes."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 from volform.compilation import QUICK, Compiled
 from volform.errors import ModelError
 from volform.models.digests import digest_of
-from volform.models.model_with_batches import first_of
 
 SAME_DENSITY = 1e-6  # relative difference of densities that another machine's rounding may make
 
@@ -23,8 +23,7 @@ class Signature(NamedTuple):
         sites: name and shape of each latent site.
         metric: the metric in words.
         data: digest of the arrays among the model's arguments.
-        log_density: log q^G at a point, which holds model, data and metric together; of data in
-            batches without their likelihood.
+        log_density: log q^G at a point, which holds model, data and metric together.
         point: that point, in unconstrained coordinates.
     """
 
@@ -84,23 +83,32 @@ def signature_of(posterior: Any, point: Any = None) -> Signature:
         point: where its density is taken, in u; the origin by default.
     """
     u = np.zeros(posterior.dim) if point is None else np.asarray(point)
-    if posterior.in_batches:  # whose first may be any of them
-        arrays = [f.fingerprint for f in posterior.program.given.facts.sites.values()]
+    at = jnp.asarray(u, jnp.result_type(float))
+    if posterior.in_batches:
+        arrays, value = [str(posterior.program.given.digest)], _over_batches(posterior, at)
     else:
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(posterior.program.arrays)]
-    value = float(_log_density(posterior, jnp.asarray(u, jnp.result_type(float))))
+        value = float(_log_density(posterior, at))
     name = posterior.program.name
     return Signature(name, _sites(posterior), posterior.metric_name, digest_of(arrays), value, u)
 
 
-def _density(posterior: Any, u: Any) -> Any:
-    if not posterior.in_batches:
-        return posterior.log_density(u)
-    model = dataclasses.replace(posterior.bound_model, program=first_of(posterior.program))
-    return model.log_prior_and_likelihood(u)[0] - posterior.log_volume(u)
+_log_density = Compiled(lambda posterior, u: posterior.log_density(u), QUICK)
 
 
-_log_density = Compiled(_density, QUICK)
+def _over_batches(posterior: Any, u: Any) -> float:
+    """Log q^G by a pass through the batches."""
+    parts = [
+        np.asarray(_parts(dataclasses.replace(posterior, program=program), u))
+        for program in posterior.program.each()
+    ]
+    return float(parts[0][0] + sum(likelihood for _, likelihood in parts))
+
+
+@functools.partial(Compiled, options=QUICK)
+def _parts(posterior: Any, u: Any) -> Any:
+    prior, likelihood = posterior.bound_model.log_prior_and_likelihood(u)
+    return jnp.stack([prior - posterior.log_volume(u), likelihood])
 
 
 def _sites(posterior: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

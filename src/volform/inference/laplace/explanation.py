@@ -114,6 +114,7 @@ def explained(
     """
     posterior = place.posterior
     split = DataPriorSplit(posterior, place.at.u, posterior.data_sites)
+    posterior.program.require_unchanged()
     densities, jacobians, metric = _parts(without_data(split).posterior, split.u)
     if comes_in_batches(split):
         densities |= over_batches(split, _densities_of_data)

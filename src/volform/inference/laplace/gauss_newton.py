@@ -19,10 +19,12 @@ from volform.errors import ModelError, StructureError
 from volform.geometry.connection import christoffel_along
 from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
 from volform.inference.laplace.sums import (
+    batches_of,
     comes_in_batches,
     over_batches,
     over_chunks,
     plus,
+    require_batch,
     require_independent,
     without_data,
 )
@@ -231,8 +233,20 @@ class DataPriorSplit(eqx.Module):
 
 
 def _expanded(split: DataPriorSplit) -> FirstOrder:
-    value, gradient = over_batches(split, _data_to_first_order)
-    return _with_rest(split, value, gradient)
+    if not comes_in_batches(split):
+        return _with_rest(split, *_data_to_first_order(split))
+    total: Any = None
+    first = None
+    for own in batches_of(split):
+        found, rest = _data_to_first_order(own), _rest_of(own)
+        require_batch(own, found[0], rest, first)
+        total, first = found if total is None else plus(total, found), rest
+    return _with_rest(split, *total)
+
+
+@steady
+def _rest_of(split: DataPriorSplit) -> Array:
+    return split.rest()(split.u)
 
 
 @steady

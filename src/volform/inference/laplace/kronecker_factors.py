@@ -19,6 +19,7 @@ from volform.inference.laplace.gauss_newton import (
 )
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.inference.laplace.pieces import multipliers_of
+from volform.inference.laplace.sums import without_data
 from volform.linalg.operator import fits, gib_of
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator
@@ -207,7 +208,7 @@ def _blocks_of_site(
 def kronecker_matrix(split: DataPriorSplit, forms: Forms) -> Float[Array, "d d"]:
     """The blocks of all layers, pulled back from their arrays to u, and blocks of other sites."""
     total = jnp.zeros((split.u.size, split.u.size), split.u.dtype)
-    for number, jacobian in enumerate(_jacobians(split)):
+    for number, jacobian in enumerate(_jacobians(without_data(split))):
         for piece, curvature in forms.of_source(number):
             total += curvature.pulled_back(jacobian, piece)
     moved = frozenset[str]().union(*forms.layers.sites_of)
@@ -240,7 +241,7 @@ def holders(split: DataPriorSplit, layers: Layers) -> list[SiteMultiple | None]:
     """For each array of parameters the site that it is a multiple of, None where there is none."""
     sites = {site.name: site for site in split.posterior.layout.sites}
     held: list[SiteMultiple | None] = []
-    for names, found in zip(layers.sites_of, _multipliers(split), strict=True):
+    for names, found in zip(layers.sites_of, _multipliers(without_data(split)), strict=True):
         multiplier = found[0] if found is not None and bool(found[1]) else None
         held.append(None if multiplier is None else SiteMultiple(sites[min(names)], multiplier))
     return held

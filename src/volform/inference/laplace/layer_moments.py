@@ -17,7 +17,12 @@ from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.inference.laplace.observed_sites import SiteOutputs
 from volform.inference.laplace.pieces import features_of, gradients_of, rows_of, slopes_of
-from volform.inference.laplace.sums import comes_in_batches, over_batches, over_chunks
+from volform.inference.laplace.sums import (
+    comes_in_batches,
+    over_batches,
+    over_chunks,
+    without_data,
+)
 from volform.linalg.operator import mapped
 from volform.networks.programs import read
 
@@ -35,7 +40,7 @@ def shaped(split: DataPriorSplit) -> Layers:
     def look(split: DataPriorSplit) -> None:
         found.append(layers_of(split.of_values, split.posterior.values(split.u)))
 
-    eqx.filter_eval_shape(look, split)
+    eqx.filter_eval_shape(look, without_data(split))
     return dataclasses.replace(found[-1], closed=None)  # whose constants are traced
 
 
@@ -94,15 +99,15 @@ class Backpropagated(NamedTuple):
         deltas: from a column of the root of L at all examples to gradients at what the equations
             give that read parameters, by their number.
         roots: the columns, shape (o, n, o).
-        factorization_error: smallest eigenvalue of the L_n over the largest, and how far L is
-            from a sum over examples, relative to it.
+        factorization_error: minus the smallest eigenvalue of the L_n, how far L is from a sum
+            over examples, and the largest eigenvalue, which the two are relative to.
     """
 
     layers: Layers
     activations: dict[int, Array]
     deltas: Any
     roots: Float[Array, "o n o"]
-    factorization_error: Float[Array, " 2"]
+    factorization_error: Float[Array, " 3"]
 
 
 def _flow(split: DataPriorSplit) -> Backpropagated:
@@ -146,14 +151,14 @@ def _flow(split: DataPriorSplit) -> Backpropagated:
     columns = split.curvature.scores(split, z)
     if columns is not None:
         roots = jax.vmap(flat)(columns)
-        return Backpropagated(layers, activations, deltas, roots, jnp.zeros(2, roots.dtype))
+        return Backpropagated(layers, activations, deltas, roots, jnp.zeros(3, roots.dtype))
     roots, error = _roots(split.output_product(z), flat, laid_out, flat(z))
     return Backpropagated(layers, activations, deltas, roots, error)
 
 
 def _roots(
     product: OutputProduct, flat: Any, laid_out: Any, like: Float[Array, "n o"]
-) -> tuple[Float[Array, "o n o"], Float[Array, " 2"]]:
+) -> tuple[Float[Array, "o n o"], Float[Array, " 3"]]:
     """Roots of the blocks of L for each example, and the error of taking L for its blocks."""
     weigh = lambda v: flat(product(laid_out(v)))  # noqa: E731
     size = like.shape[1]
@@ -162,16 +167,15 @@ def _roots(
     values, vectors = jnp.linalg.eigh(0.5 * (each + jnp.swapaxes(each, 1, 2)))
     probe = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
     difference = weigh(probe) - jnp.einsum("nij,nj->ni", each, probe)
-    largest = jnp.max(jnp.abs(values))
-    largest = jnp.where(largest > 0.0, largest, 1.0)  # zero where a mask hides all
-    error = jnp.stack([jnp.min(values), jnp.max(jnp.abs(difference))]) / largest
+    sizes = -jnp.min(values), jnp.max(jnp.abs(difference)), jnp.max(jnp.abs(values))
+    error = jnp.stack(sizes)
     return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None], 2, 0), error
 
 
 @steady
 def _corrected(
     split: DataPriorSplit, reduce: bool
-) -> tuple[list[CorrectedMoments], Float[Array, " 2"]]:
+) -> tuple[list[CorrectedMoments], Float[Array, " 3"]]:
     known = _flow(split) if split.chunk is None else None  # which both sums need
     sums, error = _summed_in_chunks(split, reduce, known)
     moments = _means(sums)
@@ -234,13 +238,13 @@ def _square_in(
 
 
 @steady
-def _summed(split: DataPriorSplit, reduce: bool) -> tuple[Any, Float[Array, " 2"]]:
+def _summed(split: DataPriorSplit, reduce: bool) -> tuple[Any, Float[Array, " 3"]]:
     return _summed_in_chunks(split, reduce)
 
 
 def _summed_in_chunks(
     split: DataPriorSplit, reduce: bool, known: Backpropagated | None = None
-) -> tuple[Any, Float[Array, " 2"]]:
+) -> tuple[Any, Float[Array, " 3"]]:
     """The sums over all examples, and the error of `Backpropagated`."""
 
     def part(split: DataPriorSplit) -> tuple[Any, Array]:
@@ -259,10 +263,8 @@ def _means(sums: Any) -> list[LayerMoments]:
 
 
 def _added_and_worst(one: tuple[Any, Array], other: tuple[Any, Array]) -> tuple[Any, Array]:
-    """Sums of two chunks, and the worse of their errors: the lowest, and the largest gap."""
-    (low, gap), (other_low, other_gap) = one[1], other[1]
-    worst = jnp.stack([jnp.minimum(low, other_low), jnp.maximum(gap, other_gap)])
-    return jax.tree.map(jnp.add, one[0], other[0]), worst
+    """Sums of two chunks, and the worse of their errors."""
+    return jax.tree.map(jnp.add, one[0], other[0]), jnp.maximum(one[1], other[1])
 
 
 def _sums(
@@ -310,11 +312,11 @@ def _sums(
 
 
 @steady
-def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
+def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 3"]]:
     return over_chunks(split, _squares_at_once, _added_and_worst)
 
 
-def _squares_at_once(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 2"]]:
+def _squares_at_once(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 3"]]:
     flow = _flow(split)
 
     def of_root(root: Float[Array, "n o"]) -> list[Array]:
@@ -364,9 +366,11 @@ def _square_of_table(
     return jax.lax.scan(add, zero, (rows, delta))[0].T
 
 
-def _checked(result: tuple[Any, Float[Array, " 2"]]) -> Any:
+def _checked(result: tuple[Any, Float[Array, " 3"]]) -> Any:
     found, factorization_error = result
-    lowest, gap = (float(s) for s in factorization_error)
+    negative, gap, largest = (float(s) for s in factorization_error)
+    largest = largest if largest > 0.0 else 1.0  # zero where a mask hides all
+    lowest, gap = -negative / largest, gap / largest
     bound = float(jnp.sqrt(jnp.finfo(factorization_error.dtype).eps))
     if not gap < bound:
         raise StructureError(

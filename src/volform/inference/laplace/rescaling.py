@@ -14,7 +14,7 @@ from numpyro.primitives import Messenger
 
 from volform.compilation import steady
 from volform.inference.laplace.gauss_newton import DataPriorSplit
-from volform.inference.laplace.sums import over_batches
+from volform.inference.laplace.sums import over_batches, without_data
 from volform.models.conditioned_again import with_model
 from volform.models.data_checks import core_of
 from volform.models.posterior import Posterior
@@ -102,7 +102,7 @@ def normal_priors(split: DataPriorSplit, rest: Float[Array, " d"]) -> NormalPrio
     Not so where the prior is masked or weighed, where the metric is no constant, or where the mean
     or the scale is another latent site's.
     """
-    found, layout = _normals(split), split.posterior.layout
+    found, layout = _normals(without_data(split)), split.posterior.layout
     names, eps = [], float(jnp.finfo(split.u.dtype).eps)
     for site in layout.sites:
         if site.name in found and not site.circular:
@@ -163,7 +163,7 @@ def noise_fit(split: DataPriorSplit) -> tuple[NoiseFit, dict[str, bool]] | None:
 
     None where a site is not Normal.
     """
-    is_normal = _are_normal(split)
+    is_normal = _are_normal(without_data(split))
     if not all(is_normal.values()):
         return None
     squares, count, scales, moved = over_batches(split, _noise, _with_more)

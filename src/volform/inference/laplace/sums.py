@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from volform.compilation import is_traced, steady
-from volform.errors import StructureError
+from volform.errors import DataError, StructureError
 from volform.models.model_with_batches import first_of, joined_batches
 from volform.models.model_with_data import ModelWithData
 from volform.models.some_examples import with_examples
@@ -36,22 +37,40 @@ def without_data(split: Split) -> Split:
 
 
 def over_batches(split: Split, part: Callable[[Split], Any], combine: Combine = plus) -> Any:
-    """`part` of all examples out of that of each batch; not under `jit` where there are several.
+    """`part` of all examples out of that of each batch.
 
     Args:
         split: the model and where.
         part: what is summed, compiled.
         combine: two of them to one.
+
+    Raises:
+        StructureError: of several batches under `jit`, whose data would be those of its trace.
     """
     if not comes_in_batches(split):
         return part(split)
     total: Any = None
-    for number, program in enumerate(split.posterior.program.each()):
-        # The next batch was read while this was computed; not the one after it, too.
+    for own in batches_of(split):
+        # This batch was read while the last was computed; the next is not, before that is done.
         jax.block_until_ready(jax.tree.leaves(total))
-        found = part(_of(split, program, number))
+        found = part(own)
         total = found if total is None else combine(total, found)
     return total
+
+
+def batches_of(split: Split) -> Iterator[Split]:
+    """The split of one batch after the other.
+
+    Raises:
+        StructureError: under `jit`, where the data would be those of its trace.
+    """
+    if is_traced(split):
+        raise StructureError(
+            "`Batches` are read on the host, one after the other, and not under `jit`, `vmap` or "
+            "`grad`; call it outside of them, or condition on the data whole."
+        )
+    for number, program in enumerate(split.posterior.program.each()):
+        yield _of(split, program, number)
 
 
 def over_chunks(split: Split, part: Callable[[Split], Any], combine: Combine = plus) -> Any:
@@ -79,37 +98,95 @@ def require_independent(split: Split) -> None:
     Raises:
         ModelError: when the model is another than it was at `condition`, since it is run again.
         StructureError: when the loss of two neighbors is not the sum of theirs, or the model does
-            not take them.
+            not take them; for chunks of batches.
+        DataError: when the log likelihood of a batch is not finite.
     """
     if is_traced(split):
         return
-    in_batches = comes_in_batches(split)
-    if not in_batches and (split.chunk is None or split.count <= split.chunk):
-        return
-    if in_batches and split.chunk is not None:
-        require_independent(without_data(split))
+    if comes_in_batches(split):
+        if split.chunk is not None:
+            raise StructureError(
+                f"`chunk={split.chunk}` cuts data that are given whole, and here they come in "
+                "`Batches`; make the batches smaller, and leave `chunk` out."
+            )
+        _require_batches_to_add(split)
+    elif split.chunk is not None and split.count > split.chunk:
+        _require_chunks_to_add(split)
+
+
+def require_batch(split: Split, loss: Array, rest: Array, first: Array | None) -> None:
+    """Check one batch: that its likelihood is finite, and the rest that of the first batch.
+
+    Raises:
+        DataError: when it is not finite.
+        StructureError: when priors, factors or the metric depend on the batch.
+    """
+    if not np.isfinite(np.asarray(loss)):
+        raise DataError(
+            f"The log likelihood of a batch of `Batches` is {-float(loss)} at the values in `at`, "
+            f"{split.posterior.program.data_in_words()}. Check the batch, and the values."
+        )
+    gap = 0.0 if first is None else abs(float(rest) - float(first)) / (1.0 + abs(float(first)))
+    if not gap <= _bound(split):
+        raise StructureError(_NO_SUM.format("."))
+
+
+_NO_SUM = (
+    "`Batches` need independent examples along the first axis of the arrays of a batch, and "
+    "priors, factors and a metric that do not depend on the batch; here those of two batches "
+    "together are not the sum, as with batch normalization in training, a likelihood scaled to the "
+    "size of all data, or a metric that is read off the data{} Arrays that all batches have in "
+    "common go by keyword, `vf.condition(model, batches, name=array)`."
+)
+
+
+def _bound(split: Split) -> float:
+    return float(jnp.finfo(split.u.dtype).eps) ** 0.75
+
+
+def _require_chunks_to_add(split: Split) -> None:
     split.posterior.program.require_unchanged()
     gap, reason = math.nan, ""
     try:
-        gap = _gap_of_batches(split) if in_batches else float(_gap(split))
+        gap = float(_gap(split))
     except Exception as error:  # whatever a model raises that insists on its number of rows
         reason = f" ({type(error).__name__}: {error})"
-    if gap <= float(jnp.finfo(split.u.dtype).eps) ** 0.75:
-        return
-    if in_batches:
+    if not gap <= _bound(split):
         raise StructureError(
-            "`Batches` need independent examples along the first axis of the arrays of a batch, "
-            "and priors, factors and a metric that do not depend on the batch; here those of the "
-            "first two batches together are not the sum, as with batch normalization in training, "
-            "a likelihood scaled to the size of all data, or a metric that is read off the data"
-            f"{reason}."
+            f"`chunk={split.chunk}` needs {split.count} independent examples along the first axis "
+            "of those arguments of the model that have as many rows; here the log likelihood of "
+            "two chunks is not the sum of theirs, as with batch normalization, other statistics of "
+            f"all data, or data that are no arguments{reason}. Leave `chunk` out."
         )
-    raise StructureError(
-        f"`chunk={split.chunk}` needs {split.count} independent examples along the first axis "
-        "of those arguments of the model that have as many rows; here the log likelihood of "
-        "two chunks is not the sum of theirs, as with batch normalization, other statistics of "
-        f"all data, or data that are no arguments{reason}. Leave `chunk` out."
-    )
+
+
+def _require_batches_to_add(split: Split) -> None:
+    program = split.posterior.program
+    program.require_unchanged()
+    programs, sides, reason = joined_batches(program), [], "."
+    if programs is None:
+        return
+    try:
+        for one in programs:
+            sides.append(tuple(map(float, _sides(_of(split, one)))))
+    except Exception as error:  # whatever a model raises that insists on its number of rows
+        reason = f" ({type(error).__name__}: {error})."
+    for (loss, rest), one in zip(sides, programs, strict=False):
+        require_batch(_of(split, one), jnp.asarray(loss), jnp.asarray(rest), None)
+    if len(sides) == 3:
+        (first, rest, _), (second, _, _), (both, of_both, count) = (
+            (*side, rows) for side, rows in zip(sides, map(_rows, programs), strict=True)
+        )
+        gap = abs(both - first - second) / (count + abs(both))
+        gap = max(gap, abs(of_both - rest) / (1.0 + abs(rest)))
+        if gap <= _bound(split):
+            return
+    raise StructureError(_NO_SUM.format(reason))
+
+
+def _rows(program: ModelWithData) -> int:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(program.data) if eqx.is_array(leaf)]
+    return max((shape[0] for shape in shapes if shape), default=1)
 
 
 def _of(split: Split, program: ModelWithData, number: int = 0) -> Split:
@@ -147,22 +224,11 @@ def _gap(split: Split) -> Float[Array, ""]:
     return jnp.max(jnp.concatenate(gaps))
 
 
-def _gap_of_batches(split: Split) -> float:
-    """The same of the first two batches, and how far the rest differs from one to the other."""
-    programs = joined_batches(split.posterior.program)
-    if programs is None:
-        return 0.0
-    losses, rests, counts = zip(*(map(float, _sides(_of(split, p))) for p in programs), strict=True)
-    gap = abs(losses[2] - losses[0] - losses[1]) / (counts[2] + abs(losses[2]))
-    return max(gap, max(abs(rest - rests[2]) for rest in rests) / (1.0 + abs(rests[2])))
-
-
 @steady
-def _sides(split: Split) -> tuple[Array, Array, int]:
-    """The loss of the data, the rest, and the number of the examples."""
-    split = dataclasses.replace(split, chunk=None)
+def _sides(split: Split) -> tuple[Array, Array]:
+    """The loss of the data and the rest."""
     u = _elsewhere(split)
-    return split.loss(u), split.rest()(u), split.count
+    return split.loss(u), split.rest()(u)
 
 
 def _elsewhere(split: Split) -> Float[Array, " d"]:
