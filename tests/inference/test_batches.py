@@ -569,3 +569,8 @@ def test_failures_of_a_loader_are_its_own():
         with pytest.raises(DataError, match="iterated over row by row, or name by name"):
             vf.Batches(source)
     assert repr(pickle.loads(pickle.dumps(vf.Batches.of(Y, size=3)))).startswith("Batches(")
+
+
+def test_a_network_in_place_of_its_values():
+    with pytest.raises(DataError, match=r"`at` is Network; it should be a dict .* `network.values"):
+        vf.laplace(vf.condition(CLASSES, X, LABELS), at=NET, curvature=vf.GGN())

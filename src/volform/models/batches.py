@@ -59,6 +59,12 @@ class Batches:
                 "over row by row, or name by name; `vf.Batches.of(x, y, size=256)` cuts arrays."
             )
         if callable(self.source) and not isinstance(self.source, Iterable):
+            if self.count is None:
+                raise DataError(
+                    "`count` of Batches is None, and its `source` a function, from a number to a "
+                    "batch: give the number of batches. Of a function that yields batches, pass "
+                    "what can be iterated over again and again, as a list or a data loader."
+                )
             require_whole(self.count, "count", "Batches", DataError)
         elif self.count is not None or not isinstance(self.source, Iterable):
             raise DataError(

@@ -211,6 +211,11 @@ class Layout(eqx.Module):
             UnknownSiteError: when a latent site is missing from `values`.
             DataError: when a value has the wrong shape or is outside its support.
         """
+        if not isinstance(values, Mapping):
+            raise DataError(
+                f"`{argument}` is {type(values).__name__}; it should be a dict of the values of "
+                f"{list(self.names)}. Of a network by `from_function` it is `network.values(net)`."
+            )
         missing = [name for name in self.names if name not in values]
         if missing:
             raise UnknownSiteError(

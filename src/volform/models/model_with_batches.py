@@ -154,8 +154,9 @@ class ModelWithBatches(ModelWithData):
         if digest != given.digest:
             raise DataError(
                 f"`Batches` gave other data than before, {number} batches where there were "
-                f"{given.in_words()}. Each time it is iterated over it should give "
-                "all of the same examples, in any order."
+                f"{given.in_words()}, or other rows in as many. Each time it is iterated over it "
+                "should give all of the same examples, in any order: a loader that shuffles should "
+                "drop none."
             )
 
 

@@ -204,8 +204,8 @@ def natural_variational_inference(
 
     Args:
         guide: `AutoMultivariateNormal`, `AutoNormal` or `AutoDiagonalNormal` of NumPyro.
-        learning_rate: r, in (0, 1], or a schedule of optax: small or falling where the gradient of
-            few particles is noisy.
+        learning_rate: r, in (0, 1], or a schedule of optax; .1 if left out. Small or falling where
+            the gradient of few particles is noisy.
 
     Returns:
         An optimizer of optax, for `numpyro.infer.SVI(model, guide, optimizer, Trace_ELBO())`.
@@ -238,7 +238,7 @@ def natural_variational_inference(
     if not isinstance(guide, AutoNormal | AutoDiagonalNormal | AutoMultivariateNormal):
         raise OptimizerError(
             f"`guide` of {name} is {type(guide).__name__}; it should be `AutoMultivariateNormal`, "
-            "`AutoNormal` or `AutoDiagonalNormal`. Others go by "
+            "`AutoNormal` or `AutoDiagonalNormal`. Guides of your own, of independent sites, go by "
             "`natural_gradient(GuideFisher(guide), rate)`."
         )
 

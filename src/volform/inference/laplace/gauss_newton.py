@@ -285,7 +285,7 @@ def _matrix_of_rest(split: DataPriorSplit) -> Float[Array, "d d"]:
 
 def blocks_of_data(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
     """The blocks of `J^T L J` for each of the sites."""
-    return over_batches(split, lambda part: _blocks_of_data(part, sites))
+    return over_batches(split, lambda part: _blocks_of_data(part, sites)) if sites else []
 
 
 def blocks_of(split: DataPriorSplit, sites: tuple[Site, ...]) -> list[Float[Array, "s s"]]:
