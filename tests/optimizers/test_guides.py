@@ -217,6 +217,26 @@ def test_cubature_has_no_noise_up_to_the_third_degree(degree):
     assert abs(found[0] - many.mean()) < 4.0 * many.std() / 10.0
 
 
+def test_each_element_of_a_plate_has_numbers_of_its_own():
+    def model():
+        with numpyro.plate("three", 3):
+            x = numpyro.sample("x", dist.Normal(1.0, 2.0))
+        numpyro.factor("coupled", -0.1 * jnp.sum(x) ** 2)
+        numpyro.sample("rate", dist.LogNormal(jnp.zeros(2), 1.0).to_event(1))
+
+    def guide():
+        with numpyro.plate("three", 3):
+            numpyro.sample("x", dist.Normal(numpyro.param("loc", 0.5), 1.5))
+        numpyro.sample("rate", dist.LogNormal(0.3, 0.8).expand([2]).to_event(1))
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    found = [CubatureELBO().loss(key, {"loc": jnp.array(0.5)}, model, guide) for key in keys]
+    exact = 0.1 * (3.0 * 1.5**2 + 1.5**2)  # of the variance and the mean of the sum
+    exact += 3.0 * dist.kl_divergence(dist.Normal(0.5, 1.5), dist.Normal(1.0, 2.0))
+    exact += 2.0 * dist.kl_divergence(dist.Normal(0.3, 0.8), dist.Normal(0.0, 1.0))
+    np.testing.assert_allclose(found, float(exact), rtol=1e-10)
+
+
 @pytest.mark.parametrize("pairs", [None, 1])
 def test_cubature_is_unbiased_beyond(pairs):
     model, count = polynomial(4), 4000

@@ -1,6 +1,5 @@
 """The ELBO of a Normal guide at points of a random rule, exact for quadratic log densities."""
 
-import math
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO, Trace_ELBO
@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 
 from volform.checks import require_whole
 from volform.errors import OptimizerError
+from volform.optimizers.guides import is_random
 
 
 class CubatureELBO(ELBO):
@@ -72,42 +73,40 @@ class CubatureELBO(ELBO):
     ) -> Any:
         """Minus the ELBO."""
         rotation, radius, own = jax.random.split(rng_key, 3)
-        shapes = _shapes(guide, param_map, args, kwargs)
-        d = sum(map(math.prod, shapes.values()))
-        dtype = jnp.result_type(float, *jax.tree.leaves(param_map))
-        points, weights = _rule(rotation, radius, d, self.pairs or d, dtype)
+        center, unravel = ravel_pytree(_numbers(guide, param_map, args, kwargs))
+        points, weights = _rule(rotation, radius, center, self.pairs)
 
         def at(point: Float[Array, " d"]) -> Any:
-            placed = _Placed(guide, _parts(point, shapes))
+            placed = _Placed(guide, unravel(point))
             return Trace_ELBO().loss(own, param_map, model, placed, *args, **kwargs)
 
         return jnp.vdot(weights, jax.vmap(at)(points))
 
 
 def _rule(
-    rotation: PRNGKeyArray, radius: PRNGKeyArray, d: int, pairs: int, dtype: Any
+    rotation: PRNGKeyArray, radius: PRNGKeyArray, center: Float[Array, " d"], pairs: int | None
 ) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
     """Points and weights."""
+    d, dtype = center.size, center.dtype
     square = 2.0 * jax.random.gamma(radius, 0.5 * (d + 2.0), dtype=dtype)
-    pairs = min(pairs, d)
+    pairs = d if pairs is None else min(pairs, d)
     directions, _ = jnp.linalg.qr(jax.random.normal(rotation, (d, pairs), dtype))
     points = jnp.sqrt(square) * directions.T
     weight = d / (2.0 * pairs * square)
     weights = jnp.full(2 * pairs, weight).astype(dtype)
-    center = jnp.zeros((1, d), dtype)
     total = jnp.concatenate([(1.0 - d / square)[None], weights])
-    return jnp.concatenate([center, points, -points]), total
+    return jnp.concatenate([center[None], points, -points]), total
 
 
-def _shapes(
+def _numbers(
     guide: Callable[..., Any], params: dict[str, Any], args: tuple, kwargs: dict[str, Any]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of the standard Normal numbers of each random site."""
+) -> dict[str, Float[Array, "..."]]:
+    """The standard Normal numbers of each random site at the center, zeros."""
     seeded = handlers.seed(handlers.substitute(guide, data=params), rng_seed=0)
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    shapes = {}
+    dtype, numbers = jnp.result_type(float, *jax.tree.leaves(params)), {}
     for name, site in trace.items():
-        if site["type"] != "sample" or isinstance(site["fn"], dist.Delta) or site["is_observed"]:
+        if not is_random(site):
             continue
         base = _base(site["fn"])
         if not isinstance(base, dist.Normal | dist.MultivariateNormal):
@@ -116,23 +115,13 @@ def _shapes(
                 "Normal or MultivariateNormal ones, as automatic guides have. Use "
                 "`numpyro.infer.Trace_ELBO`."
             )
-        shapes[name] = jax.eval_shape(base.sample, jax.random.key(0)).shape
-    if not shapes:
+        numbers[name] = jnp.zeros(_shape(site["fn"]), dtype)
+    if not numbers:
         raise OptimizerError(
             "`guide` of CubatureELBO has no random site; its ELBO needs no points. Use "
             "`numpyro.infer.Trace_ELBO`."
         )
-    return shapes
-
-
-def _parts(
-    point: Float[Array, " d"], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Float[Array, "..."]]:
-    parts, start = {}, 0
-    for name, shape in shapes.items():
-        parts[name] = point[start : start + math.prod(shape)].reshape(shape)
-        start += math.prod(shape)
-    return parts
+    return numbers
 
 
 class _Placed(Messenger):
@@ -148,9 +137,17 @@ class _Placed(Messenger):
 
 
 def _base(fn: Any) -> Any:
-    while isinstance(fn, dist.TransformedDistribution) or hasattr(fn, "base_dist"):
+    while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
+
+
+def _shape(fn: Any) -> tuple[int, ...]:
+    """Shape of the standard Normal numbers: those of a plate or a mask are numbers of their own."""
+    if isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
+        inner = _shape(fn.base_dist)
+        return (*fn.batch_shape, *inner[len(fn.base_dist.batch_shape) :])
+    return _shape(fn.base_dist) if hasattr(fn, "base_dist") else tuple(fn.shape())
 
 
 @singledispatch

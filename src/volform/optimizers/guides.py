@@ -69,11 +69,11 @@ class GuideFisher(Metric):
     def __call__(self, params: Any) -> lx.AbstractLinearOperator:
         """The metric at unconstrained parameters."""
         factors = list(_factors(self.guide))
-        if not factors or any(isinstance(factor, Whole) for factor in factors):
+        if not factors or any(factor.is_whole for factor in factors):
             return self._dense(params)
         _require_known(factors, params, "GuideFisher")
         entries = dict(params)
-        for loc, scale, chart in factors:  # 1 / s^2 and 2 (ds/du)^2 / s^2
+        for loc, scale, chart, _ in factors:  # 1 / s^2 and 2 (ds/du)^2 / s^2
             s, slope = jax.jvp(chart, (params[scale],), (jnp.ones_like(params[scale]),))
             entries[loc], entries[scale] = s**-2.0, 2.0 * (slope / s) ** 2
         return lx.DiagonalLinearOperator(type(params)(entries))
@@ -91,9 +91,9 @@ class GuideFisher(Metric):
 
         def distributions(params: Params, values: dict[str, Any]) -> dict[str, Any]:
             phi = {name: chart(params[name]) for name, chart in charts.items()}
-            return {n: s["fn"] for n, s in self._trace(phi, values).items() if _is_random(s)}
+            return {n: s["fn"] for n, s in self._trace(phi, values).items() if is_random(s)}
 
-        values = {name: site["value"] for name, site in trace.items() if _is_random(site)}
+        values = {name: site["value"] for name, site in trace.items() if is_random(site)}
         flags = dependence(lambda values: distributions(params, values), values)
         coupled = [name for name, flag in flags.items() if moves(flag)]
         if coupled:
@@ -133,7 +133,8 @@ class _OfSite(NamedTuple):
         return self.distributions(params, self.values)[self.name]
 
 
-def _is_random(site: dict[str, Any]) -> bool:
+def is_random(site: dict[str, Any]) -> bool:
+    """Tell whether a site of a guide is drawn: not a parameter, nor a function of other sites."""
     return (
         site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], Delta)
     )
@@ -143,46 +144,42 @@ def _chart(site: dict[str, Any]) -> Transform:
     return biject_to(site["kwargs"].get("constraint", constraints.real))
 
 
-class Independent(NamedTuple):
-    """Independent Normals: the names of their means and scales, and the chart of the scales."""
+class _Normal(NamedTuple):
+    """Independent Normals of a guide, or one with a whole covariance.
+
+    By the names of the parameters for mean and scale; the latter is triangular where it is whole.
+    """
 
     loc: str
     scale: str
     chart: Transform
-
-
-class Whole(NamedTuple):
-    """One Normal with a whole covariance: its mean, its triangular scale, the chart of that."""
-
-    loc: str
-    scale: str
-    chart: Transform
+    is_whole: bool = False
 
 
 @singledispatch
-def _factors(guide: Any) -> Iterator[Independent | Whole]:
+def _factors(guide: Any) -> Iterator[_Normal]:
     """The Normals that a guide is a product of; none where it is of another kind."""
     yield from ()
 
 
 @_factors.register
-def _(guide: AutoNormal) -> Iterator[Independent | Whole]:
+def _(guide: AutoNormal) -> Iterator[_Normal]:
     trace: Any = guide.prototype_trace or {}
     for name in [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]]:
         prefix = f"{name}_{guide.prefix}"
-        yield Independent(f"{prefix}_loc", f"{prefix}_scale", biject_to(guide.scale_constraint))
+        yield _Normal(f"{prefix}_loc", f"{prefix}_scale", biject_to(guide.scale_constraint))
 
 
 @_factors.register
-def _(guide: AutoDiagonalNormal) -> Iterator[Independent | Whole]:
+def _(guide: AutoDiagonalNormal) -> Iterator[_Normal]:
     loc, scale = f"{guide.prefix}_loc", f"{guide.prefix}_scale"
-    yield Independent(loc, scale, biject_to(guide.scale_constraint))
+    yield _Normal(loc, scale, biject_to(guide.scale_constraint))
 
 
 @_factors.register
-def _(guide: AutoMultivariateNormal) -> Iterator[Independent | Whole]:
+def _(guide: AutoMultivariateNormal) -> Iterator[_Normal]:
     loc, scale = f"{guide.prefix}_loc", f"{guide.prefix}_scale_tril"
-    yield Whole(loc, scale, biject_to(guide.scale_tril_constraint))
+    yield _Normal(loc, scale, biject_to(guide.scale_tril_constraint), is_whole=True)
 
 
 def natural_variational_inference(
@@ -252,7 +249,7 @@ def natural_variational_inference(
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         moved = type(at)(at)
         for factor in factors:
-            step = _whole_step if isinstance(factor, Whole) else _independent_step
+            step = _whole_step if factor.is_whole else _independent_step
             loc, scale = factor.loc, factor.scale
             moved[loc], moved[scale] = step(
                 (at[loc], at[scale]), (gradient[loc], gradient[scale]), factor.chart, rate
@@ -292,7 +289,7 @@ def _whole_step(at: _Pair, gradient: _Pair, chart: Transform, rate: Any) -> _Pai
     return at[0] - rate * root @ (root.T @ gradient[0]), jnp.asarray(chart.inv(root))
 
 
-def _require_known(factors: Sequence[Independent | Whole], params: Any, function: str) -> None:
+def _require_known(factors: Sequence[_Normal], params: Any, function: str) -> None:
     known = {name for factor in factors for name in (factor.loc, factor.scale)}
     given = set(params) if isinstance(params, dict) else set()
     if known != given or not known:

@@ -9,6 +9,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import steady
 from volform.inference.laplace.gauss_newton import DataPriorSplit
 from volform.inference.laplace.sums import comes_in_batches, over_batches, without_data
 from volform.inference.modes.mode import ExpansionPoint
@@ -114,7 +115,6 @@ def explained(
     """
     posterior = place.posterior
     split = DataPriorSplit(posterior, place.at.u, posterior.data_sites)
-    posterior.program.require_unchanged()
     densities, jacobians, metric = _parts(without_data(split).posterior, split.u)
     if comes_in_batches(split):
         densities |= over_batches(split, _densities_of_data)
@@ -147,7 +147,7 @@ def _parts(posterior: Posterior, u: Float[Array, " d"]) -> tuple[dict, dict, Any
     return posterior.program.site_densities(values), jacobians, posterior.metric(u)
 
 
-@eqx.filter_jit
+@steady
 def _densities_of_data(split: DataPriorSplit) -> dict[str, Array]:
     found = split.posterior.program.site_densities(split.posterior.values(split.u))
     return {name: found[name] for name in split.names}

@@ -86,9 +86,8 @@ class Curvature(eqx.Module):
 
     def expand(self, posterior: Posterior, u: Float[Array, " d"]) -> FirstOrder:
         """-log q^G to first order at u, chunk by chunk."""
-        split = self.split(posterior, u)
-        is_whole = self.chunk is None and not comes_in_batches(split)
-        return expand_first(posterior, u) if is_whole else _expanded(split)
+        is_whole = self.chunk is None and not posterior.in_batches
+        return expand_first(posterior, u) if is_whole else _expanded(self.split(posterior, u))
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
@@ -235,12 +234,12 @@ class DataPriorSplit(eqx.Module):
 def _expanded(split: DataPriorSplit) -> FirstOrder:
     if not comes_in_batches(split):
         return _with_rest(split, *_data_to_first_order(split))
-    total: Any = None
-    first = None
+    total, first = None, float(_rest_of(without_data(split)))
     for own in batches_of(split):
-        found, rest = _data_to_first_order(own), _rest_of(own)
-        require_batch(own, found[0], rest, first)
-        total, first = found if total is None else plus(total, found), rest
+        found = _data_to_first_order(own)
+        require_batch(own, float(found[0]), float(_rest_of(own)), first)
+        total = found if total is None else plus(total, found)
+    assert total is not None  # there is a batch
     return _with_rest(split, *total)
 
 

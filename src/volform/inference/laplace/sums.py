@@ -8,7 +8,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from volform.compilation import is_traced, steady
@@ -114,20 +113,19 @@ def require_independent(split: Split) -> None:
         _require_chunks_to_add(split)
 
 
-def require_batch(split: Split, loss: Array, rest: Array, first: Array | None) -> None:
+def require_batch(split: Split, loss: float, rest: float, first: float) -> None:
     """Check one batch: that its likelihood is finite, and the rest that of the first batch.
 
     Raises:
         DataError: when it is not finite.
         StructureError: when priors, factors or the metric depend on the batch.
     """
-    if not np.isfinite(np.asarray(loss)):
+    if not math.isfinite(loss):
         raise DataError(
-            f"The log likelihood of a batch of `Batches` is {-float(loss)} at the values in `at`, "
+            f"The log likelihood of a batch of `Batches` is {-loss} at the values in `at`, "
             f"{split.posterior.program.data_in_words()}. Check the batch, and the values."
         )
-    gap = 0.0 if first is None else abs(float(rest) - float(first)) / (1.0 + abs(float(first)))
-    if not gap <= _bound(split):
+    if not abs(rest - first) <= _bound(split) * (1.0 + abs(first)):
         raise StructureError(_NO_SUM.format("."))
 
 
@@ -172,14 +170,10 @@ def _require_batches_to_add(split: Split) -> None:
     except Exception as error:  # whatever a model raises that insists on its number of rows
         reason = f" ({type(error).__name__}: {error})."
     for (loss, rest), one in zip(sides, programs, strict=False):
-        require_batch(_of(split, one), jnp.asarray(loss), jnp.asarray(rest), None)
+        require_batch(_of(split, one), loss, rest, sides[0][1])
     if len(sides) == 3:
-        (first, rest, _), (second, _, _), (both, of_both, count) = (
-            (*side, rows) for side, rows in zip(sides, map(_rows, programs), strict=True)
-        )
-        gap = abs(both - first - second) / (count + abs(both))
-        gap = max(gap, abs(of_both - rest) / (1.0 + abs(rest)))
-        if gap <= _bound(split):
+        first, second, both = (loss for loss, _ in sides)
+        if abs(both - first - second) <= _bound(split) * (_rows(programs[2]) + abs(both)):
             return
     raise StructureError(_NO_SUM.format(reason))
 
