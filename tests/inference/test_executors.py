@@ -1,5 +1,6 @@
 """Models compared elsewhere: the same numbers, and a model that fails there costs itself alone."""
 
+import contextlib
 import multiprocessing
 import os
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from dask.distributed import Client, LocalCluster
 
 import volform as vf
 from volform.errors import ModelError
@@ -44,11 +46,28 @@ def models():
     return models_of(Y)[0]
 
 
+@contextlib.contextmanager
+def cluster():
+    """Two workers of dask, in processes of their own."""
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**arguments) as workers, Client(workers) as client:
+        yield client.get_executor()
+
+
 @pytest.mark.slow
-def test_other_processes_give_the_same_numbers(models, key):
+@pytest.mark.parametrize(
+    "executor",
+    [lambda: ProcessPoolExecutor(2, multiprocessing.get_context("spawn")), cluster],
+    ids=["processes", "dask"],
+)
+def test_other_processes_give_the_same_numbers(models, key, executor):
     here = vf.compare(models, key=key, by=vf.Importance(draws=1000))
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    mixed = models | {"improper": models_of(Y)[1]}
+    with executor() as pool:
         there = vf.compare(models, key=key, by=vf.Importance(draws=1000), executor=pool)
+        partly = vf.compare(mixed, key=key, by=vf.Importance(draws=1000), executor=pool)
+    assert [row.name for row in partly.rows] == [row.name for row in here.rows]
+    assert any(c.startswith("improper is left out") for c in partly.cautions)
     assert str(here) == str(there)
     for one, other in zip(here.rows, there.rows, strict=True):
         assert float(one.evidence.log_z) == pytest.approx(float(other.evidence.log_z), rel=1e-12)

@@ -134,6 +134,19 @@ def test_labels_without_a_name() -> None:
     assert labels(data, "posterior", "site") == [2, 1, 0]
 
 
+def test_a_plate_is_called_as_the_data_along_it() -> None:
+    posterior = vf.condition(plated, FRAME["y"])
+    data = exported(posterior)
+    assert data["observed_data"]["y"].dims == ("town",)
+    assert data["posterior"]["mu"].dims == ("chain", "draw", "town")
+    assert labels(data, "posterior", "town") == NAMES
+    # Not where two columns call it by two names, nor against what the user says.
+    data = exported(vf.condition(plated, FRAME["y"], column("place", list("abc"))))
+    assert data["posterior"]["mu"].dims == ("chain", "draw", "site")
+    data = exported(posterior, dims={"mu": ["unit"]}, coords={"unit": [4, 5, 6]})
+    assert data["posterior"]["mu"].dims == ("chain", "draw", "unit")
+
+
 def test_what_the_user_gives_wins() -> None:
     posterior = vf.condition(towns, FRAME["sigma"], y=FRAME["y"])
     data = exported(posterior, coords={"town": ["u", "l", "v"]})

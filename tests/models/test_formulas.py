@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
+from numpyro.infer import MCMC, NUTS
 
 import volform as vf
 from volform.errors import DataError, ModelError
@@ -94,11 +95,17 @@ def test_predicts_other_rows():
 
 
 @pytest.mark.standard_promotion
-def test_groups_keep_their_names():
-    data = vf.to_arviz(vf.laplace(vf.condition(vf.glm("y ~ x + (1 | g)", FRAME))), draws=10)
-    effects = data["posterior"]["1|g"]
-    assert effects.dims == ("chain", "draw", "g")
-    assert effects.coords["g"].values.tolist() == ["a", "b", "c"]
+def test_rows_and_groups_keep_their_labels():
+    frame = FRAME.set_axis(["Uppsala", "Lund", "Visby", "Kalmar", "Borlänge", "Luleå"])
+    model = vf.glm("y ~ 1 + (1 | g)", frame)
+    approx = vf.laplace(vf.condition(model), second_order=False)
+    mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=20, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    for data in (vf.to_arviz(approx, draws=10), vf.to_arviz(mcmc)):
+        assert data["observed_data"]["y"].dims == ("row",)
+        assert data["observed_data"].coords["row"].values.tolist() == list(frame.index)
+        assert data["posterior"]["1|g"].dims == ("chain", "draw", "g")
+        assert data["posterior"].coords["g"].values.tolist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

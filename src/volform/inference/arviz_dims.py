@@ -50,7 +50,27 @@ def dims_and_coords(
                 found[i], sizes[dim] = dim, size
                 coords |= {} if axis.labels is None else {dim: axis.labels}
         dims[name] = found
-    return dims, coords
+    return _of_plates(dims, plates, axes, given), coords
+
+
+def _of_plates(
+    dims: Mapping[str, list[str]],
+    plates: Mapping[str, list[str]],
+    axes: Mapping[str, tuple[NamedAxis, ...]],
+    given: Mapping[str, Any],
+) -> dict[str, list[str]]:
+    """Dimensions with plates called as the data along them, where all of those have one name.
+
+    The labels of a plate are those of all that is in it: `theta[Lund]` beside `y[Lund]`.
+    """
+    called: dict[str, set[str]] = {}
+    for name in axes:
+        for plate, dim in zip(plates.get(name, ()), dims[name], strict=False):
+            called.setdefault(plate, set()).add(dim)
+    names = {plate: found.pop() for plate, found in called.items() if len(found) == 1}
+    free = {name: own for name, own in dims.items() if name not in given}
+    renamed = {name: [names.get(dim, dim) for dim in own] for name, own in free.items()}
+    return dict(dims) | {n: own for n, own in renamed.items() if len(set(own)) == len(own)}
 
 
 def sizes_of(

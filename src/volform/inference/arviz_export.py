@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer import MCMC
+from numpyro.primitives import Messenger
 
 from volform.checks import key_of
 from volform.equivalence.alignment import representatives
@@ -42,8 +43,8 @@ def to_arviz(
 
     Data have the dimensions and labels of what was given to `condition`, an xarray `DataArray` or
     a pandas Series with its index; else plates as dimensions; else ArviZ's own, such as `y_dim_0`.
-    Observed values that are computed from arguments are not known again. Latent sites have plates
-    and what `dims` says.
+    Observed values that are computed from arguments are not known again. Latent sites have plates,
+    with the name and labels of the data along them, and what `dims` says.
 
     Args:
         target: a Laplace approximation, which is drawn from; an evidence with draws, or those
@@ -87,6 +88,10 @@ def to_arviz(
     """
     given_coords, given_dims = dict(coords or {}), dict(dims or {})
     if isinstance(target, MCMC):
+        formula = _formula_of(getattr(target.sampler, "model", None))
+        if formula is not None:  # ArviZ does not see plates
+            given_dims = formula.dims | given_dims
+            given_coords = formula.coords | given_coords
         data = arviz_compat.of_chains(target, given_dims, given_coords)
         chains = data["posterior"]
         for name, value in _aligned(target.get_samples(group_by_chain=True), symmetry).items():
@@ -129,9 +134,9 @@ def _labelled(
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     shapes |= {name: value.shape for name, value in (constant | observed).items()}
     named, own = dims_and_coords(shapes, plates, {n: a for n, a in axes.items() if a}, dims)
-    if isinstance(model := posterior.model, LinearModel):
+    if (formula := _formula_of(posterior.model)) is not None:
         every = sizes_of(named, shapes)
-        own |= {dim: of_model for dim, of_model in model.coords.items() if dim in every}
+        own |= {dim: of_model for dim, of_model in formula.coords.items() if dim in every}
     require_fitting(coords, named, shapes)
     return named, own
 
@@ -248,6 +253,13 @@ def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, 
         for name, value in found.items()
         if not any(np.array_equal(value, seen) for seen in observed.values())
     }
+
+
+def _formula_of(model: Any) -> LinearModel | None:
+    """The model that a formula wrote, under whatever handlers."""
+    while isinstance(model, Messenger) and model.fn is not None:
+        model = model.fn
+    return model if isinstance(model, LinearModel) else None
 
 
 def _named_arguments(posterior: Posterior) -> dict[str, Any]:

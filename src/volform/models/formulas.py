@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from volform.errors import DataError, ModelError
 from volform.models.attaching import Attached, attach
 from volform.models.fisher_metrics import JointFisher
+from volform.models.labels import axis_of
 
 _WIDE = 2.5  # standard deviations of the response, of an effect of one of the predictor
 
@@ -27,18 +28,35 @@ class LinearModel:
         scale: unit of the linear predictor.
         center: where the intercept is expected.
         observed: the response.
+        rows: labels of the rows of the data frame, None where they count from zero.
     """
 
-    def __init__(self, design: Any, family: Callable, scale: float, center: float, observed: Any):
-        self.design, self.family, self.observed = design, family, observed
+    def __init__(
+        self,
+        design: Any,
+        family: Callable,
+        scale: float,
+        center: float,
+        observed: Any,
+        rows: np.ndarray | None,
+    ):
+        self.design, self.family, self.observed, self.rows = design, family, observed, rows
         self.scale, self.center = scale, center
         self.__name__ = f"glm of {design.response.name}"
 
     @property
-    def coords(self) -> dict[str, list[str]]:
-        """Labels of the groups, for `to_arviz`."""
+    def coords(self) -> dict[str, Any]:
+        """Labels of the groups and of the rows, for `to_arviz`."""
         terms = {} if self.design.group is None else self.design.group.terms
-        return {self._plate(term): list(map(str, term.groups)) for term in terms.values()}
+        found: dict[str, Any] = {self._plate(t): list(map(str, t.groups)) for t in terms.values()}
+        return found if self.rows is None else found | {"row": self.rows}
+
+    @property
+    def dims(self) -> dict[str, list[str]]:
+        """Names of the plates that a varying effect and the response are in."""
+        terms = {} if self.design.group is None else self.design.group.terms
+        found = {name: [self._plate(term)] for name, term in terms.items()}
+        return found | {self.design.response.name: ["row"]}
 
     def __call__(self, frame: Any = None) -> None:
         """Sample the effects and the response; with a data frame that of its rows, unobserved."""
@@ -140,7 +158,8 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
             "`dist.Poisson`, or a function from the linear predictor to a distribution, as "
             "`lambda eta: dist.Gamma(2.0, 2.0 * jnp.exp(-eta))`."
         )
-    design = _design(formula, _pandas(data))
+    frame = _pandas(data)
+    design = _design(formula, frame)
     y = np.asarray(design.response.design_matrix)
     if y.ndim > 1 and y.shape[1] != 2:
         raise DataError(
@@ -156,12 +175,9 @@ def glm(formula: str, data: Any, family: Callable[..., Any] = dist.Normal) -> At
     elif family is dist.Poisson:
         center = float(np.log(np.mean(y) or 1.0) - offset)
     link = _link(family, scale)
-    return attach(
-        LinearModel(
-            design, link, scale, center, jnp.asarray(y, None if family is dist.Poisson else float)
-        ),
-        JointFisher(),
-    )
+    observed = jnp.asarray(y, None if family is dist.Poisson else float)
+    rows = axis_of(None, frame.index).labels
+    return attach(LinearModel(design, link, scale, center, observed, rows), JointFisher())
 
 
 def _offsets_of(common: Any) -> tuple[str, ...]:

@@ -109,17 +109,18 @@ def _axes_within(path: KeyPath, leaf: Any) -> Iterator[tuple[KeyPath, tuple[Name
     elif hasattr(leaf, "dims") and hasattr(leaf, "indexes"):
         yield path, _of_data_array(leaf)
     elif hasattr(leaf, "iloc") and hasattr(leaf, "index"):  # a Series of pandas
-        yield path, (_axis(leaf.index.name, leaf.index),)
+        yield path, (axis_of(leaf.index.name, leaf.index),)
 
 
 def _of_data_array(array: Any) -> tuple[NamedAxis, ...]:
     # xarray calls an axis that was given no name `dim_0`.
     names = [None if name == f"dim_{i}" else name for i, name in enumerate(array.dims)]
     indexes = [array.indexes.get(dim) for dim in array.dims]
-    return tuple(_axis(name, index) for name, index in zip(names, indexes, strict=True))
+    return tuple(axis_of(name, index) for name, index in zip(names, indexes, strict=True))
 
 
-def _axis(name: Any, index: Any) -> NamedAxis:
+def axis_of(name: Any, index: Any) -> NamedAxis:
+    """An axis with the labels of an index of pandas; none where they count from zero."""
     labels = None if index is None else np.array(index)
     if labels is not None and labels.dtype.kind not in PLAIN:
         labels = np.array([str(label) for label in labels])
