@@ -46,6 +46,18 @@ def test_rooms_are_there_when_asked_for(program):
     assert after(f"{program}\nimport json; print(json.dumps(all(map(callable, found))))")
 
 
+def test_factors_after_an_import_of_arviz():
+    """ArviZ 1.x leaves a NumPyro that is loaded at its first use."""
+    program = """
+import arviz, json, volform
+import numpyro
+from numpyro.handlers import seed, trace
+
+print(json.dumps(list(trace(seed(lambda: numpyro.factor("a", 1.0), 0)).get_trace())))
+"""
+    assert after(program) == ["a"]
+
+
 def test_all_rooms_are_listed():
     rooms = {path.parent.name for path in Path(vf.__file__).parent.glob("*/__init__.py")}
     assert rooms - {"cli"} <= set(dir(vf))

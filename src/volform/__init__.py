@@ -3,6 +3,10 @@
 import importlib as _importlib
 import typing as _typing
 
+# ArviZ 1.x, imported before, leaves a NumPyro that is loaded at its first use. Loaded by an import
+# of `numpyro.distributions` it loses one of its submodules, and `numpyro.factor` fails.
+from numpyro import handlers as _handlers  # noqa: F401
+
 from volform import (
     equivalence as equivalence,
     geometry as geometry,

@@ -131,6 +131,24 @@ def evaluate_equation(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[Any]) -> list
     return jaxpr_as_fun(ClosedJaxpr(one, ()))(*inputs.values())
 
 
+def as_closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
+    """A program that stands in an equation, with its constants: JAX 0.12 has one class of both."""
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+
+
+def parts_of_scan(eqn: JaxprEqn) -> tuple[int, int]:
+    """Numbers of constants and of carries among the inputs of a loop, before what it goes over.
+
+    By their axes, of which a slice has one less: JAX has other names for the parts in each release.
+    """
+    body = as_closed(eqn.params["jaxpr"]).jaxpr
+    ndims = lambda variables: [len(v.aval.shape) for v in variables]  # noqa: E731
+    outer, inner = ndims(eqn.invars), ndims(body.invars)
+    sliced = sum(a != b for a, b in zip(outer, inner, strict=True))
+    carries = sum(a == b for a, b in zip(ndims(eqn.outvars), ndims(body.outvars), strict=True))
+    return len(outer) - sliced - carries, carries
+
+
 @functools.cache
 def _is_known(name: str, value: Any) -> bool:
     """Tell whether this XLA has the option: jaxlib 0.12 has no choice of emitters."""

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 import volform as vf
 from volform import equivalence as eq, networks as nn
 from volform.errors import DataError, MetricError, ModelError, NetworkError
+from volform.inference.arviz_compat import built
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (9, 3))
@@ -40,7 +41,7 @@ def relu() -> eq.Group:
 
 def _diagnosed(draws: Any) -> tuple[float, float]:
     hidden = {name: np.asarray(draws[name]) for name in ("layer0.b", "layer0.w", "layer1.w")}
-    data = arviz.from_dict(posterior=hidden)
+    data = built({"posterior": hidden}, {}, {})
     rhat, ess = arviz.rhat(data), arviz.ess(data)
     largest = max(float(rhat[name].max()) for name in hidden)
     return largest, min(float(ess[name].min()) for name in hidden)

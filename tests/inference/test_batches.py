@@ -194,7 +194,7 @@ def test_what_follows_from_the_approximation():
     assert drawn["y"].shape == (10, 3)
     data = vf.to_arviz(parts, draws=50)
     assert data["posterior"]["w"].shape == (1, 50, 2)
-    assert "observed_data" not in list(data.groups())
+    assert "observed_data" not in data
 
 
 def test_tuning_follows():

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from volform.compilation import as_closed, parts_of_scan
 from volform.equivalence.axes import Axis, Factor, atoms, fix, new_axes, new_axis, tie
 
 Axes = tuple[Axis, ...]
@@ -28,17 +29,17 @@ class Traced(NamedTuple):
     unknown: tuple[str, ...]
 
 
-def traced(closed: ClosedJaxpr, count: int) -> Traced:
+def traced(program: ClosedJaxpr, count: int) -> Traced:
     """The axes of the first `count` inputs of a program; the other inputs are fixed.
 
     An array that the outputs do not depend on is fixed: nothing tells its entries apart, and no
     symmetry of it means anything.
 
     Args:
-        closed: the program.
+        program: the equations.
         count: number of arrays of parameters.
     """
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     needed = {v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
     needed |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     inputs = [
@@ -46,7 +47,7 @@ def traced(closed: ClosedJaxpr, count: int) -> Traced:
         for number, v in enumerate(jaxpr.invars)
     ]
     walk = _Walk()
-    for axes in walk.run(jaxpr, [_of_constant(value) for value in closed.consts], inputs):
+    for axes in walk.run(jaxpr, [_of_constant(value) for value in program.consts], inputs):
         fix(*axes)
     found = tuple(tuple(f for axis in axes for f in atoms(axis)) for axes in inputs[:count])
     return Traced(found, tuple(sorted(walk.unknown)))
@@ -111,8 +112,8 @@ def _of_constant(value: Any) -> Axes:
 def _body(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The program that an equation calls with its own inputs and outputs, as `jit` does."""
     for inner in (eqn.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        body = ClosedJaxpr(inner, ()) if isinstance(inner, Jaxpr) else inner
-        if isinstance(body, ClosedJaxpr) and len(body.jaxpr.invars) == len(eqn.invars):
+        body = as_closed(inner) if isinstance(inner, Jaxpr | ClosedJaxpr) else None
+        if body is not None and len(body.jaxpr.invars) == len(eqn.invars):
             return body if len(body.jaxpr.outvars) == len(eqn.outvars) else None
     return None
 
@@ -291,7 +292,7 @@ def _gather(walk: _Walk, eqn: JaxprEqn, given: list[Axes]) -> list[Axes]:
 
 
 def _scan(walk: _Walk, eqn: JaxprEqn, given: list[Axes]) -> list[Axes]:
-    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carries = parts_of_scan(eqn)
     later = given[consts + carries :]
     fix(*(axes[0] for axes in later))
     inner = [*given[: consts + carries], *(axes[1:] for axes in later)]

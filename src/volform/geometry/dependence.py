@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from volform.compilation import parts_of_scan
+
 
 def dependence(f: Callable[..., Any], *args: Any) -> Any:
     """A pytree of bools laid out like `f(*args)`: True where a leaf depends on `args`.
@@ -70,21 +72,14 @@ def _reached(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
 
 
 def _through_scan(eqn: JaxprEqn, body: Jaxpr, flags: list[bool]) -> list[bool]:
-    # Slices of what is looped over have an axis less; carries have not, and stand in the middle.
-    carries = sum(_ndim(o) == _ndim(i) for o, i in zip(eqn.outvars, body.outvars, strict=True))
-    sliced = sum(_ndim(o) != _ndim(i) for o, i in zip(eqn.invars, body.invars, strict=True))
-    end = len(flags) - sliced
-    start = end - carries
+    start, carries = parts_of_scan(eqn)
+    end = start + carries
     while True:  # what a carry has been reached by once, it may pass on in the next step
         outputs = _reached(body, flags)
         carry = [a or b for a, b in zip(flags[start:end], outputs[:carries], strict=True)]
         if carry == flags[start:end]:
             return carry + outputs[carries:]
         flags = flags[:start] + carry + flags[end:]
-
-
-def _ndim(var: Any) -> int:
-    return len(var.aval.shape)
 
 
 def _called(eqn: JaxprEqn) -> Jaxpr | None:

@@ -69,10 +69,11 @@ class _Writer:
 
     def _compound(self, thing: Any) -> None:
         name = type(thing).__qualname__
+        if isinstance(thing, Jaxpr):  # before the other: from JAX 0.12 on they are one class
+            self._hash.update(self._of_jaxpr(thing).encode())
+            return self._many("constants", getattr(thing, "consts", ()))
         if isinstance(thing, ClosedJaxpr):
             return self._many(name, (thing.jaxpr, *thing.consts))
-        if isinstance(thing, Jaxpr):
-            return self._hash.update(self._of_jaxpr(thing).encode())
         if isinstance(thing, jax.tree_util.PyTreeDef):
             return self._many(name, (thing.node_data(), *thing.children()))
         if isinstance(thing, ShapedArray):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
-from volform.compilation import evaluate_equation
+from volform.compilation import as_closed, evaluate_equation
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"}
 
@@ -34,7 +34,7 @@ def evaluate(
         if inner is None:
             outputs = evaluate_equation(jaxpr, eqn, given)
         else:
-            called = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+            called = as_closed(inner)
             outputs = outputs_of(called, evaluate(called, given))
         if number in added:
             outputs = [outputs[0] + added[number]]

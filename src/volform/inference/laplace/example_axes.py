@@ -6,6 +6,8 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from volform.compilation import parts_of_scan
+
 # Of arrays that hold the examples in a way that no axis tells, or in two ways.
 MIXED = -1
 
@@ -66,7 +68,7 @@ def _body(eqn: JaxprEqn) -> Jaxpr | None:
 
 
 def _through_scan(eqn: JaxprEqn, body: Jaxpr, outputs: list[Axis], count: int) -> list[Axis]:
-    consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carries = parts_of_scan(eqn)
     of_body = [*outputs[:carries], *map(_without_first, outputs[carries:])]
     axes = example_axes(body, of_body, count)
     found = [axes.get(variable) for variable in body.invars]
