@@ -17,6 +17,10 @@ class GeodesicError(VolformError):
     """A geodesic that cannot be: from a point to itself, or along a vector of another layout."""
 
 
+class TensorError(VolformError):
+    """Tensors that do not meet: of two kinds, points or charts; says which metric is missing."""
+
+
 class ModelError(VolformError):
     """A NumPyro model that has no density on R^d: discrete, subsampled or empty."""
 

@@ -77,6 +77,13 @@ from volform.geometry.scores import (
     tangent_like as tangent_like,
     unwrapped as unwrapped,
 )
+from volform.geometry.tangent_spaces import (
+    BilinearForm as BilinearForm,
+    Covector as Covector,
+    Endomorphism as Endomorphism,
+    TangentSpace as TangentSpace,
+    TangentVector as TangentVector,
+)
 from volform.geometry.tensors import (
     flat as flat,
     gradient as gradient,

@@ -14,7 +14,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from volform.geometry.metric import Metric, call_at
-from volform.geometry.tensors import gradient, sharp
+from volform.geometry.tensors import gradient, sharp, space_of
 from volform.linalg.generalized import whitened_form
 from volform.linalg.structured import Point, whiten
 
@@ -62,7 +62,7 @@ def covariant_hessian(
         point: where to evaluate it.
 
     Returns:
-        H, shape (n, n), symmetric.
+        H, shape (n, n), symmetric; a `BilinearForm` at a `TangentSpace`.
 
     References:
         do Carmo (1992), Riemannian Geometry, chapter 6; Kristiadi et al. (2023), Eq. (6).
@@ -72,6 +72,8 @@ def covariant_hessian(
     >>> covariant_hessian(g, lambda x: jnp.log(x) ** 2, jnp.array(3.0)).item()
     0.222...
     """
+    if (space := space_of(point)) is not None:
+        return space.form(covariant_hessian(metric, function, space.point))
     x, unravel = ravel_pytree(point)
     plain = jax.hessian(lambda x: call_at(function, unravel(x)))(x)
     return plain - christoffel_along(metric, point, gradient(metric, function, point))
@@ -121,7 +123,7 @@ def raise_index(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> 
         bilinear: symmetric H, shape (n, n).
 
     Returns:
-        E, shape (n, n); not symmetric as a matrix.
+        E, shape (n, n); not symmetric as a matrix. An `Endomorphism` at a `TangentSpace`.
 
     References:
         Kristiadi et al. (2023), Eq. (2), with G^-1 for the printed G.
@@ -130,6 +132,8 @@ def raise_index(metric: Metric, point: Point, bilinear: Float[Array, "n n"]) -> 
     >>> raise_index(vf.Euclidean(0.5), jnp.zeros(2), 8.0 * jnp.eye(2)).tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
+    if (space := space_of(point, bilinear)) is not None:
+        return space.form(bilinear).under(metric)
     _, unravel = ravel_pytree(point)
 
     def raised(row: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -163,6 +167,8 @@ def generalized_eigenvalues(
     >>> generalized_eigenvalues(vf.Euclidean(2.0), jnp.zeros(2), h).tolist()
     [-4.0, 16.0]
     """
+    if (space := space_of(point, bilinear)) is not None:
+        return space.form(bilinear).eigenvalues(metric)
     _, unravel = ravel_pytree(point)
     operator = metric(point)
     return jnp.linalg.eigvalsh(whitened_form(bilinear, lambda w: whiten(operator, unravel(w))))

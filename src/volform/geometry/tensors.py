@@ -18,10 +18,12 @@ Source: Kristiadi, Dangel & Hennig (2023), The geometry of neural nets' paramete
 reparametrization, section 2.2, with rule (d) and Example 3(b) read as above.
 """
 
+import abc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -33,6 +35,34 @@ from volform.linalg.structured import Point, whiten
 
 Matrix = Float[Array, "n n"]
 Scalar = Float[Array, ""]
+
+
+class Typed(eqx.Module):
+    """A point that gives types to what lives there, a `TangentSpace`, or a tensor that has one.
+
+    Attributes:
+        space: the `TangentSpace`.
+    """
+
+    space: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def to(self, phi: Callable[..., Any], chart: str | None = None) -> Any:
+        """The same in other coordinates."""
+
+
+def space_of(point: Point, *tensors: Any) -> Any:
+    """The tangent space of typed arguments, at the point that is given; None where all are plain.
+
+    Args:
+        point: a point, plain or typed.
+        tensors: what lives there.
+    """
+    spaces = (each.space for each in (point, *tensors) if isinstance(each, Typed))
+    space = next(spaces, None)
+    if space is None or isinstance(point, Typed):
+        return space
+    return type(space)(point, space.chart)
 
 
 def pushforward(f: Callable[..., Any], point: Point, vector: PyTree) -> PyTree:
@@ -173,12 +203,14 @@ def flat(metric: Metric, point: Point, vector: PyTree) -> PyTree:
         vector: tangent vector, laid out like `point`.
 
     Returns:
-        Covector laid out like `point`.
+        Covector laid out like `point`; a `Covector` at a `TangentSpace`.
 
     >>> import jax.numpy as jnp, volform as vf
     >>> float(flat(vf.Euclidean(0.5), jnp.array(0.0), jnp.array(1.0)))
     4.0
     """
+    if (space := space_of(point, vector)) is not None:
+        return space.vector(vector).flat(metric)
     return metric(point).mv(vector)
 
 
@@ -194,12 +226,14 @@ def sharp(metric: Metric, point: Point, covector: PyTree) -> PyTree:
         covector: covector, laid out like `point`.
 
     Returns:
-        Tangent vector laid out like `point`.
+        Tangent vector laid out like `point`; a `TangentVector` at a `TangentSpace`.
 
     >>> import jax.numpy as jnp, volform as vf
     >>> float(sharp(vf.Euclidean(0.5), jnp.array(0.0), jnp.array(4.0)))
     1.0
     """
+    if (space := space_of(point, covector)) is not None:
+        return space.covector(covector).sharp(metric)
     operator = metric(point)
     # G^-1 w is the differential of half the cometric |L^-1 w|^2, which knows G's structure.
     return jax.grad(lambda w: 0.5 * jnp.sum(whiten(operator, w) ** 2))(covector)
@@ -222,6 +256,8 @@ def inner(metric: Metric, point: Point, left: PyTree, right: PyTree) -> Scalar:
     >>> float(inner(vf.Euclidean(), jnp.zeros(2), v, v))
     25.0
     """
+    if (space := space_of(point, left, right)) is not None:
+        return space.vector(right).flat(metric)(space.vector(left))
     return jnp.vdot(ravel_pytree(left)[0], ravel_pytree(flat(metric, point, right))[0])
 
 
@@ -252,7 +288,7 @@ def gradient(metric: Metric, function: Callable[..., Scalar], point: Point) -> P
         point: where to evaluate it.
 
     Returns:
-        Tangent vector laid out like `point`.
+        Tangent vector laid out like `point`; a `TangentVector` at a `TangentSpace`.
 
     References:
         Amari (1998), Natural gradient works efficiently in learning,
@@ -262,6 +298,8 @@ def gradient(metric: Metric, function: Callable[..., Scalar], point: Point) -> P
     >>> float(gradient(vf.Euclidean(0.5), jnp.square, jnp.array(2.0)))
     1.0
     """
+    if (space := space_of(point)) is not None:
+        return space.vector(gradient(metric, function, space.point))
     return sharp(metric, point, jax.grad(partial(call_at, function))(point))
 
 

@@ -1,0 +1,160 @@
+"""Checks of points and components that `tangent_spaces` makes, also of numbers that are traced."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from volform.errors import IndefiniteError, MetricError, TensorError
+from volform.geometry.geodesics import shown
+from volform.geometry.metric import Metric
+
+
+def floats(tree: PyTree, argument: str, owner: str) -> PyTree:
+    """A pytree as floating-point arrays.
+
+    Raises:
+        TensorError: for leaves that are not, for none, and for numbers that are not finite, unless
+            they are traced.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    dtypes = [_dtype_of(leaf) for leaf in leaves]
+    is_float = [dtype is not None and jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes]
+    if not all(is_float) or not any(np.size(leaf) for leaf in leaves):
+        raise TensorError(
+            f"`{argument}` of {owner} is {tree!r}; it should be made of floating-point numbers, an "
+            "array or a pytree of arrays, as `jnp.asarray(x, float)` gives."
+        )
+    arrays = [jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+    return structure.unflatten(finite(arrays, argument, owner))
+
+
+def floats_like(tree: PyTree, like: PyTree, argument: str, owner: str) -> PyTree:
+    """A pytree of real numbers as arrays of the shapes and dtypes of another.
+
+    Raises:
+        TensorError: for another layout, other entries, and numbers that are not finite.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    models = jax.tree.leaves(like)
+    shapes = [[np.shape(leaf) for leaf in each] for each in (leaves, models)]
+    if structure != jax.tree.structure(like) or shapes[0] != shapes[1]:
+        raise TensorError(
+            f"`{argument}` of {owner} are laid out as {_layout(tree)}; at this point they should "
+            f"be laid out as {_layout(like)}."
+        )
+    if not all(map(is_real, leaves)):
+        raise TensorError(
+            f"`{argument}` of {owner} are {tree!r}; they should be made of real numbers."
+        )
+    arrays = [jnp.asarray(leaf, at.dtype) for leaf, at in zip(leaves, models, strict=True)]
+    return structure.unflatten(finite(arrays, argument, owner))
+
+
+def is_real(leaf: Any) -> bool:
+    """Tell whether something is a real number or an array of them; no bool is."""
+    dtype = _dtype_of(leaf)
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    )
+
+
+def _dtype_of(leaf: Any) -> Any:
+    try:
+        return jnp.result_type(leaf)
+    except (TypeError, ValueError):
+        return None
+
+
+def _layout(tree: PyTree) -> Any:
+    return jax.tree.map(np.shape, tree)
+
+
+def finite(arrays: list[Any], argument: str, owner: str) -> list[Any]:
+    """Arrays, if all numbers in them are finite or traced.
+
+    Raises:
+        TensorError: when they are not.
+    """
+    for array in arrays:
+        if not isinstance(array, Tracer) and not np.isfinite(array).all():
+            raise TensorError(
+                f"`{argument}` of {owner} should be finite, with NaN or infinity nowhere; where a "
+                "metric is singular, or the Jacobian of a change of coordinates, none comes out."
+            )
+    return arrays
+
+
+def is_alike(left: PyTree, right: PyTree) -> Any:
+    """Tell whether two pytrees of one layout agree to half of their digits; may be traced.
+
+    A point that is reached in two ways differs in the last digits.
+    """
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    differing = [pair for pair in pairs if pair[0] is not pair[1]]
+    traced = any(isinstance(leaf, Tracer) for pair in differing for leaf in pair)
+    xp: Any = jnp if traced else np
+    alike: Any = True
+    for a, b in differing:
+        largest = xp.max(xp.maximum(xp.abs(a), xp.abs(b)), initial=0.0)
+        rounding = float(np.sqrt(jnp.finfo(a.dtype).eps))
+        alike &= xp.max(xp.abs(a - b), initial=0.0) <= rounding * largest
+    return alike
+
+
+def nan_unless(holds: Any, tree: PyTree, message: Callable[[], str]) -> PyTree:
+    """A pytree if something holds; where that is known only as the program runs, else NaN.
+
+    Raises:
+        TensorError: with the message, where it is known not to hold.
+    """
+    if isinstance(holds, Tracer):
+        return jax.tree.map(lambda leaf: jnp.where(holds, leaf, jnp.nan), tree)
+    if not holds:
+        raise TensorError(message())
+    return tree
+
+
+def point_in_words(tree: PyTree) -> str:
+    """A point or components in words: their entries to four digits."""
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return "traced"
+    if len(leaves) == 1 and np.ndim(leaves[0]) == 2:
+        rows = np.asarray(leaves[0])
+        return str(rows.round(4).tolist()) if rows.size < 10 else f"{len(rows)} by {len(rows.T)}"
+    return shown(tree)
+
+
+def metric_for(metric: Any, method: str) -> Metric:
+    """The metric that a method was given.
+
+    Raises:
+        MetricError: when there is none.
+    """
+    if not callable(metric) or isinstance(metric, type):
+        raise MetricError(
+            f"`metric` of `{method}` is {metric!r}: a metric is missing, such as `vf.Euclidean()` "
+            "or `vf.Fisher(family)`. Without one the result would be another in every chart."
+        )
+    return cast(Metric, metric)
+
+
+def positive(numbers: Array, what: str) -> Array:
+    """Numbers if all are positive; where they are traced, with NaN for those that are not.
+
+    Raises:
+        IndefiniteError: when they are known not to be.
+    """
+    if isinstance(numbers, Tracer):
+        return jnp.where(numbers > 0.0, numbers, jnp.nan)
+    if not np.min(numbers) > 0.0:
+        raise IndefiniteError(
+            f"{what} is {float(np.min(numbers)):.3g}: `logdet` has no logarithm to take, as at a "
+            "saddle; look at `form.eigenvalues(metric)`."
+        )
+    return numbers
