@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from numpyro.distributions.transforms import ExpTransform
 
 import volform as vf
-from volform.errors import IndefiniteError, MetricError, TensorError, VolformError
+from volform.errors import GeodesicError, IndefiniteError, MetricError, TensorError, VolformError
 from volform.geometry import (
     BilinearForm,
     Covector,
@@ -17,6 +17,8 @@ from volform.geometry import (
     TangentSpace,
     TangentVector,
     covariant_hessian,
+    distance,
+    exp,
     flat,
     generalized_eigenvalues,
     gradient,
@@ -24,6 +26,7 @@ from volform.geometry import (
     norm,
     raise_index,
     sharp,
+    transport,
 )
 
 from .laws import COVECTOR, CURVED, HESSIAN, PHI, POINT, VECTOR, close, law
@@ -168,6 +171,17 @@ def test_functions_type_their_results():
     assert isinstance(gradient(CURVED, jnp.sum, POINT), jax.Array)
 
 
+def test_vectors_go_along_geodesics():
+    here = TangentSpace(POINT, "theta")
+    v = here.vector(VECTOR)
+    path = exp(CURVED, here, v)
+    close(path.end, exp(CURVED, POINT, VECTOR).end)
+    moved = transport(CURVED, path, v)
+    close(moved.components, transport(CURVED, path, VECTOR))
+    assert_allclose(norm(CURVED, path.end, moved), norm(CURVED, POINT, v))
+    assert_allclose((moved + TangentSpace(path.end, "theta").vector(VECTOR)).point, path.end)
+
+
 # --- Points of all kinds; jit, vmap, grad
 
 
@@ -261,7 +275,7 @@ def test_single_precision():
     step = slope.sharp(metric)
     assert step.components.dtype == jnp.float32
     assert_allclose(slope.to(PHI)(step.to(PHI)), slope(step), rtol=1e-5)
-    assert_allclose((there.vector(VECTOR) + step.to(PHI)).components.dtype, jnp.float32)
+    assert (there.vector(VECTOR) + step.to(PHI)).components.dtype == jnp.float32
     h = covariant_hessian(metric, lambda t: t[0] ** 2 + t[1] ** 2 + t[0] * t[1], here)
     moved = vf.pullback(metric, PHI.inv)
     assert_allclose(h.to(PHI).logdet(moved), h.logdet(metric), rtol=1e-4)
@@ -297,24 +311,24 @@ REFUSED = {
     "v(w)": (lambda: V(V), TensorError, r"metric is missing.*`vector.flat\(metric\)\(other\)`"),
     "v @ w": (lambda: V @ V, TensorError, r"missing for two vectors, `v.flat\(metric\)\(w\)`"),
     "v * w": (lambda: V * V, TensorError, "missing for two vectors"),
-    "w(w)": (lambda: W(W), TensorError, rf"Covector where a `TangentVector` should be: {SHARP}"),
-    "form(w)": (lambda: H(W), TensorError, rf"argument of `BilinearForm` is a Covector.*{SHARP}"),
-    "form(v, w)": (lambda: H(V, W), TensorError, rf"argument of a Covector.*{SHARP}"),
+    "w(w)": (lambda: W(W), TensorError, rf"Covector where `TangentVector` should be: {SHARP}"),
+    "form(w)": (lambda: H(W), TensorError, rf"argument of `BilinearForm` is Covector.*{SHARP}"),
+    "form(v, w)": (lambda: H(V, W), TensorError, rf"argument of `Covector`.*{SHARP}"),
     "operator(w)": (lambda: E(W), TensorError, rf"argument of `Endomorphism`.*{SHARP}"),
     "operator @ form": (lambda: E @ H, TensorError, rf"right side of `@` is.*{UNDER}"),
-    "operator @ v": (lambda: E @ V, TensorError, "right side of `@` is a TangentVector.*not meet"),
-    "operator @ array": (lambda: E @ HESSIAN, TensorError, "`@` of a Endomorphism and ndarray"),
+    "operator @ v": (lambda: E @ V, TensorError, "right side of `@` is TangentVector.*not meet"),
+    "operator @ array": (lambda: E @ HESSIAN, TensorError, "`@` of Endomorphism and ndarray"),
     # sums
-    "v + w": (lambda: V + W, TensorError, rf"added to a TangentVector is a Covector.*{SHARP}"),
+    "v + w": (lambda: V + W, TensorError, rf"added to `TangentVector` is Covector.*{SHARP}"),
     "w - v": (lambda: W - V, TensorError, r"metric is missing, `vector.flat\(metric\)`"),
     "form + operator": (lambda: H + E, TensorError, "metric is missing that would make a form"),
     "operator + form": (lambda: E + H, TensorError, UNDER),
     "form + metric": (lambda: H + FLAT, TensorError, r"is Euclidean where.*`space.form\(\.\.\.\)`"),
     "v + array": (lambda: V + VECTOR, TensorError, r"is ndarray where.*`space.vector\("),
     # steps
-    "x + dL": (lambda: POINT + W, TensorError, rf"A Covector is no step from a `point`.*{SHARP}"),
+    "x + dL": (lambda: POINT + W, TensorError, rf"`Covector` is no step from a point.*{SHARP}"),
     "x - dL": (lambda: jnp.asarray(POINT) - 0.1 * W, TensorError, rf"no step.*{SHARP}"),
-    "x + form": (lambda: POINT + H, TensorError, "BilinearForm is no step.*only a TangentVector"),
+    "x + form": (lambda: POINT + H, TensorError, "`BilinearForm` is no step.*only a TangentVector"),
     "y + v": (lambda: POINT + 1.0 + V, TensorError, "The step from `point` lives at .*transport"),
     # forms without a metric
     "trace": (lambda: H.trace(), MetricError, "`metric` of `trace` is None: a metric is missing"),
@@ -371,6 +385,11 @@ REFUSED = {
     ),
     "a point without numbers": (lambda: TangentSpace({}), TensorError, "`point` of .* is {}"),
     "a point that is infinite": (lambda: TangentSpace(jnp.inf), TensorError, "`point` of.*finite"),
+    "a point that is a space": (
+        lambda: TangentSpace(HERE),
+        TensorError,
+        "`point` of.*TangentSpace",
+    ),
     "a chart that is no text": (
         lambda: TangentSpace(POINT, 3),
         TensorError,
@@ -387,6 +406,14 @@ REFUSED = {
     ),
     "outside of a chart": (lambda: V.to(jnp.log), TensorError, "`point` of TangentSpace.*finite"),
     "a singular metric": (lambda: W.sharp(SINGULAR), TensorError, "where a metric is singular"),
+    # geodesics
+    "exp of a covector": (lambda: exp(FLAT, POINT, W), TensorError, SHARP),
+    "exp elsewhere": (lambda: exp(FLAT, POINT + 1.0, V), TensorError, "between two points"),
+    "geodesics of spaces": (
+        lambda: distance(FLAT, HERE, THERE),
+        GeodesicError,
+        "`end` of distance.*`space.point`",
+    ),
     "its eigenvalues": (lambda: H.eigenvalues(SINGULAR), TensorError, "`eigenvalues` of.*singular"),
     "an indefinite form": (lambda: (-H).logdet(FLAT), IndefiniteError, "smallest eigenvalue.*-3.1"),
     "a reflection": (
@@ -396,6 +423,7 @@ REFUSED = {
     ),
     # multiples
     "times an array": (lambda: VECTOR * V, TensorError, "one real number, and `factor` is"),
+    "times None": (lambda: V * None, TensorError, "`factor` is None"),
     "times text": (lambda: V * "2", TensorError, "`factor` is '2'"),
     "over a vector": (lambda: V / V, TensorError, "one real number|`v.flat"),
     "times a space": (lambda: V * HERE, TensorError, "TangentVector and TangentSpace"),

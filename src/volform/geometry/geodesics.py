@@ -19,6 +19,7 @@ from volform.compilation import STEADY, Compiled, is_traced
 from volform.errors import ConvergenceError, GeodesicError, SingularMetricError, TrustWarning
 from volform.geometry.geodesic_motion import Flow, flow, shoot
 from volform.geometry.metric import Metric
+from volform.geometry.tensors import Typed, space_of
 from volform.linalg.structured import Point
 
 # Relative to the length of the path: by how much it may miss its end, and two of them may differ.
@@ -108,6 +109,8 @@ def exp(metric: Metric, start: Point, velocity: PyTree) -> Geodesic:
     >>> round(float(path.end[1]), 9), round(float(path.length) ** 2, 9)
     (2.718281828, 2.0)
     """
+    if (space := space_of(start, velocity)) is not None:
+        start, velocity = space.point, space.vector(velocity).components
     start, velocity = _floats(start), _floats(velocity)
     _require_laid_out(start, velocity, "velocity", "exp")
     found = _flow(metric, start, velocity)
@@ -238,6 +241,9 @@ def transport(metric: Metric, path: Geodesic, vector: PyTree) -> PyTree:
     >>> round(float(along[0]), 6)  # as long as before: sigma is e times what it was
     2.718282
     """
+    if (space := space_of(path.start, vector)) is not None:
+        moved = transport(metric, path, space.vector(vector).components)
+        return type(space)(path.end, space.chart).vector(moved)
     vector = _floats(vector)
     _require_laid_out(path.start, vector, "vector", "transport")
     found = _flow(path.metric, path.start, path.velocity, (metric, vector))
@@ -292,6 +298,11 @@ def _require_laid_out(point: Point, other: PyTree, argument: str, function: str)
     Raises:
         GeodesicError: when they have not.
     """
+    if isinstance(point, Typed) or isinstance(other, Typed):
+        raise GeodesicError(
+            f"`{argument}` of {function}, or the point that it begins at, is typed; give plain "
+            "points, `space.point`. Only `exp` and `transport` take vectors that are typed."
+        )
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (point, other)]
     if jax.tree.structure(point) != jax.tree.structure(other) or shapes[0] != shapes[1]:
         raise GeodesicError(

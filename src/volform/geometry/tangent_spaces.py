@@ -21,7 +21,7 @@ from volform.geometry.connection import generalized_eigenvalues, raise_index
 from volform.geometry.metric import Metric, call_at
 from volform.geometry.tensor_arithmetic import Tensor, components_at
 from volform.geometry.tensor_checks import (
-    finite,
+    finite_or_traced,
     floats,
     floats_like,
     is_alike,
@@ -68,7 +68,7 @@ class TangentSpace(Typed):
     Covector(-6.) at 2., chart minutes
     >>> minutes - 0.1 * slope
     Traceback (most recent call last):
-    volform.errors.TensorError: A Covector is no step ...
+    volform.errors.TensorError: `Covector` is no step ...
     >>> float(minutes - 0.1 * slope.sharp(vf.Euclidean()))
     2.6
     """
@@ -80,6 +80,11 @@ class TangentSpace(Typed):
     def __init__(self, point: Point, chart: str | None = None):
         if chart is not None:
             require_names([chart], "chart", "TangentSpace", TensorError)
+        if isinstance(point, Typed):
+            raise TensorError(
+                f"`point` of TangentSpace is {point!r}; it should be a plain pytree of arrays, and "
+                "`.to(phi, chart)` leads to another chart."
+            )
         self.point = floats(point, "point", "TangentSpace")
         self.chart = chart
         self.shapes = _shapes(self.point)
@@ -201,8 +206,8 @@ class TangentVector(Tensor):
     def __call__(self, other: Any) -> NoReturn:
         """Refuse: two vectors make no number without a metric."""
         raise TensorError(
-            f"A TangentVector takes no `other`, a {type(other).__name__}: a metric is missing that "
-            "measures the two, `vector.flat(metric)(other)`. Only `covector(vector)` needs none."
+            f"`TangentVector` takes no argument, and {type(other).__name__} was given: a metric is "
+            "missing for the two, `vector.flat(metric)(other)`. `covector(vector)` needs none."
         )
 
     def __radd__(self, point: Any) -> Point:
@@ -242,7 +247,7 @@ class Covector(Tensor):
 
     def __call__(self, vector: TangentVector) -> Scalar:
         """The number `w(v)`, the same in all charts."""
-        held = components_at(self.space, TangentVector, vector, "The argument of a Covector")
+        held = components_at(self.space, TangentVector, vector, "The argument of `Covector`")
         return jnp.vdot(ravel_pytree(self.components)[0], ravel_pytree(held)[0])
 
 
@@ -289,7 +294,7 @@ class BilinearForm(Tensor):
         self.space.require_single()
         given = metric_for(metric, "eigenvalues")
         values = generalized_eigenvalues(given, self.point, self.components)
-        return finite([values], "eigenvalues", "BilinearForm")[0]
+        return finite_or_traced([values], "eigenvalues", "BilinearForm")[0]
 
     def logdet(self, metric: Metric | None = None) -> Scalar:
         """Log determinant under a metric, of `G^-1 B`.

@@ -68,7 +68,7 @@ class Tensor(Typed):
 
     def __add__(self, other: Any) -> Self:
         held = components_at(
-            self.space, type(self), other, f"What is added to a {type(self).__name__}"
+            self.space, type(self), other, f"What is added to `{type(self).__name__}`"
         )
         return type(self)(self.space, jax.tree.map(jnp.add, self.components, held))
 
@@ -82,8 +82,8 @@ class Tensor(Typed):
         kind = type(self).__name__
         helps = _REMEDIES.get((kind, "TangentVector"), "only a TangentVector is one")
         raise TensorError(
-            f"A {kind} is no step from a `point`: it has other units, and in other charts another "
-            f"length; {helps}."
+            f"`{kind}` is no step from a point, since in other units or charts it would be another "
+            f"step: {helps}."
         )
 
     def __rsub__(self, point: Any) -> Any:
@@ -94,7 +94,7 @@ class Tensor(Typed):
             _no_product(self, factor)
         if not is_real(factor) or np.ndim(factor):
             raise TensorError(
-                f"A {type(self).__name__} can be multiplied or divided by one real number, and "
+                f"`{type(self).__name__}` can be multiplied and divided by one real number, and "
                 f"`factor` is {factor!r}."
             )
         scaled = jax.tree.map(lambda c: c * jnp.asarray(factor, c.dtype), self.components)
@@ -128,12 +128,12 @@ def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> 
     given, wanted = type(thing).__name__, kind.__name__
     if not isinstance(thing, Tensor):
         raise TensorError(
-            f"{argument} is {given} where a `{wanted}` should be: say where it lives, by "
+            f"{argument} is {given} where `{wanted}` should be: say where it lives, by "
             f"`space.{_MAKERS[wanted]}(...)` of a `vf.geometry.TangentSpace`."
         )
     if not isinstance(thing, kind):
         helps = _REMEDIES.get((given, wanted), "the two do not meet")
-        raise TensorError(f"{argument} is a {given} where a `{wanted}` should be: {helps}.")
+        raise TensorError(f"{argument} is {given} where `{wanted}` should be: {helps}.")
     there = thing.space
     for each in (space, there):
         each.require_single()
@@ -148,7 +148,7 @@ def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> 
         thing.components,
         lambda: (
             f"{argument} lives{there}, and should live{space}: between two points a metric is "
-            "missing, whose `vf.geometry.transport(metric, path, components)` carries a vector "
+            "missing, whose `vf.geometry.transport(metric, path, vector)` carries a vector "
             "along a geodesic."
         ),
     )
@@ -156,7 +156,7 @@ def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> 
 
 def _no_product(left: Tensor, right: Any) -> NoReturn:
     raise TensorError(
-        f"`*` and `@` of a {type(left).__name__} and {type(right).__name__} are not defined. "
+        f"`*` and `@` of {type(left).__name__} and {type(right).__name__} are not defined. "
         "Without a metric there are `covector(vector)`, `form(v, w)`, `operator(vector)` and "
         "`operator @ operator`; a metric is missing for two vectors, `v.flat(metric)(w)`, and for "
         "two covectors, `a(b.sharp(metric))`."

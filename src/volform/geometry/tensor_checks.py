@@ -30,7 +30,7 @@ def floats(tree: PyTree, argument: str, owner: str) -> PyTree:
             "array or a pytree of arrays, as `jnp.asarray(x, float)` gives."
         )
     arrays = [jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
-    return structure.unflatten(finite(arrays, argument, owner))
+    return structure.unflatten(finite_or_traced(arrays, argument, owner))
 
 
 def floats_like(tree: PyTree, like: PyTree, argument: str, owner: str) -> PyTree:
@@ -52,7 +52,7 @@ def floats_like(tree: PyTree, like: PyTree, argument: str, owner: str) -> PyTree
             f"`{argument}` of {owner} are {tree!r}; they should be made of real numbers."
         )
     arrays = [jnp.asarray(leaf, at.dtype) for leaf, at in zip(leaves, models, strict=True)]
-    return structure.unflatten(finite(arrays, argument, owner))
+    return structure.unflatten(finite_or_traced(arrays, argument, owner))
 
 
 def is_real(leaf: Any) -> bool:
@@ -65,7 +65,7 @@ def is_real(leaf: Any) -> bool:
 
 def _dtype_of(leaf: Any) -> Any:
     try:
-        return jnp.result_type(leaf)
+        return None if leaf is None else jnp.result_type(leaf)
     except (TypeError, ValueError):
         return None
 
@@ -74,7 +74,7 @@ def _layout(tree: PyTree) -> Any:
     return jax.tree.map(np.shape, tree)
 
 
-def finite(arrays: list[Any], argument: str, owner: str) -> list[Any]:
+def finite_or_traced(arrays: list[Any], argument: str, owner: str) -> list[Any]:
     """Arrays, if all numbers in them are finite or traced.
 
     Raises:
