@@ -1,10 +1,12 @@
 """Makes the pages of the site that are files elsewhere, and one page of names for each room.
 
-A hook of MkDocs: README, changelog, contributing, examples; and `api.md`, which lists all public
-names, cut at its headings. Links are written for the repository, and are turned to the pages.
+A hook of MkDocs: README, changelog, contributing, examples, a notebook as it was run; and `api.md`,
+which lists all public names, cut at its headings. Links are written for the repository, and are
+turned to the pages.
 """
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 NAMES = ROOT / "docs" / "api.md"
+NOTEBOOK = ROOT / "examples" / "eight_schools.ipynb"
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -32,7 +35,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages before MkDocs reads the others."""
     made = {page: turned((ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
-    made |= {"examples.md": examples(), "api.md": names()}
+    made |= {"examples.md": examples(), "api.md": names(), "eight_schools.md": notebook()}
     made |= {page: text for _, page, text in rooms_of_names()}
     for page, text in made.items():
         known = files.get_file_from_path(page)
@@ -74,6 +77,7 @@ def turned(text: str) -> str:
     """The Markdown with its links to files of the repository turned to pages of the site."""
     for name, page in PAGES.items():
         text = text.replace(f"]({name}", f"]({page}")
+    text = text.replace("](examples/eight_schools.ipynb)", "](eight_schools.md)")
     return re.sub(r"\]\(docs/", "](", text).replace("](examples)", "](examples.md)")
 
 
@@ -90,3 +94,18 @@ def examples() -> str:
             f'??? example "examples/{path.name}"\n\n    ```python\n{indented}    ```\n'
         )
     return "\n".join(parts)
+
+
+def notebook() -> str:
+    """The cells of the notebook, each with the text and the picture that it left."""
+    parts = []
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for shown in (output["data"] for output in cell.get("outputs", ())):
+            if "image/png" in shown:
+                picture = "".join(shown["image/png"]).replace("\n", "")
+                parts.append(f'<img src="data:image/png;base64,{picture}" alt="A picture">')
+            else:
+                parts.append(f"```text\n{''.join(shown['text/plain'])}\n```")
+    return "\n\n".join(parts)
