@@ -76,7 +76,21 @@ def test_layers_of_a_spiral(tmp_path):
     found = re.search(r"geodesic ([0-9.]+), chord of the last layer ([0-9.]+)", out)
     assert found
     assert found[1] == found[2]  # to eight digits
-    assert [path.name for path in tmp_path.iterdir()] == ["layers_200.png"]
+    (accuracy, momentum) = map(float, re.findall(r"accuracy ([0-9.]+)", out))
+    assert min(accuracy, momentum) > 0.98
+    assert "rank at the input 2 of 2, between layers 2 of 4" in out
+    pictures = {path.name for path in tmp_path.iterdir()}
+    assert pictures == {"layers_200.png", "layers_momentum.png"}
+
+
+@pytest.mark.slow
+def test_layers_of_a_spiral_fold_when_they_are_trained_on(tmp_path):
+    out = run("layers_of_a_spiral.py", "--out", str(tmp_path), "--steps", "6000")
+    accuracy, folded = re.search(
+        r"residual.*accuracy ([0-9.]+).*over at (\d+) of 400", out
+    ).groups()
+    assert float(accuracy) == 1.0
+    assert 10 < int(folded) < 200  # 53 on one machine: 6,000 steps follow rounding
 
 
 @pytest.mark.slow

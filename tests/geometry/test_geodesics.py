@@ -317,3 +317,39 @@ def test_what_fails_inside_of_jit_is_not_a_number():
     end = jax.jit(lambda v: exp(EDGE, ORIGIN, v).end)
     assert np.isnan(end(4.0 * UNIT)).all()
     assert np.isfinite(end(UNIT)).all()
+
+
+def sheared(x):
+    """A map of the plane that squeezes a strip to a fortieth."""
+    return jnp.stack([x[0], x[1] + 10.0 * jnp.tanh(4.0 * x[0])])
+
+
+def deep(d, seed):
+    """Ten residual layers, each one to one."""
+    random = np.random.default_rng(seed)
+    w, b = random.normal(size=(10, d, d)), random.normal(size=(10, d))
+    w = 0.75 * w / np.linalg.norm(w, ord=2, axis=(1, 2))[:, None, None]
+
+    def f(x):
+        for k in range(10):
+            x = x + jnp.tanh(w[k] @ x + b[k])
+        return x
+
+    return f
+
+
+@pytest.mark.parametrize(
+    ("f", "ends"),
+    [
+        pytest.param(sheared, [[-3.0, 0.0], [3.0, 1.0]], id="sheared"),
+        pytest.param(deep(2, 1), [[-4.0, 1.0], [3.0, -5.0]], id="plane-1"),
+        pytest.param(deep(2, 3), [[-4.0, 1.0], [3.0, -5.0]], id="plane-3"),
+        pytest.param(deep(3, 1), [[-4.0, 1.0, 2.0], [3.0, -5.0, 0.0]], id="space-1"),
+        pytest.param(deep(3, 3), [[-4.0, 1.0, 2.0], [3.0, -5.0, 0.0]], id="space-3"),
+    ],
+)
+def test_a_geodesic_of_a_diffeomorphism_is_the_chord_of_its_image(f, ends):
+    """Where a map squeezes, no path near to the straight line is one."""
+    a, b = jnp.array(ends)
+    found = distance(vf.pullback(vf.Euclidean(), f), a, b)
+    close(found, jnp.linalg.norm(f(a) - f(b)), 1e-9)

@@ -49,6 +49,10 @@ class LayerSequence(eqx.Module):
             raise NetworkError(f"`layer` is {layer}; layers go from 0 to {len(self.maps)}.")
         return LayerSequence(self.maps[layer:], self.names[layer:])
 
+    def is_pair(self, layer: int) -> bool:
+        """Tell whether the activations behind a layer are `(x_l, x_{l-1})`, as `momentum` has."""
+        return layer > 0 and isinstance(self.maps[layer - 1], _Entry | _Pair)
+
     def activations(self, x: Float[Array, "n ..."]) -> tuple[Array, ...]:
         """The examples, and their activations behind each layer, n of each.
 

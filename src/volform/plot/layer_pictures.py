@@ -1,6 +1,7 @@
 """A network seen from within: balls of its metric carried through the layers, and magnification."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -43,8 +44,9 @@ def layers(
     Two tangents of the plane are carried through the layers, and measured once, by the metric of
     the outputs: with G on the plane and the carried frame F_l, the ball behind layer l is
     `{F_l u: u^T G u <= radius^2}`. So there is one formula for layers that widen, narrow or lose
-    rank. Layers with more than two coordinates are seen in their two principal directions. Where a
-    ball is too large it is cut off, and hollow. Folds, where the plane turns over, are dashed.
+    rank. Layers with more than two coordinates are seen in their two principal directions, those
+    with momentum by `x_l` alone. Where a ball is too large it is cut off, and hollow. Folds, where
+    the plane turns over, are dashed.
 
     Args:
         sequence: from `vf.layers.layerwise`.
@@ -92,12 +94,13 @@ def layers(
     curves = _curves(sequence, plane, low, high, logits)
     axes = canvas.new_axes(len(show), 3.4, 3.6)
     for ax, layer in zip(axes, show, strict=True):
-        view = _view(np.asarray(points[layer]), plane if layer == 0 else None)
-        _draw_balls(ax, view, sides, points[layer], frames[layer], circles, is_cut)
+        own = partial(_own, sequence, layer)
+        view = _view(own(points), plane if layer == 0 else None)
+        _draw_balls(ax, view, sides, own(points), own(frames), circles, is_cut)
         for path, color, style in curves:
-            carried = np.asarray(sequence.activations(placed(jnp.asarray(path)))[layer])
+            carried = own(sequence.activations(placed(jnp.asarray(path))))
             ax.plot(*view(carried).T, color=color, linestyle=style, linewidth=1.3, zorder=3)
-        ax.scatter(*view(np.asarray(data[layer])).T, s=6, c=_colors(labels), zorder=4, linewidths=0)
+        ax.scatter(*view(own(data)).T, s=6, c=_colors(labels), zorder=4, linewidths=0)
         ax.set_title("input" if layer == 0 else f"layer {layer}", fontsize=10.5)
         ax.set_aspect("equal", adjustable="datalim")
         ax.set_xticks([])
@@ -263,6 +266,12 @@ def _circles(
     return circles, np.any(shown < axes, axis=1)
 
 
+def _own(sequence: LayerSequence, layer: int, arrays: Sequence[Any]) -> np.ndarray:
+    """Of the activations behind a layer, or their tangents: `x_l` of a pair `(x_l, x_{l-1})`."""
+    found = np.asarray(arrays[layer])
+    return found[..., : found.shape[-1] // 2] if sequence.is_pair(layer) else found
+
+
 def _view(points: np.ndarray, plane: Plane | None) -> Callable[[Any], np.ndarray]:
     """To two coordinates: those of the plane, the layer's own, or principal ones."""
     if plane is not None:
@@ -281,12 +290,11 @@ def _draw_balls(
     ax: "Axes",
     view: Callable,
     sides: tuple[int, int],
-    points: Any,
-    frames: Any,
+    points: np.ndarray,
+    frames: np.ndarray,
     circles: np.ndarray,
     is_cut: np.ndarray,
 ) -> None:
-    points, frames = np.asarray(points), np.asarray(frames)
     centers = view(points)
     flat = frames.reshape(*frames.shape[:2], -1)
     ends = [view(points + flat[:, i].reshape(points.shape)) - centers for i in range(2)]
@@ -319,11 +327,11 @@ def _curves(
         outputs = np.asarray(jax.vmap(decide)(points[-1])).reshape(len(fine), -1)
         for level in _margins(outputs):
             found += [(path, "black", "-") for path in _level_lines(fine, level)]
-    square = [np.asarray(f) for f in frames if f.shape[2:] == (2,)]
-    if len(square) == len(frames):
-        turned = np.linalg.det(square[-1])
+    last = np.asarray(frames[-1])
+    if last.shape[2:] == (2,):
+        turned = np.linalg.det(last)
         # Where one direction is lost all over, the sign is that of rounding.
-        if np.any(np.abs(turned) > FLAT**0.5 * np.sum(square[-1] ** 2, (1, 2))):
+        if np.any(np.abs(turned) > FLAT**0.5 * np.sum(last**2, (1, 2))):
             found += [(path, FOLD, "--") for path in _level_lines(fine, turned)]
     return found
 
