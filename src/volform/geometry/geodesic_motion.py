@@ -15,9 +15,7 @@ from volform.geometry.metric import Metric, Pullback, call_at
 from volform.linalg.structured import Point, whiten
 
 SEGMENTS = 16
-MOST_STEPS = (
-    4096  # at most; a geodesic of length 8 of the hyperbolic plane takes 30, through ten layers 600
-)
+MOST_STEPS = 4096  # a geodesic of length 8 of the hyperbolic plane takes 30, of ten layers 600
 MOST_CORRECTIONS = 32  # 3 to 5 are usual
 BOWS = (0.0, 0.5, -0.5)  # of the paths that are relaxed, as a share of the straight line
 
@@ -204,17 +202,18 @@ def shoot(metric: Metric, start: Point, end: Point) -> Shot:
     straight = jax.tree.map(jnp.subtract, end, start)
     frame = framed(metric, start, straight)
     a, b = (ravel_pytree(point)[0] / frame.scale for point in (start, end))
-    known: Any = held((frame, a, b))  # the search; derivatives come by the step below
+    held_frame: Any
+    held_frame, c, d = held((frame, a, b))  # the search; derivatives come by the step below
 
     bows = jnp.asarray(BOWS if a.size > 1 else BOWS[:1], a.dtype)
-    guesses = jax.lax.map(lambda bow: relaxed(*known, bow), bows)
+    guesses = jax.lax.map(lambda bow: relaxed(held_frame, c, d, bow), bows)
     if isinstance(metric, Pullback):
-        guesses = jnp.concatenate([guesses, _straight_in_image(metric, *known)[None]])
-    velocities, jacobians, found = jax.lax.map(lambda v: _aimed(*known, v), guesses)
-    lengths = jax.vmap(lambda v: known[0].norm(known[1], v))(velocities)
+        guesses = jnp.concatenate([guesses, _straight_in_image(metric, held_frame, c, d)[None]])
+    velocities, jacobians, found = jax.lax.map(lambda v: _aimed(held_frame, c, d, v), guesses)
+    lengths = jax.vmap(lambda v: held_frame.norm(c, v))(velocities)
     lengths = jnp.where(found, lengths, jnp.inf)
     best = jnp.argmin(lengths)
-    apart = jax.vmap(lambda v: known[0].norm(known[1], v - velocities[best]))(velocities)
+    apart = jax.vmap(lambda v: held_frame.norm(c, v - velocities[best]))(velocities)
     apart = jnp.max(jnp.where(found, apart, 0.0)) / lengths[best]
     followed = flow(metric, start, frame.unravel(frame.scale * velocities[best]))
     # One more step of Newton's method: its derivative is that of the implicit function.
