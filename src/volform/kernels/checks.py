@@ -8,8 +8,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from volform.errors import DataError, KernelError
+from volform.errors import DataError, KernelError, NetworkError
 from volform.networks.inputs import as_array, require_finite
+from volform.networks.layer import Layer
 
 
 def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
@@ -25,6 +26,21 @@ def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
             f"({rows}, k) for k outputs."
         )
     return require_finite(y, "y")
+
+
+def require_examples(net: Any, x: Any, argument: str) -> Array:
+    """`x` as an array of examples that a network takes.
+
+    Raises:
+        DataError: when it holds others.
+        NetworkError: when `net` is no layer.
+    """
+    if not isinstance(net, Layer):
+        raise NetworkError(
+            f"`net` is a {type(net).__name__}; it should be a layer, or layers put together as "
+            "`serial(Dense(64), Relu(), Dense(1))`; of a `Network` give its `layers`."
+        )
+    return net.require_examples(x, argument)
 
 
 def require_pair(x1: Array, x2: Array) -> None:

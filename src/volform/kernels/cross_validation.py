@@ -12,7 +12,7 @@ from volform.compilation import QUICK, Compiled
 from volform.errors import KernelError
 from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import Prediction
-from volform.networks.inputs import as_array, require_inputs
+from volform.networks.inputs import as_array, require_rows
 
 
 class Score(NamedTuple):
@@ -54,7 +54,7 @@ def held_out(
         Root mean squared error and log predictive density.
 
     Raises:
-        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        DataError: when data are empty, not finite or of the wrong shape.
         KernelError: when `noise` is not positive or `folds` not from 2 to n.
 
     >>> from functools import partial
@@ -65,7 +65,7 @@ def held_out(
     >>> k.held_out(line, x, 3.0 * x[:, 0], noise=0.1, folds=4).rmse < 0.02
     True
     """
-    x = require_inputs(x, "x")
+    x = require_rows(x, "x")
     y = require_targets(y, len(x))
     require_positive(noise, "noise", "the standard deviation of observations", KernelError)
     if not isinstance(folds, int) or not 2 <= folds <= len(x):

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from volform.checks import require_key, require_whole
 from volform.errors import MetricError, NetworkError
 from volform.geometry.metric import Euclidean, Metric, Product, Scaled
-from volform.kernels.checks import require_pair
+from volform.kernels.checks import require_examples, require_pair
 from volform.kernels.empirical_blocks import kernel_diagonal, kernel_matrix
 from volform.kernels.gradients import OutputPairs
 from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.linalg.methods import Estimate
 from volform.linalg.operator import require_params
-from volform.networks.inputs import require_inputs
+from volform.networks.inputs import require_rows
 from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
@@ -65,7 +65,7 @@ def empirical_ntk(
         former, and for each of its leaves one of the latter, for a pytree.
 
     Raises:
-        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        DataError: when inputs are empty, not finite or of the wrong shape.
         MetricError: when `metric` is no metric.
         NetworkError: when `function` does not return a row for each example, `outputs` is no
             `OutputPairs`, or `chunk` is not positive.
@@ -86,8 +86,8 @@ def empirical_ntk(
     (2, 2, 3, 3)
     """
     is_same = x2 is None or x2 is x1
-    x1 = require_inputs(x1, "x1")
-    x2 = None if is_same else require_inputs(x2, "x2")
+    x1 = require_rows(x1, "x1")
+    x2 = None if is_same else require_rows(x2, "x2")
     if x2 is not None:
         require_pair(x1, x2)
     given = require_empirical("empirical_ntk", function, params, metric, outputs, chunk)
@@ -132,7 +132,7 @@ def empirical_ntk_diagonal(
     >>> k.empirical_ntk_diagonal(lambda w, x: x @ w, jnp.ones(2), x).tolist()
     [5.0, 9.0]
     """
-    x = require_inputs(x, "x")
+    x = require_rows(x, "x")
     given = require_empirical("empirical_ntk_diagonal", function, params, metric, outputs, chunk)
     return kernel_diagonal((given[0], x), *given[1:], outputs=outputs, chunk=chunk)
 
@@ -162,7 +162,7 @@ def empirical_nngp(
         Mean (`value`) and standard error (`error`), each of shape (n1, n2).
 
     Raises:
-        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        DataError: when inputs are empty, not finite, of the wrong shape or kind of numbers.
         NetworkError: when there are fewer than two draws.
 
     >>> import jax, jax.numpy as jnp
@@ -171,8 +171,8 @@ def empirical_nngp(
     >>> bool(abs(found.value[0, 0] - 0.5) < 4 * found.error[0, 0])
     True
     """
-    x1 = require_inputs(x1, "x1")
-    x2 = x1 if x2 is None else require_inputs(x2, "x2")
+    x1 = require_examples(net, x1, "x1")
+    x2 = x1 if x2 is None else require_examples(net, x2, "x2")
     require_pair(x1, x2)
     require_key(key, "key", "empirical_nngp", NetworkError)
     require_whole(draws, "draws", "empirical_nngp", NetworkError)

@@ -16,7 +16,7 @@ from volform.kernels.empirical import empirical_ntk, require_empirical
 from volform.kernels.empirical_blocks import chunks_of, joined, require_outputs
 from volform.kernels.gradients import OutputPairs
 from volform.linalg.operator import Operator, linearized, register_operator, require_dense
-from volform.networks.inputs import require_inputs
+from volform.networks.inputs import require_rows
 
 
 class TangentKernel(Operator):
@@ -128,7 +128,7 @@ def empirical_ntk_operator(
     >>> (kernel + 1.0).mv(jnp.array([1.0, 0.0])).tolist()
     [6.0, 6.0]
     """
-    x = require_inputs(x, "x")
+    x = require_rows(x, "x")
     name = "empirical_ntk_operator"
     params, function, _ = require_empirical(name, function, params, metric, OutputPairs.ALL, chunk)
     require_outputs(function, params, x)

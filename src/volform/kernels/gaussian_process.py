@@ -10,14 +10,13 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from volform.compilation import Compiled, steady
-from volform.kernels.checks import require_targets
+from volform.kernels.checks import require_examples, require_targets
 from volform.kernels.iterative import iterative_log_evidence, iterative_posterior
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
 from volform.linalg.by_matrix import without_xtrace
 from volform.linalg.methods import Krylov, Method, chosen
 from volform.models.fingerprint import fingerprint
-from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer
 from volform.results import Cost, Evidence, Level, Provenance, Trust
 
@@ -54,7 +53,7 @@ def gaussian_process(
         A multivariate normal distribution.
 
     Raises:
-        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        DataError: when inputs are empty, not finite, of the wrong shape or kind of numbers.
         KernelError: when `noise` is not positive, `jitter` negative, or (outside `jit`, where it
             gives NaN) the covariance not positive definite.
 
@@ -66,7 +65,7 @@ def gaussian_process(
     >>> k.gaussian_process(nn.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
     [0.75, 0.75]
     """
-    x = require_inputs(x, "x")
+    x = require_examples(net, x, "x")
     given = regression_of(net, x, noise=noise, jitter=jitter)
     factor = cut(_fitted(_factor, given), len(x), len(x))
     return dist.MultivariateNormal(jnp.zeros(len(x), factor.dtype), scale_tril=factor)
@@ -106,7 +105,7 @@ def evidence(
 
     Raises:
         ConvergenceError: when conjugate gradients do not converge.
-        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        DataError: when data are empty, not finite, of the wrong shape or kind of numbers.
         KernelError: as for `gaussian_process`.
 
     >>> import jax.numpy as jnp
@@ -115,7 +114,7 @@ def evidence(
     log Z -2.910, exact, 0 parameters
     trust good: closed form, by a Gaussian process
     """
-    x = require_inputs(x, "x")
+    x = require_examples(net, x, "x")
     provenance = provenance_of_targets(y)
     y = require_targets(y, len(x))
     if isinstance(method := _chosen(by, "evidence"), Krylov):
@@ -196,7 +195,7 @@ def predict(
         Mean and covariance of the function; for new observations add `noise^2` to its diagonal.
 
     Raises:
-        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        DataError: when data are empty, not finite, of the wrong shape or kind of numbers.
         KernelError: as for `gaussian_process`.
 
     References:
@@ -208,9 +207,9 @@ def predict(
     >>> k.predict(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x, noise=1.0).mean.tolist()
     [3.0]
     """
-    x = require_inputs(x, "x")
+    x = require_examples(net, x, "x")
     y = require_targets(y, len(x))
-    new = require_inputs(new, "new")
+    new = require_examples(net, new, "new")
     if isinstance(_chosen(by, "predict"), Krylov):
         return Prediction(*iterative_posterior(net, x, y, new, noise, jitter))
     law = _fitted(_posterior, regression_of(net, x, y, new, noise=noise, jitter=jitter))

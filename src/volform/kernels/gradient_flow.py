@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 
 from volform.compilation import steady
 from volform.errors import KernelError
-from volform.kernels.checks import require_targets
+from volform.kernels.checks import require_examples, require_targets
 from volform.kernels.gaussian_process import Prediction
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
-from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
@@ -64,7 +63,7 @@ def predict_trained(
         Mean and covariance of the function.
 
     Raises:
-        DataError: when data are empty, not finite, of integers or of the wrong shape.
+        DataError: when data are empty, not finite, of the wrong shape or kind of numbers.
         KernelError: when `time` is negative, or so long that rounding decides about directions in
             which the kernel is zero to its accuracy; or as for `gaussian_process`.
 
@@ -78,14 +77,14 @@ def predict_trained(
     >>> k.predict_trained(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x).mean.tolist()
     [6.0]
     """
-    x = require_inputs(x, "x")
+    x = require_examples(net, x, "x")
     y = require_targets(y, len(x))
     if not isinstance(time, Tracer) and not _is_duration(time):
         raise KernelError(
             f"`time` is {time!r}; it should be the duration of training, a number from 0 on or "
             "`math.inf`."
         )
-    new = require_inputs(new, "new")
+    new = require_examples(net, new, "new")
     is_long = not isinstance(time, Tracer) and time == math.inf
     when = None if is_long else jnp.asarray(time)
     given = regression_of(

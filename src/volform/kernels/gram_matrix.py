@@ -8,6 +8,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from volform.compilation import steady
+from volform.kernels.checks import require_examples
 from volform.kernels.kernel import Kernel, context_of, kernel_block, lists_of, tile_side
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import floats_as_arrays
@@ -20,7 +21,6 @@ from volform.kernels.propagation.tiles import (
     spread_of,
 )
 from volform.linalg.operator import Operator, register_operator, require_dense
-from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer
 from volform.networks.parametrization import Parametrization
 
@@ -109,7 +109,7 @@ def nngp_operator(
         A symmetric, positive semi-definite operator.
 
     Raises:
-        DataError: when x is empty, not finite, of integers or of the wrong shape.
+        DataError: when x is empty, not finite, of the wrong shape or kind of numbers.
         KernelError: when `tile` is no positive whole number.
 
     >>> import jax.numpy as jnp
@@ -147,6 +147,6 @@ def _gram(
     is_kept: bool,
     which: int,
 ) -> GramMatrix:
-    x, context = require_inputs(x, "x"), context_of(parametrization)
+    x, context = require_examples(net, x, "x"), context_of(parametrization)
     side = tile_side(net, x, tile)
     return GramMatrix(floats_as_arrays(net), x, context, which, side, spread_of(x), is_kept)

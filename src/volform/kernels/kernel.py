@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from volform.compilation import steady
 from volform.errors import NetworkError
-from volform.kernels.checks import require_pair
+from volform.kernels.checks import require_examples, require_pair
 from volform.kernels.layers.rules import pairs_needed, propagate_needed
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import cut, filled, floats_as_arrays
-from volform.kernels.propagation.state import LayerContext, Pairs, in_pairs, of_examples
+from volform.kernels.propagation.state import LayerContext, Pairs, are_tokens, in_pairs, of_examples
 from volform.kernels.propagation.tiles import Spread, matrices, require_tile, spread_of
-from volform.networks.inputs import require_inputs
+from volform.networks.composition import Parallel, Serial
+from volform.networks.embedding import Embedding
 from volform.networks.layer import Layer, Wide, whole
 from volform.networks.parametrization import Parametrization
 
@@ -79,7 +80,7 @@ def kernel(
         Both kernels, of shape (n1, n2).
 
     Raises:
-        DataError: when inputs are empty, not finite, of integers or of the wrong shape.
+        DataError: when inputs are empty, not finite, of the wrong shape or kind of numbers.
         KernelError: when `tile` is no positive whole number.
         NetworkError: when an activation gets values that are not Gaussian, a layer gets inputs
             of another shape than it takes or has no kernel, `widths` are not one for each hidden
@@ -96,8 +97,8 @@ def kernel(
     [[6.25]]
     """
     is_same = x2 is None or x2 is x1
-    x1 = require_inputs(x1, "x1")
-    x2 = x1 if x2 is None else require_inputs(x2, "x2")
+    x1 = require_examples(net, x1, "x1")
+    x2 = x1 if x2 is None else require_examples(net, x2, "x2")
     require_pair(x1, x2)
     net = net if widths is None else _with_widths(net, widths)
     context = context_of(parametrization)
@@ -119,9 +120,30 @@ def tile_side(net: Layer, x: Float[Array, "n ..."], tile: int | None = None) -> 
     Raises:
         KernelError: when `tile` is no positive whole number.
     """
-    pixels = math.prod(x.shape[1:-1])
-    pairs = 1 if pixels == 1 else pixels ** int(pairs_needed(net, Pairs.NONE))
-    return require_tile(tile, pairs)
+    if x.ndim == 2 and not are_tokens(x):
+        return require_tile(tile, 1)
+    return require_tile(tile, _most_pairs(net, x.shape[1:], context_of(None)))
+
+
+def _most_pairs(net: Layer, shape: tuple[int, ...], context: LayerContext) -> int:
+    """Pairs of pixels of two examples, in the layer whose inputs have most of them."""
+    match net:
+        case Serial(layers):
+            pairs = [context.pairs]
+            for layer in layers[:0:-1]:
+                pairs.append(pairs_needed(layer, pairs[-1]))
+            most = 1
+            for layer, place, behind in zip(
+                layers, net.places(context.place), pairs[::-1], strict=True
+            ):
+                most = max(most, _most_pairs(layer, shape, LayerContext(place, behind)))
+                shape = layer.parameters(shape, place)[1]
+            return most
+        case Parallel():
+            return max(_most_pairs(branch, shape, context) for branch in net.branches)
+        case _:
+            pixels = math.prod(shape if isinstance(net, Embedding) else shape[:-1])
+            return pixels ** int(pairs_needed(net, context.pairs))
 
 
 def lists_of(

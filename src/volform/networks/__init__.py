@@ -41,13 +41,17 @@ from volform.networks.composition import (
     summed as summed,
 )
 from volform.networks.conv import (
-    AvgPool as AvgPool,
     Conv as Conv,
-    GlobalAvgPool as GlobalAvgPool,
+    ConvLocal as ConvLocal,
+    ConvTranspose as ConvTranspose,
+    WindowLayer as WindowLayer,
 )
 from volform.networks.dense import (
     Dense as Dense,
     WeightLayer as WeightLayer,
+)
+from volform.networks.embedding import (
+    Embedding as Embedding,
 )
 from volform.networks.functions import (
     from_function as from_function,
@@ -56,6 +60,8 @@ from volform.networks.inputs import (
     as_array as as_array,
     require_finite as require_finite,
     require_inputs as require_inputs,
+    require_rows as require_rows,
+    require_tokens as require_tokens,
 )
 from volform.networks.layer import (
     CenteredLayer as CenteredLayer,
@@ -80,6 +86,7 @@ from volform.networks.network import (
 from volform.networks.normalization import (
     Dropout as Dropout,
     LayerNorm as LayerNorm,
+    Softmax as Softmax,
 )
 from volform.networks.parametrization import (
     NTP as NTP,
@@ -91,6 +98,14 @@ from volform.networks.parametrization import (
     Scaling as Scaling,
     WithPrior as WithPrior,
     require_parametrization as require_parametrization,
+)
+from volform.networks.pooling import (
+    AvgPool as AvgPool,
+    GlobalAvgPool as GlobalAvgPool,
+    GlobalPool as GlobalPool,
+    GlobalSumPool as GlobalSumPool,
+    SumPool as SumPool,
+    WindowPool as WindowPool,
 )
 from volform.networks.programs import (
     evaluate as evaluate,

@@ -9,11 +9,12 @@ from jaxtyping import Array
 from volform.errors import NetworkError
 from volform.networks.activations import Activation, Elementwise
 from volform.networks.composition import serial
-from volform.networks.conv import AvgPool, Conv
+from volform.networks.conv import Conv
 from volform.networks.dense import Dense
 from volform.networks.layer import Flatten
 from volform.networks.network import Network
 from volform.networks.parametrization import SP, Parametrization
+from volform.networks.pooling import AvgPool
 from volform.networks.window import Padding
 
 

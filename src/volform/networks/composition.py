@@ -28,6 +28,14 @@ class Serial(Composite):
         acting = [layer for layer in self.layers if not isinstance(layer, Identity)]
         return bool(acting) and acting[-1].is_centered
 
+    def require_examples(self, x: Any, argument: str) -> Array:
+        """`x` as an array of examples that the first layer takes.
+
+        Raises:
+            DataError: when it holds others.
+        """
+        return self.layers[0].require_examples(x, argument)
+
     def forward(self, params: tuple[Any, ...], x: Float[Array, "n ..."], place: Place) -> Array:
         """Each layer applied to the outputs of the layer before."""
         for layer, own, where in self.steps(params, place):
@@ -87,6 +95,14 @@ class Parallel(Composite):
     def is_centered(self) -> bool:
         """Tell whether all branches are."""
         return all(branch.is_centered for branch in self.branches)
+
+    def require_examples(self, x: Any, argument: str) -> Array:
+        """`x` as an array of examples that all branches take.
+
+        Raises:
+            DataError: when it holds others.
+        """
+        return [branch.require_examples(x, argument) for branch in self.branches][-1]
 
     def parameters(
         self, shape: tuple[int, ...], place: Place

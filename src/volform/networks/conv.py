@@ -1,5 +1,6 @@
-"""Layers of images and sequences: convolution and pooling."""
+"""Layers of images and sequences: convolutions, with weights that pixels share or do not."""
 
+import abc
 import math
 from typing import Any
 
@@ -9,12 +10,42 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from volform.networks.dense import WeightLayer
-from volform.networks.layer import Place, Weightless
+from volform.networks.layer import Place
 from volform.networks.parametrization import Fans
-from volform.networks.window import Padding, Window, window
+from volform.networks.window import Padding, SpreadWindow, Window, window
 
 
-class Conv(WeightLayer):
+class WindowLayer(WeightLayer):
+    """A layer whose units at a pixel see the channels in a window of the image before it."""
+
+    filter_shape: eqx.AbstractVar[tuple[int, ...]]
+    strides: eqx.AbstractVar[tuple[int, ...] | None]
+    padding: eqx.AbstractVar[Padding]
+
+    def __check_init__(self) -> None:
+        _ = self.window  # checks it
+
+    @property
+    @abc.abstractmethod
+    def window(self) -> Window:
+        """Its windows."""
+
+    def fans(self, shape: tuple[int, ...], place: Place) -> Fans:
+        """As many inputs as channels times pixels of a window."""
+        self.pixels(shape)
+        fan_in = shape[-1] * math.prod(self.filter_shape)
+        return Fans(fan_in, self.width, place.is_first, place.is_last)
+
+    def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One for each window."""
+        return self.window.placed(shape, f"{type(self).__name__}({self.width})")
+
+    def _checked_window(self) -> Window:
+        name = type(self).__name__
+        return window(self.filter_shape, self.strides, self.padding, name, "filter_shape")
+
+
+class Conv(WindowLayer):
     """Convolution: the units at a pixel see the channels in a window around it.
 
     What lies outside the image counts as zero, unless the padding is circular. `fan_in` is the
@@ -49,102 +80,144 @@ class Conv(WeightLayer):
     strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
     padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
 
-    def __check_init__(self) -> None:
-        _ = self.window  # checks it
-
     @property
     def window(self) -> Window:
         """Its windows."""
-        return window(self.filter_shape, self.strides, self.padding, "Conv", "filter_shape")
-
-    def fans(self, shape: tuple[int, ...], place: Place) -> Fans:
-        """As many inputs as channels times pixels of a window."""
-        self.pixels(shape)
-        fan_in = shape[-1] * math.prod(self.filter_shape)
-        return Fans(fan_in, self.width, place.is_first, place.is_last)
-
-    def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One for each window."""
-        return self.window.placed(shape, f"Conv({self.width})")
+        return self._checked_window()
 
     def product(
         self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... channels"]
     ) -> Float[Array, "n ... width"]:
         """The convolution, without reversing the filter."""
-        dtype = jnp.result_type(x, weight)
-        return jax.lax.conv_general_dilated(
-            self.window.padded(x).astype(dtype),
-            weight.reshape(self.width, *self.filter_shape, x.shape[-1]).astype(dtype),
-            self.window.strides,
-            "VALID",
-            dimension_numbers=_layout(x.ndim),
-        )
+        return _slid(weight, self.window.padded(x), self.filter_shape, self.window.strides)
 
 
-class AvgPool(Weightless):
-    """Means over windows.
+class ConvTranspose(WindowLayer):
+    """Transposed convolution, as decoders enlarge images by it: strides lie between inputs.
+
+    The image is spread out, with `strides - 1` zeros behind each pixel, and a window moved over it
+    pixel by pixel: that of `jax.lax.conv_transpose`, with strides times as many pixels (for
+    `VALID`, `filter_shape - strides` more, where that is positive). Filters are not reversed.
+    `fan_in` is that of `Conv`: channels times the size of the window. A unit sees about one part of
+    them in the product of the strides, so that its variance is smaller by that.
 
     Args:
-        window_shape: size of the window in each direction.
-        strides: from one window to the next; `window_shape` if None.
-        padding: what windows see beyond the edge. Zeros count in the mean.
+        width: number of output channels.
+        filter_shape: size of the window in each direction, such as (3, 3).
+        w_std: standard deviation of `W sqrt(fan_in)`; a number or a traced value.
+        b_std: standard deviation of the biases, one for each channel; no biases if None.
+        strides: output pixels for each pixel in each direction; 1 if None.
+        padding: what windows see beyond the edge; for `CIRCULAR` the opposite edge of the image
+            that is spread out.
 
     Raises:
         NetworkError: as for `Conv`.
 
+    References:
+        Dumoulin & Visin (2016), A guide to convolution arithmetic for deep learning, section 4.
+
     >>> import jax.numpy as jnp
-    >>> from volform import networks as nn
-    >>> nn.AvgPool((2,)).apply((), jnp.arange(4.0)[None, :, None])[0, :, 0].tolist()
-    [0.5, 2.5]
+    >>> from volform import kernels as k, networks as nn
+    >>> decoder = nn.ConvTranspose(8, (2,), w_std=2.0, strides=(2,))
+    >>> decoder.parameters((5, 3), nn.whole(None))[1]
+    (10, 8)
+    >>> k.kernel(nn.serial(decoder, nn.Flatten()), jnp.ones((1, 5, 3))).nngp.tolist()
+    [[2.0]]
     """
 
-    window_shape: tuple[int, ...] = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    filter_shape: tuple[int, ...] = eqx.field(static=True)
+    w_std: Any = 1.0
+    b_std: Any = None
     strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.VALID, kw_only=True)
+    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
 
-    def __check_init__(self) -> None:
-        _ = self.window  # checks it
+    @property
+    def window(self) -> Window:
+        """Its windows on the image that is spread out."""
+        return SpreadWindow(*self._checked_window())
+
+    def product(
+        self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... channels"]
+    ) -> Float[Array, "n ... width"]:
+        """The convolution of the image that is spread out."""
+        ones = (1,) * len(self.filter_shape)
+        return _slid(weight, self.window.padded(x), self.filter_shape, ones)
+
+
+class ConvLocal(WindowLayer):
+    """Locally connected layer: the windows of `Conv`, with weights and biases for each of them.
+
+    Different pixels are uncorrelated: both kernels of two pixels are those of `Conv` if they are
+    one, and zero if not. `w` has the shape (height, width, units, fan_in) for so many windows on an
+    image, `b` has (height, width, units).
+
+    Args:
+        width: number of output channels.
+        filter_shape: size of the window in each direction, such as (3, 3).
+        w_std: standard deviation of `W sqrt(fan_in)`; a number or a traced value.
+        b_std: standard deviation of the biases, one for each channel and pixel; no biases if None.
+        strides: from one window to the next in each direction; 1 if None.
+        padding: what windows see beyond the edge.
+
+    Raises:
+        NetworkError: as for `Conv`.
+
+    References:
+        Novak et al. (2019), Bayesian deep convolutional networks with many channels are Gaussian
+        processes, section 5.1, of networks without weight sharing.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import kernels as k, networks as nn
+    >>> net = nn.serial(nn.ConvLocal(64, (1,)), nn.GlobalSumPool())
+    >>> k.kernel(net, jnp.ones((1, 5, 1))).nngp.tolist()  # a sum of five, which nothing ties
+    [[5.0]]
+    """
+
+    width: int = eqx.field(static=True)
+    filter_shape: tuple[int, ...] = eqx.field(static=True)
+    w_std: Any = 1.0
+    b_std: Any = None
+    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
 
     @property
     def window(self) -> Window:
         """Its windows."""
-        strides = self.window_shape if self.strides is None else self.strides
-        return window(self.window_shape, strides, self.padding, "AvgPool", "window_shape")
+        return self._checked_window()
 
-    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One pixel for each window."""
-        return (*self.window.placed(shape, "AvgPool"), shape[-1])
+    def unshared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """All pixels of its output."""
+        return self.pixels(shape)
 
-    def forward(
-        self, params: tuple[()], x: Float[Array, "n ... channels"], place: Place
-    ) -> Float[Array, "n ... channels"]:
-        """The mean over each window."""
-        self.shape_of(x.shape[1:])
-        size, strides = (1, *self.window_shape, 1), (1, *self.window.strides, 1)
-        padded = self.window.padded(x)
-        total = jax.lax.reduce_window(padded, 0.0, jax.lax.add, size, strides, "VALID")
-        return total / math.prod(size)
+    def product(
+        self, weight: Float[Array, "*pixels width fan_in"], x: Float[Array, "n ... channels"]
+    ) -> Float[Array, "n ... width"]:
+        """Each window times the weights of its own."""
+        pixels = weight.shape[:-2]
+        table = self.window.table(x.shape[1:-1])
+        # Behind the last pixel are zeros, which the windows see beyond the edge.
+        flat = jnp.pad(x.reshape(len(x), -1, x.shape[-1]), [(0, 0), (0, 1), (0, 0)])
+        seen = jnp.take(flat, table, axis=1, mode="clip").reshape(len(x), len(table), -1)
+        own = weight.reshape(len(table), *weight.shape[-2:])
+        return jnp.einsum("npf,pwf->npw", seen, own).reshape(len(x), *pixels, self.width)
 
 
-class GlobalAvgPool(Weightless):
-    """The mean over all pixels; blind to translations, if padding is circular.
-
-    >>> import jax.numpy as jnp
-    >>> from volform import kernels as k, networks as nn
-    >>> net = nn.serial(nn.GlobalAvgPool(), nn.Dense(1))
-    >>> k.kernel(net, jnp.array([[[1.0], [3.0]]])).nngp.tolist()
-    [[4.0]]
-    """
-
-    def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The number of channels."""
-        return shape[-1:]
-
-    def forward(
-        self, params: tuple[()], x: Float[Array, "n ... channels"], place: Place
-    ) -> Float[Array, "n channels"]:
-        """The mean over all pixels."""
-        return jnp.mean(x.reshape(len(x), -1, x.shape[-1]), 1)
+def _slid(
+    weight: Float[Array, "width fan_in"],
+    padded: Float[Array, "n ... channels"],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Float[Array, "n ... width"]:
+    """Products of a filter with all windows of images that lie inside."""
+    dtype = jnp.result_type(padded, weight)
+    return jax.lax.conv_general_dilated(
+        padded.astype(dtype),
+        weight.reshape(len(weight), *shape, padded.shape[-1]).astype(dtype),
+        strides,
+        "VALID",
+        dimension_numbers=_layout(padded.ndim),
+    )
 
 
 def _layout(rank: int) -> jax.lax.ConvDimensionNumbers:

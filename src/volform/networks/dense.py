@@ -19,7 +19,8 @@ from volform.networks.parametrization import Fans
 class WeightLayer(Wide):
     """A layer of `z = m w x + m' b`, multipliers and priors of the place.
 
-    ParameterArray have one row for each unit, and biases one number.
+    ParameterArray have one row for each unit, and biases one number; for each pixel anew where
+    pixels do not share them.
     """
 
     w_std: eqx.AbstractVar[Any]
@@ -49,23 +50,30 @@ class WeightLayer(Wide):
 
     @abc.abstractmethod
     def product(
-        self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ..."]
+        self, weight: Float[Array, "*unshared width fan_in"], x: Float[Array, "n ..."]
     ) -> Float[Array, "n ... width"]:
         """The units' values, without biases."""
+
+    def unshared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels of its output with weights of their own; none where all share them."""
+        return ()
 
     def parameters(
         self, shape: tuple[int, ...], place: Place
     ) -> tuple[dict[str, ParameterArray], tuple[int, ...]]:
-        """ParameterArray "w", (width, fan_in), and biases "b", (width,)."""
-        found = self.weights(self.fans(shape, place), place)
+        """ParameterArray "w", (width, fan_in), and biases "b", (width,); or for each pixel."""
+        found = self.weights(self.fans(shape, place), place, self.unshared(shape))
         return found, (*self.pixels(shape), self.width)
 
-    def weights(self, fans: Fans, place: Place) -> dict[str, ParameterArray]:
-        """Its parameters, for these sizes."""
+    def weights(
+        self, fans: Fans, place: Place, pixels: tuple[int, ...] = ()
+    ) -> dict[str, ParameterArray]:
+        """Its parameters, for these sizes and so many pixels with weights of their own."""
         weight = place.parametrization.weight(fans, self.w_std)
-        found = {"w": ParameterArray((self.width, fans.fan_in), weight)}
+        found = {"w": ParameterArray((*pixels, self.width, fans.fan_in), weight)}
         if self.b_std is not None:
-            found["b"] = ParameterArray((self.width,), place.parametrization.bias(fans, self.b_std))
+            bias = place.parametrization.bias(fans, self.b_std)
+            found["b"] = ParameterArray((*pixels, self.width), bias)
         return found
 
     def forward(
@@ -79,11 +87,12 @@ class WeightLayer(Wide):
                 f"`params` of `{name}` is a {type(params).__name__}; it should be a dict with 'w' "
                 "and, where there are biases, 'b', as `init` returns it."
             )
-        if params["w"].shape != (self.width, fans.fan_in):
+        wanted = (*self.unshared(x.shape[1:]), self.width, fans.fan_in)
+        if params["w"].shape != wanted:
             raise NetworkError(
                 f"`params` holds weights of shape {params['w'].shape}; a layer of width "
                 f"{self.width} on {fans.fan_in} features has weights of shape "
-                f"{(self.width, fans.fan_in)}: give the inputs that `init` was told of."
+                f"{wanted}: give the inputs that `init` was told of."
             )
         return self.affine(params, x, fans, place)
 
@@ -96,7 +105,7 @@ class WeightLayer(Wide):
         if "b" in params:
             bias = place.parametrization.bias(fans, self.b_std).multiplier * params["b"]
         z = self.product(weight, x)
-        return z if bias is None else z + jnp.expand_dims(bias, tuple(range(z.ndim - 1)))
+        return z if bias is None else z + jnp.expand_dims(bias, tuple(range(z.ndim - bias.ndim)))
 
 
 class Dense(WeightLayer):

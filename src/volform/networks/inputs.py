@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from volform.errors import DataError
 
@@ -23,6 +23,47 @@ def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
         DataError: when it is no array, has no axis of features, is empty, is no floating-point
             array, or (outside `jit`) is not finite.
     """
+    return require_finite(_rows(x, argument), argument)
+
+
+def require_tokens(x: Any, argument: str, count: int) -> Int[Array, "n ..."]:
+    """`x` as an array of n examples of tokens, which are 0 to count - 1.
+
+    Raises:
+        DataError: when it is no array, has no axis of tokens, is empty, is no array of integers, or
+            (outside `jit`) holds a number that is no token.
+    """
+    x = _rows(x, argument)
+    _require_filled(x, argument)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise DataError(
+            f"`{argument}` has dtype {x.dtype}; an `Embedding` takes tokens, which are whole "
+            f"numbers from 0 to {count - 1}: write `{argument}.astype(int)` if it holds some."
+        )
+    if not isinstance(x, Tracer):
+        array: Any = np.asarray(x) if x.is_fully_addressable else x  # NumPy is no part of a trace
+        lowest, highest = int(array.min()), int(array.max())
+        if lowest < 0 or highest >= count:
+            raise DataError(
+                f"`{argument}` holds the token {lowest if lowest < 0 else highest}; an `Embedding` "
+                f"of {count} tokens takes those from 0 to {count - 1}: give it a larger `count`, "
+                "or number the tokens anew."
+            )
+    return x
+
+
+def require_rows(x: Any, argument: str) -> Array:
+    """`x` as an array of n examples for a function that is not known: of integers, they are tokens.
+
+    Raises:
+        DataError: as `require_inputs`, but for integers.
+    """
+    x = _rows(x, argument)
+    _require_filled(x, argument)
+    return x if jnp.issubdtype(x.dtype, jnp.integer) else require_finite(x, argument)
+
+
+def _rows(x: Any, argument: str) -> Array:
     try:
         x = as_array(x)
     except (TypeError, ValueError) as error:
@@ -35,16 +76,12 @@ def require_inputs(x: Any, argument: str) -> Float[Array, "n ..."]:
             f"`{argument}` has shape {x.shape}; it should have one row for each example, shape "
             "(n, features): for a single feature write `x[:, None]`."
         )
-    return require_finite(x, argument)
+    return x
 
 
 def require_finite(x: Array, argument: str) -> Array:
     """`x` itself, or DataError where it is empty, of integers, or holds NaN or infinity."""
-    if x.size == 0:
-        raise DataError(
-            f"`{argument}` has shape {x.shape} and is empty; at least one example with at least "
-            "one feature is needed."
-        )
+    _require_filled(x, argument)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(
             f"`{argument}` has dtype {x.dtype}; networks and kernels are differentiable functions "
@@ -58,6 +95,14 @@ def require_finite(x: Array, argument: str) -> Array:
             "or fill them in."
         )
     return x
+
+
+def _require_filled(x: Array, argument: str) -> None:
+    if x.size == 0:
+        raise DataError(
+            f"`{argument}` has shape {x.shape} and is empty; at least one example with at least "
+            "one feature is needed."
+        )
 
 
 def _count_bad(x: Array) -> int:

@@ -77,6 +77,14 @@ class Layer(eqx.Module):
     def forward(self, params: Any, x: Float[Array, "n ..."], place: Place) -> Array:
         """Outputs for a batch of examples."""
 
+    def require_examples(self, x: Any, argument: str) -> Array:
+        """`x` as an array of examples that it takes: of real numbers, for most layers.
+
+        Raises:
+            DataError: when it holds others.
+        """
+        return require_inputs(x, argument)
+
     def init(
         self,
         key: PRNGKeyArray,
@@ -121,9 +129,10 @@ class Layer(eqx.Module):
             Outputs, shape (n, width of the last layer).
 
         Raises:
-            DataError: when x is empty, not finite, of integers or of the wrong shape.
+            DataError: when x is empty, not finite, of integers (of other numbers, if tokens are
+                embedded) or of the wrong shape.
         """
-        return self.forward(params, require_inputs(x, "x"), whole(parametrization))
+        return self.forward(params, self.require_examples(x, "x"), whole(parametrization))
 
     def maps(
         self, params: Any, *, parametrization: Parametrization | None = None

@@ -15,7 +15,6 @@ from volform.checks import require_key
 from volform.equivalence.copies import copies
 from volform.errors import NetworkError
 from volform.geometry.metric import Euclidean
-from volform.networks.inputs import require_inputs
 from volform.networks.layer import Layer, ParameterArray, Place, whole
 from volform.networks.parametrization import (
     NTP,
@@ -174,7 +173,7 @@ class Network(eqx.Module):
         return tuple(found)
 
     def _forward(self, x: Any, parameter: Callable[[Parameter], Array]) -> Array:
-        x = require_inputs(x, "x")
+        x = self.layers.require_examples(x, "x")
         return self.layers.forward(self._mapped(parameter, x.shape[1:]), x, self._place)
 
     @property

@@ -1,7 +1,8 @@
-"""Layers that scale units: layer normalization, and dropout as noise under the prior."""
+"""Layers that scale units: layer normalization, softmax, and dropout as noise under the prior."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -44,6 +45,23 @@ class LayerNorm(Pointwise):
         """`(x - mean) / sqrt(variance + eps)` over the units."""
         centered = x - jnp.mean(x, -1, keepdims=True)
         return centered / jnp.sqrt(jnp.mean(centered**2, -1, keepdims=True) + self.eps)
+
+
+class Softmax(Pointwise):
+    """Each example's units (the channels of a pixel) as probabilities: `exp(x) / sum(exp(x))`.
+
+    For gates and mixtures within a network; `classification` takes logits, and has it already. It
+    has no kernel in the limit of infinite width, in which all probabilities go to zero.
+
+    >>> import jax.numpy as jnp
+    >>> from volform import networks as nn
+    >>> nn.Softmax().apply((), jnp.array([[0.0, 0.0]])).tolist()
+    [[0.5, 0.5]]
+    """
+
+    def forward(self, params: tuple[()], x: Float[Array, "n ..."], place: Place) -> Array:
+        """Probabilities over the units."""
+        return jax.nn.softmax(x, -1)
 
 
 class Dropout(Pointwise):

@@ -4,6 +4,7 @@ import enum
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -58,18 +59,28 @@ class Window(NamedTuple):
         pads = [(0, 0), *self.pads(x.shape[1:-1]), (0, 0)]
         return jnp.pad(x, pads, mode="wrap" if self.padding is Padding.CIRCULAR else "constant")
 
+    def seen(self, pixels: tuple[int, ...]) -> list[Int[np.ndarray, "windows size"]]:
+        """The numbers of the pixels in each window, direction by direction; -1 beyond the edge."""
+        sizes = (pixels, self.counts(pixels), self.strides, self.pads(pixels), self.shape)
+        return [
+            self._inside(np.arange(count)[:, None] * step - before + np.arange(size), n)
+            for n, count, step, (before, _), size in zip(*sizes, strict=True)
+        ]
+
+    def _inside(self, at: Int[np.ndarray, "windows size"], n: int) -> Int[np.ndarray, "..."]:
+        if self.padding is Padding.CIRCULAR:
+            return at % n
+        return np.where((at < 0) | (at >= n), -1, at)
+
     def table(self, pixels: tuple[int, ...]) -> Int[np.ndarray, "windows size"]:
         """The numbers of the pixels in each window; those outside have the number of all pixels."""
-        index, outside = np.zeros((1, 1), int), np.zeros((1, 1), bool)
-        sizes = (pixels, self.counts(pixels), self.strides, self.pads(pixels), self.shape)
-        for n, count, step, (before, _), size in zip(*sizes, strict=True):
-            at = np.arange(count)[:, None] * step - before + np.arange(size)
-            at = at % n if self.padding is Padding.CIRCULAR else at
-            beyond = (at < 0) | (at >= n)
-            shape = len(index) * count, index.shape[1] * size
-            index = (index[:, None, :, None] * n + at[:, None, :]).reshape(shape)
-            outside = (outside[:, None, :, None] | beyond[:, None, :]).reshape(shape)
-        return np.where(outside, math.prod(pixels), index)
+        index = np.zeros((1, 1), int)
+        for n, at in zip(pixels, self.seen(pixels), strict=True):
+            shape = len(index) * len(at), index.shape[1] * at.shape[1]
+            rows, columns = index[:, None, :, None], at[:, None, :]
+            outside = (rows < 0) | (columns < 0)
+            index = np.where(outside, -1, rows * n + columns).reshape(shape)
+        return np.where(index < 0, math.prod(pixels), index)
 
     def placed(self, shape: tuple[int, ...], layer: str) -> tuple[int, ...]:
         """Windows in each direction on examples of this shape.
@@ -91,6 +102,45 @@ class Window(NamedTuple):
                 "pixels; choose a smaller one, or `padding=Padding.SAME`."
             )
         return counts
+
+
+class SpreadWindow(Window):
+    """Windows on images whose pixels are spread out, with `strides - 1` zeros behind each of them.
+
+    The windows of a transposed convolution: one at each place. For `CIRCULAR` the spread image
+    lies on a circle.
+    """
+
+    def counts(self, pixels: tuple[int, ...]) -> tuple[int, ...]:
+        """As many as places; for `VALID` all that see a pixel, and those between two of them."""
+        sizes = zip(pixels, self.strides, self.shape, strict=True)
+        beyond = 1 if self.padding is Padding.VALID else 0
+        return tuple(n * step + beyond * max(size - step, 0) for n, step, size in sizes)
+
+    def pads(self, pixels: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Places beyond each edge, as `jax.lax.conv_transpose` has them."""
+        if self.padding is Padding.VALID:
+            sizes = zip(self.strides, self.shape, strict=True)
+            return [(size - 1, max(size - step, 0)) for step, size in sizes]
+        pads = []
+        for step, size in zip(self.strides, self.shape, strict=True):
+            before = size - 1 if step > size - 1 else -(-(size + step - 2) // 2)
+            pads.append((before, size - 1 - before))
+        return pads
+
+    def padded(self, x: Float[Array, "n ... d"]) -> Float[Array, "n ... d"]:
+        """Images spread out, with what lies outside."""
+        gaps = [(0, step - 1, step - 1) for step in self.strides]
+        return super().padded(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *gaps, (0, 0, 0)]))
+
+    def seen(self, pixels: tuple[int, ...]) -> list[Int[np.ndarray, "windows size"]]:
+        """The numbers of the pixels in each window, direction by direction; -1 in gaps too."""
+        sizes = (pixels, self.counts(pixels), self.strides, self.pads(pixels), self.shape)
+        found = []
+        for n, count, step, (before, _), size in zip(*sizes, strict=True):
+            at = self._inside(np.arange(count)[:, None] - before + np.arange(size), n * step)
+            found.append(np.where((at < 0) | (at % step > 0), -1, at // step))
+        return found
 
 
 def window(shape: Any, strides: Any, padding: Any, layer: str, name: str) -> Window:

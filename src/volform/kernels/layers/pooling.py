@@ -1,40 +1,73 @@
 """Kernels of layers that put pixels together."""
 
+import math
+
 import numpy as np
 
 from volform.kernels.layers.rules import pairs_needed, propagate
 from volform.kernels.propagation.moments import Moments
 from volform.kernels.propagation.state import KernelState, LayerContext, Pairs
 from volform.kernels.propagation.window_means import pool, window_mean
-from volform.networks.conv import AvgPool, GlobalAvgPool
 from volform.networks.layer import Flatten
+from volform.networks.pooling import (
+    AvgPool,
+    GlobalAvgPool,
+    GlobalPool,
+    GlobalSumPool,
+    SumPool,
+    WindowPool,
+)
 
 
 @pairs_needed.register
-def _(layer: AvgPool, pairs: Pairs) -> Pairs:
+def _(layer: WindowPool, pairs: Pairs) -> Pairs:
     return Pairs.ALL
 
 
 @propagate.register
 def _(layer: AvgPool, state: KernelState, context: LayerContext) -> KernelState:
     # K'(p, p') = 1/size^2 sum_{d, d'} K(p + d, p' + d'), likewise T: P^2 numbers for P pixels.
+    return _pooled(layer, state)
+
+
+@propagate.register
+def _(layer: SumPool, state: KernelState, context: LayerContext) -> KernelState:
+    return _times(math.prod(layer.window_shape), _pooled(layer, state))
+
+
+def _pooled(layer: WindowPool, state: KernelState) -> KernelState:
     shape = layer.shape_of(state.shape)
     return pool(state, layer.window.table(state.shape[:-1])).replace(shape=shape)
 
 
 @pairs_needed.register
-def _(layer: GlobalAvgPool, pairs: Pairs) -> Pairs:
+def _(layer: GlobalPool, pairs: Pairs) -> Pairs:
     return Pairs.ALL
 
 
 @propagate.register
 def _(layer: GlobalAvgPool, state: KernelState, context: LayerContext) -> KernelState:
+    return _everywhere(layer, state)
+
+
+@propagate.register
+def _(layer: GlobalSumPool, state: KernelState, context: LayerContext) -> KernelState:
+    return _times(math.prod(state.shape[:-1]), _everywhere(layer, state))
+
+
+def _everywhere(layer: GlobalPool, state: KernelState) -> KernelState:
     if not state.has_pixels:
         return state
     state = pool(state, np.arange(state.moments.cross.shape[-1])[None])
     moments = Moments(*(moment[..., 0, 0] for moment in state.moments))
     shape = layer.shape_of(state.shape)
     return state.replace(moments=moments, ntk=state.ntk[..., 0, 0], shape=shape, self_moments=())
+
+
+def _times(count: int, state: KernelState) -> KernelState:
+    """The kernels of units times a number of pixels."""
+    scaled = state.map(lambda moments: moments.times(float(count**2)))
+    return scaled.replace(ntk=count**2 * state.ntk)
 
 
 @pairs_needed.register

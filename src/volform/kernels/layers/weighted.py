@@ -3,9 +3,10 @@
 from volform.kernels.layers.rules import pairs_needed, propagate
 from volform.kernels.propagation.moments import constant
 from volform.kernels.propagation.state import KernelState, LayerContext, Pairs
-from volform.kernels.propagation.window_means import window_mean
-from volform.networks.conv import Conv
+from volform.kernels.propagation.window_means import uncorrelated, window_mean
+from volform.networks.conv import ConvLocal, WindowLayer
 from volform.networks.dense import Dense, WeightLayer
+from volform.networks.embedding import Embedding
 from volform.networks.layer import Place
 from volform.networks.parametrization import Fans
 
@@ -41,15 +42,39 @@ def _(layer: Dense, state: KernelState, context: LayerContext) -> KernelState:
 
 
 @pairs_needed.register
-def _(layer: Conv, pairs: Pairs) -> Pairs:
+def _(layer: Embedding, pairs: Pairs) -> Pairs:
+    return max(pairs, Pairs.EQUAL)  # tokens rather than means
+
+
+@propagate.register
+def _(layer: Embedding, state: KernelState, context: LayerContext) -> KernelState:
+    # A dense layer of vectors with a single one, of which the inner products are the moments.
+    found = affine(Dense(layer.width, layer.w_std), state, layer.fans(context.place), context.place)
+    return found.replace(shape=(*state.shape, layer.width))
+
+
+@pairs_needed.register
+def _(layer: WindowLayer, pairs: Pairs) -> Pairs:
     return max(pairs, Pairs.EQUAL)  # pixels rather than means
 
 
 @propagate.register
-def _(layer: Conv, state: KernelState, context: LayerContext) -> KernelState:
+def _(layer: WindowLayer, state: KernelState, context: LayerContext) -> KernelState:
     # Of two pixels p and p', 1/size sum_d K(p + d, p' + d); then as for `Dense`. Novak et al.
-    # (2019), Bayesian deep convolutional networks with many channels are Gaussian processes.
+    # (2019), Bayesian deep convolutional networks with many channels are Gaussian processes. Of a
+    # transposed convolution p + d may lie between pixels, where there are zeros.
     place, pixels = context.place, layer.pixels(state.shape)
     fans = layer.fans(state.shape, place)
     means = window_mean(state, layer.window.table(state.shape[:-1]))
     return affine(layer, means.replace(shape=(*pixels, layer.width)), fans, place)
+
+
+@pairs_needed.register
+def _(layer: ConvLocal, pairs: Pairs) -> Pairs:
+    return Pairs.EQUAL  # those of unequal pixels are zero
+
+
+@propagate.register
+def _(layer: ConvLocal, state: KernelState, context: LayerContext) -> KernelState:
+    equal = propagate.dispatch(WindowLayer)(layer, state.restricted(Pairs.EQUAL), context)
+    return uncorrelated(equal) if context.pairs is Pairs.ALL else equal

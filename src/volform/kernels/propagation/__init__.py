@@ -21,6 +21,7 @@ from volform.kernels.propagation.state import (
     KernelState as KernelState,
     LayerContext as LayerContext,
     Pairs as Pairs,
+    are_tokens as are_tokens,
     in_pairs as in_pairs,
     of_examples as of_examples,
 )
@@ -36,5 +37,6 @@ from volform.kernels.propagation.tiles import (
 from volform.kernels.propagation.window_means import (
     mixed as mixed,
     pool as pool,
+    uncorrelated as uncorrelated,
     window_mean as window_mean,
 )

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from volform.kernels.propagation.inputs import Examples, of_inputs, prepared
 from volform.kernels.propagation.moments import Moments
@@ -92,9 +93,17 @@ def in_pairs(
 
 
 def of_examples(x1: Examples, x2: Examples, pairs: Pairs, *, is_same: Any) -> KernelState:
-    """The state of given examples, with `x1 . x2 / channels` as covariance of two pixels."""
+    """The state of given examples, with `x1 . x2 / channels` as covariance of two pixels.
+
+    Of tokens, which are integers, it is 1 where they agree and 0 elsewhere.
+    """
     shape, within = x1.shape[1:], ()
-    if _is_of_vectors(x1, pairs):
+    if are_tokens(x1):
+        x1, x2 = (x.reshape(len(x), -1) for x in (x1, x2))
+        every = pairs is Pairs.ALL
+        moments = _of_tokens(*((x1[:, :, None], x2[:, None]) if every else (x1, x2)))
+        within = tuple(_of_own_tokens(x) for x in (x1, x2)) if every else ()
+    elif _is_of_vectors(x1, pairs):
         moments = of_inputs(x1, x2, is_same)
     else:
         x1, x2 = (x.reshape(len(x), -1, x.shape[-1]) for x in (x1, x2))
@@ -104,8 +113,28 @@ def of_examples(x1: Examples, x2: Examples, pairs: Pairs, *, is_same: Any) -> Ke
     return KernelState(moments, ntk, shape, is_gaussian=False, is_same=is_same, self_moments=within)
 
 
+def are_tokens(x: Examples) -> bool:
+    """Tell whether examples are integers."""
+    return isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer)
+
+
 def _is_of_vectors(x: Examples, pairs: Pairs) -> bool:
-    return len(x.shape) == 2 or pairs is Pairs.NONE
+    return not are_tokens(x) and (len(x.shape) == 2 or pairs is Pairs.NONE)
+
+
+def _of_tokens(x1: Int[Array, "n1 *P"], x2: Int[Array, "n2 *Q"]) -> Moments:
+    """Moments of vectors with a one at the token: of each pair, they are one or orthogonal."""
+    return _agreement(x1[:, None], x2[None])
+
+
+def _of_own_tokens(x: Int[Array, "n P"]) -> Moments:
+    return _agreement(x[:, :, None], x[:, None])
+
+
+def _agreement(left: Int[Array, "..."], right: Int[Array, "..."]) -> Moments:
+    cross = (left == right).astype(float)
+    one, other = (jnp.ones(x.shape, cross.dtype) for x in (left, right))
+    return Moments(one, other, cross, 1 - cross)
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from volform.kernels.propagation.moments import Moments, of_products
+from volform.kernels.propagation.moments import Moments, of_products, root
 from volform.kernels.propagation.state import KernelState
 
 
@@ -67,6 +67,29 @@ def pool(state: KernelState, table: Int[np.ndarray, "windows size"]) -> KernelSt
     every = (state.moments, *state.self_moments)
     crosses, same = [mean(m.cross) for m in every], [_same_windows(m, at) for m in every]
     return mixed(state, crosses, mean(state.ntk), same)
+
+
+def uncorrelated(state: KernelState) -> KernelState:
+    """The state of all pairs of pixels, of which unequal ones are uncorrelated."""
+    left, right, cross, area = state.moments
+    own = (left[:, 0], right[0])
+    ends = left[..., None], right[..., None, :]
+    moments = _on_diagonal(*ends, cross, area)
+    within = tuple(_on_diagonal(v[..., None], v[..., None, :], v, jnp.zeros_like(v)) for v in own)
+    ntk = _diagonal(state.ntk, jnp.zeros((), state.ntk.dtype))
+    return state.replace(moments=moments, ntk=ntk, self_moments=within)
+
+
+def _on_diagonal(left: Array, right: Array, cross: Array, area: Array) -> Moments:
+    """Moments of all pairs; the area of uncorrelated units is the product of their sizes."""
+    zero = jnp.zeros((), cross.dtype)
+    return Moments(left, right, _diagonal(cross, zero), _diagonal(area, root(left) * root(right)))
+
+
+def _diagonal(equal: Float[Array, "... P"], others: Array) -> Float[Array, "... P P"]:
+    is_equal = jnp.eye(equal.shape[-1], dtype=bool)
+    is_equal = is_equal.reshape((1,) * (equal.ndim - 1) + is_equal.shape)
+    return jnp.where(is_equal, equal[..., None], others)
 
 
 def mixed(
