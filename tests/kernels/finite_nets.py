@@ -35,6 +35,21 @@ def of_images():
     return net.apply, net.init(jax.random.key(0), IMAGES.shape), IMAGES
 
 
+def of_windows():
+    net = nn.serial(
+        nn.ConvTranspose(3, (3, 2), 1.4, 0.2, strides=(1, 2)), nn.Erf(), nn.SumPool((2, 4)),
+        nn.ConvLocal(2, (2, 2), 1.4, 0.2, strides=(2, 2)), nn.Erf(), nn.Flatten(), nn.Dense(2),
+    )  # fmt: skip
+    x = IMAGES[:, :4, :4]
+    return net.apply, net.init(jax.random.key(0), x.shape), x
+
+
+def of_tokens():
+    net = nn.serial(nn.Embedding(7, 3, 1.4), nn.Conv(2, (2,)), nn.Erf(), nn.Flatten(), nn.Dense(2))
+    x = np.random.default_rng(3).integers(0, 7, size=(5, 4))
+    return net.apply, net.init(jax.random.key(0), x.shape), x
+
+
 def plain():
     params = [(normal(0, 6, 9), normal(1, 9)), (normal(2, 9, 3), normal(3, 3))]
 
@@ -231,7 +246,8 @@ def images_out():
 
 CASES: dict[str, Any] = {
     "NTP": lambda: of_net(NTP()), "SP": lambda: of_net(SP()), "MuP": lambda: of_net(MuP()),
-    "images": of_images, "plain": plain, "lenet": lenet, "strided": strided, "residual": residual,
+    "images": of_images, "windows": of_windows, "tokens": of_tokens,
+    "plain": plain, "lenet": lenet, "strided": strided, "residual": residual,
     "transformer": transformer, "batched weights": batched_weights, "shared": shared,
     "not linear": not_linear, "scaled": scaled_by_values, "equinox": of_equinox,
     "images out": images_out, "biases": biases, "control flow": control_flow,

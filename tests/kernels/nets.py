@@ -15,6 +15,7 @@ N, H, W, C = np.ogrid[:4, :5, :5, :2]
 IMAGES = np.sin(1 + 0.7 * N + 1.3 * H + 0.9 * W + 0.5 * C)
 N, T, C = np.ogrid[:4, :6, :2]
 SEQUENCES = np.sin(1 + 0.7 * N + 1.3 * T + 0.5 * C)
+TOKENS = np.array([[0, 3, 3], [4, 3, 1], [0, 3, 2], [1, 1, 1]])
 
 
 def dense(width=8, b_std=0.2):
@@ -23,6 +24,14 @@ def dense(width=8, b_std=0.2):
 
 def conv(shape=(3,), width=8, b_std=0.2, **window):
     return nn.Conv(width, shape, w_std=1.4, b_std=b_std, **window)
+
+
+def spread(shape=(3,), width=8, b_std=0.2, **window):
+    return nn.ConvTranspose(width, shape, w_std=1.4, b_std=b_std, **window)
+
+
+def local(shape=(3,), width=8, b_std=0.2, **window):
+    return nn.ConvLocal(width, shape, w_std=1.4, b_std=b_std, **window)
 
 
 def around(*activations, b_std=0.2):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import IMAGES, SEQUENCES, X2, X, around, conv, dense
+from tests.kernels.nets import IMAGES, SEQUENCES, TOKENS, X2, X, around, conv, dense, local, spread
 
 from volform import kernels as k, networks as nn
 from volform.errors import DataError, NetworkError
@@ -55,6 +55,17 @@ def test_second_inputs():
         (lambda: nn.Conv(8, (3,), strides=(0,)), r"`strides` of Conv is \(0,\)"),
         (lambda: nn.Conv(8, (3,), padding="SAME"), "`padding` of Conv is 'SAME'.*`Padding.SAME`"),
         (lambda: nn.AvgPool((-2,)), r"`window_shape` of AvgPool is \(-2,\)"),
+        (lambda: nn.SumPool((2, 0)), r"`window_shape` of SumPool is \(2, 0\)"),
+        (lambda: nn.ConvTranspose(8, (3,), strides=(0,)), r"`strides` of ConvTranspose is \(0,\)"),
+        (lambda: nn.ConvLocal(8, 3), r"`filter_shape` of ConvLocal is 3"),
+        (lambda: nn.ConvLocal(8, (3,), b_std=-1.0), r"`b_std` is -1.0"),
+        (lambda: nn.Embedding(0, 8), r"`count` of Embedding is 0; .*`Embedding\(1000, 64\)`"),
+        (lambda: nn.Embedding(5, 2.5), r"`width` of Embedding is 2.5"),
+        (lambda: nn.Embedding(5, 8, 0.0), "`w_std` is 0.0.*of a vector"),
+        (
+            lambda: nn.serial(conv(), nn.Embedding(5, 8)),
+            "has Embedding behind Conv.*first",
+        ),
         (lambda: nn.Dropout(0.0), "`rate` of Dropout is 0.0; .* a unit is kept"),
         (lambda: nn.Dropout(1.5), "`rate` of Dropout is 1.5"),
         (lambda: nn.GlobalSelfAttention(8, 0, 4, 4), "`heads` of GlobalSelfAttention is 0"),
@@ -102,6 +113,11 @@ def test_networks_without_a_kernel(net, match):
         (SEQUENCES, (conv((2, 2)),), r"`Conv\(8\)` .*\(height, width, channels\)"),
         (IMAGES, (conv((3, 6), padding=nn.Padding.VALID),), r"`Conv\(8\)` .*larger than .*\(5"),
         (SEQUENCES, (nn.AvgPool((7,)),), r"`AvgPool` has a window of \(7,\), larger"),
+        (SEQUENCES, (nn.SumPool((7,)),), r"`SumPool` has a window of \(7,\), larger"),
+        (X, (spread(),), r"`ConvTranspose\(8\)` with a window of \(3,\) got examples of shape"),
+        (IMAGES, (local(),), r"`ConvLocal\(8\)` .* shape \(5, 5, 2\); it takes"),
+        (SEQUENCES, (local(),), r"`net` ends in images of shape \(6, 8\)"),
+        (SEQUENCES, (conv(), nn.Softmax(), conv(), nn.Flatten()), "`Softmax` has no kernel"),
         (SEQUENCES, (conv(),), r"`net` ends in images of shape \(6, 8\).*GlobalAvgPool"),
         (SEQUENCES, (conv(), nn.Flatten(), nn.Relu()), "not Gaussian"),
         (X, (nn.concatenated(dense(), dense()), nn.Relu()), "not Gaussian"),
@@ -114,6 +130,45 @@ def test_networks_without_a_kernel(net, match):
 def test_images(x, layers, match):
     with pytest.raises(NetworkError, match=match):
         k.kernel(nn.serial(*layers), x)
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (TOKENS + 1, r"`x1` holds the token 5; an `Embedding` of 5 tokens takes .*0 to 4.*`count`"),
+        (TOKENS - 1, r"`x1` holds the token -1"),
+        (TOKENS / 2, r"`x1` has dtype float64; .* whole numbers from 0 to 4.*`x1.astype\(int\)`"),
+        (TOKENS > 1, r"`x1` has dtype bool"),
+        (TOKENS[0], r"`x1` has shape \(3,\)"),
+        (TOKENS[:0], r"`x1` has shape \(0, 3\) and is empty"),
+    ],
+)
+def test_tokens(x, match, key):
+    net = nn.serial(nn.Embedding(5, 8), nn.Flatten(), dense())
+    with pytest.raises(DataError, match=match):
+        k.kernel(net, x)
+    params = net.init(key, TOKENS.shape)
+    with pytest.raises(DataError, match=match.replace("x1", "x")):
+        net.apply(params, x)
+
+
+def test_tokens_that_a_program_hides(key):
+    """Under `jit` nothing can be said: a token that is none makes for NaN, and for no neighbor."""
+    net = nn.serial(nn.Embedding(5, 8), nn.Flatten(), dense())
+    params = net.init(key, TOKENS.shape)
+    found = jax.jit(net.apply)(params, np.array([[0, 1, 2], [0, 1, -1], [5, 1, 2]]))
+    np.testing.assert_array_equal(np.isnan(found).any(1), [False, True, True])
+
+
+def test_what_is_no_network_of_layers(key):
+    words = nn.Embedding(5, 8)
+    (rows,) = words.maps(words.init(key, TOKENS.shape))
+    with pytest.raises(NetworkError, match=r"`Embedding\(5, 8\)` got values of dtype float64"):
+        rows(X)
+    with pytest.raises(DataError, match=r"`x1` has dtype int64; .*astype\(float\)"):
+        k.kernel(nn.summed(words, nn.Conv(8, (1,))), TOKENS)
+    with pytest.raises(NetworkError, match=r"`net` is a Network; .*its `layers`"):
+        k.kernel(nn.MLP((3,)), X)
 
 
 def test_shapes(key):

@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import ACTIVATIONS, SEQUENCES, X2, X, around, conv, dense, finite
+from tests.kernels.nets import (
+    ACTIVATIONS,
+    SEQUENCES,
+    TOKENS,
+    X2,
+    X,
+    around,
+    conv,
+    dense,
+    finite,
+    local,
+    spread,
+)
 
 from volform import kernels as k, networks as nn
 from volform.networks import NTP
@@ -249,9 +261,76 @@ def test_dropout_twice():
 def test_images_of_one_pixel_are_vectors():
     """Convolution, pooling and flattening do nothing but what dense layers do."""
     x, flat = X[:, None, :], around(nn.Relu(), nn.Erf())
-    for end in (nn.Flatten(), nn.GlobalAvgPool()):
-        net = nn.serial(conv((1,)), nn.Relu(), conv((1,)), nn.Erf(), end, dense())
+    ends = (conv, nn.Flatten()), (spread, nn.GlobalAvgPool()), (local, nn.GlobalSumPool())
+    for layer, end in ends:
+        net = nn.serial(conv((1,)), nn.Relu(), layer((1,)), nn.Erf(), end, dense())
         require_equal(jax.jit(partial(k.kernel, net))(x), k.kernel(flat, X), rtol=1e-13)
+
+
+@pytest.mark.parametrize("padding", nn.Padding)
+def test_flattened_images_do_not_tell_whether_weights_are_shared(padding):
+    """Layers of the same windows, with weights for all pixels or for each of them."""
+    shared, own = (
+        nn.serial(
+            layer((3,), padding=padding),
+            nn.Relu(),
+            layer((2,), strides=(2,)),
+            nn.Flatten(),
+            dense(),
+        )
+        for layer in (conv, local)
+    )
+    require_equal(k.kernel(own, SEQUENCES), k.kernel(shared, SEQUENCES), rtol=1e-14)
+
+
+@pytest.mark.parametrize("padding", [nn.Padding.SAME, nn.Padding.CIRCULAR])
+def test_transposed_windows_next_to_each_other_are_windows(padding):
+    nets = (
+        nn.serial(conv(), nn.Erf(), layer(padding=padding), nn.Relu(), nn.GlobalAvgPool())
+        for layer in (conv, spread)
+    )
+    require_equal(*(k.kernel(net, SEQUENCES) for net in nets), rtol=1e-14)
+
+
+def test_pixels_spread_out_see_themselves():
+    """A filter as large as the strides repeats each pixel; each copy has one of as many taps."""
+    many = nn.serial(nn.Conv(8, (1,)), nn.Erf(), nn.ConvTranspose(8, (3,), strides=(3,)))
+    one = nn.serial(nn.Conv(8, (1,)), nn.Erf(), nn.Conv(8, (1,), np.sqrt(1 / 3)))
+    found, expected = (k.kernel(nn.serial(net, nn.Flatten()), SEQUENCES) for net in (many, one))
+    require_equal(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("window", [{"padding": nn.Padding.SAME}, {"strides": (1,)}])
+def test_sums_are_means_times_counts(window):
+    def kernel(pool, w_std):
+        behind = nn.Conv(8, (1,), w_std), nn.Erf(), nn.GlobalAvgPool()
+        return k.kernel(nn.serial(conv(), nn.Relu(), pool, *behind), SEQUENCES)
+
+    pools = (nn.SumPool((4,), **window), 0.35), (nn.AvgPool((4,), **window), 1.4)
+    found, expected = (kernel(*each) for each in pools)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)
+
+
+def test_sums_over_all_pixels():
+    body = conv(), nn.Relu()
+    everywhere = k.kernel(nn.serial(*body, nn.GlobalSumPool()), SEQUENCES)
+    mean = k.kernel(nn.serial(*body, nn.GlobalAvgPool()), SEQUENCES)
+    require_equal(everywhere, [36 * part for part in mean], rtol=1e-14)
+    whole = k.kernel(nn.serial(*body, nn.SumPool((6,)), nn.Flatten()), SEQUENCES)
+    require_equal(whole, everywhere, rtol=1e-13)
+
+
+@pytest.mark.parametrize("end", [nn.Flatten(), nn.GlobalSumPool()])
+def test_tokens_are_vectors_with_a_one(end):
+    """Of 5 entries, which a dense layer divides by: its w_std is larger by the root of 5."""
+    behind = conv((2,)), nn.Relu(), conv((2,)), end, dense()
+    words = nn.serial(nn.Embedding(5, 8, 1.4), *behind)
+    vectors = nn.serial(nn.Conv(8, (1,), 1.4 * np.sqrt(5.0)), *behind)
+    found = k.kernel(words, TOKENS), k.kernel(words, TOKENS, TOKENS[:2])
+    x = np.eye(5)[TOKENS]
+    require_equal(found[0], k.kernel(vectors, x), rtol=1e-13)
+    require_equal(found[1], k.kernel(vectors, x, x[:2]), rtol=1e-13)
 
 
 def test_windows_of_one_pixel_do_not_mix_pixels():

@@ -1,5 +1,6 @@
 """Kernels of images: exact for one linear layer of any width, and as the layers need them."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import IMAGES, SEQUENCES, conv, dense
+from tests.kernels.nets import IMAGES, SEQUENCES, TOKENS, conv, dense, local, spread
 
 from volform import kernels as k, networks as nn
 from volform.kernels import LayerContext, Pairs, of_examples
@@ -32,6 +33,23 @@ LINEAR = [
     ),
     (SEQUENCES, nn.serial(conv((9,), strides=(2,), padding=CIRCULAR), nn.GlobalAvgPool()), NTP()),
     (SEQUENCES, SIDE_BY_SIDE, NTP()),
+    (
+        SEQUENCES,
+        nn.serial(spread((3,), strides=(2,), padding=VALID), nn.SumPool((2,)), nn.Flatten()),
+        NTP(),
+    ),
+    (IMAGES, nn.serial(spread((2, 3), strides=(3, 1)), nn.GlobalSumPool()), MuP()),
+    (SEQUENCES, nn.serial(spread((4,), strides=(3,), padding=CIRCULAR), nn.GlobalAvgPool()), SP()),
+    (IMAGES, nn.serial(local((3, 2), strides=(2, 1)), nn.GlobalSumPool()), NTP()),
+    (SEQUENCES, nn.serial(local((4,), padding=CIRCULAR), nn.AvgPool((3,)), nn.Flatten()), MuP()),
+    (SEQUENCES, nn.serial(nn.SumPool((3,), strides=(1,)), local((2,)), nn.Flatten()), NTP()),
+    (TOKENS, nn.serial(nn.Embedding(5, 4, 1.4), nn.Flatten()), NTP()),
+    (
+        TOKENS,
+        nn.serial(nn.Embedding(5, 4, 1.4), nn.SumPool((2,), strides=(1,)), nn.Flatten()),
+        SP(),
+    ),
+    (TOKENS[..., None], nn.serial(nn.Embedding(5, 4), nn.GlobalSumPool()), MuP()),
 ]
 
 
@@ -53,7 +71,66 @@ def test_one_linear_layer(x, net, scaling, key):
         np.testing.assert_allclose(kernel.nngp, found, rtol=1e-12)
 
 
+def taps(layer, pixels):
+    """Of each output pixel the inputs that it sees, by loops: the tap's number, and the pixel."""
+    size, steps = layer.filter_shape[0], layer.strides[0]
+    if isinstance(layer, nn.ConvLocal):
+        count = -(-pixels // steps)
+        before = max((count - 1) * steps + size - pixels, 0) // 2
+        seen = [[(d, p * steps - before + d) for d in range(size)] for p in range(count)]
+        return [[(d, q) for d, q in row if 0 <= q < pixels] for row in seen]
+    # Each input pixel is written to the outputs around its place: the transpose of a convolution.
+    found = [[] for _ in range(pixels * steps)]
+    before = size - 1 if steps > size - 1 else -(-(size + steps - 2) // 2)
+    for q in range(pixels):
+        for d in range(size):
+            place = q * steps + before - d
+            if 0 <= place < len(found):
+                found[place].append((d, q))
+    return found
+
+
+@pytest.mark.parametrize("make", [nn.ConvTranspose, nn.ConvLocal])
+@pytest.mark.parametrize(("size", "step"), [(3, 2), (2, 3), (4, 1)])
+def test_weights_of_each_tap_by_loops(make, size, step):
+    """`sum W_pd W_p'd' (x_q . x_q')` of all taps, whose weights are one or unrelated."""
+    layer = make(8, (size,), 1.4, 0.3, strides=(step,))
+    seen = taps(layer, 6)
+    shared = make is nn.ConvTranspose
+    sums = np.zeros((4, 4))
+    for p, q in np.ndindex(len(seen), len(seen)):
+        for (d, at), (e, other) in itertools.product(seen[p], seen[q]):
+            if d == e and (shared or p == q):
+                sums += 1.4**2 / (2 * size) * SEQUENCES[:, at] @ SEQUENCES[:, other].T
+        sums += 0.3**2 * (shared or p == q)
+    kernel = k.kernel(nn.serial(layer, nn.GlobalSumPool()), SEQUENCES)
+    np.testing.assert_allclose(kernel.nngp, sums, rtol=1e-12)
+    np.testing.assert_allclose(kernel.ntk, sums, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("padding", [SAME, VALID])
+def test_transposed_convolution_is_that_of_jax(dims, padding):
+    random = np.random.default_rng(dims)
+    for step, size in itertools.product((1, 2, 3), (1, 2, 3)):
+        x = random.normal(size=(2, *(3, 4, 2)[:dims], 2))
+        layer = nn.ConvTranspose(3, (size,) * dims, strides=(step,) * dims, padding=padding)
+        weight = random.normal(size=(3, size**dims * 2))
+        names = "HWD"[:dims]
+        wanted = jax.lax.conv_transpose(
+            x,
+            np.moveaxis(weight.reshape(3, *(size,) * dims, 2), 0, -1),
+            (step,) * dims,
+            padding.name,
+            dimension_numbers=(f"N{names}C", f"{names}IO", f"N{names}C"),
+        )
+        np.testing.assert_allclose(layer.product(weight, x), wanted, rtol=1e-12, atol=1e-13)
+
+
 LAYERS = [
+    nn.SumPool((3,), strides=(2,), padding=SAME),
+    spread((3,), strides=(2,)),
+    local((3,), strides=(2,)),
     nn.AvgPool((3,), strides=(2,), padding=SAME),
     nn.Dropout(0.7),
     nn.GlobalSelfAttention(8, 2, 4, 4, w_key_std=2.0),

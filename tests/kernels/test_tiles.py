@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.compilations import compilations
-from tests.kernels.nets import SEQUENCES, X, conv, dense
+from tests.kernels.nets import SEQUENCES, TOKENS, X, conv, dense, local, spread
 
 from volform import kernels as k, networks as nn
 from volform.errors import ConvergenceError, DataError, KernelError, OperatorError
@@ -223,6 +223,21 @@ def test_tile(tile):
     ):
         with pytest.raises(KernelError, match=f"`tile` is {tile}; it should be a whole number"):
             function()
+
+
+def test_tiles_fit_the_layer_with_most_pairs():
+    """Of pixels that a layer makes, or compares all of although the layers before do not."""
+    end = nn.Relu(), nn.GlobalAvgPool(), dense()
+    plain = k.tile_side(nn.serial(conv(), *end), SEQUENCES)  # 6 pixels, all pairs
+    assert k.tile_side(nn.serial(local(), *end), SEQUENCES) == plain
+    assert k.tile_side(nn.serial(nn.Embedding(5, 8), conv(), *end), TOKENS) == plain * 2
+    larger = nn.residual(spread(strides=(3,)), nn.AvgPool((3,)), conv())
+    triple = np.repeat(SEQUENCES, 3, 1)
+    assert k.tile_side(nn.serial(conv(), larger, *end), SEQUENCES) == k.tile_side(
+        nn.serial(conv(), *end), triple
+    )
+    flat = nn.serial(spread(strides=(3,)), nn.Flatten(), dense())
+    assert k.tile_side(flat, SEQUENCES) < k.tile_side(nn.serial(conv(), nn.Flatten()), SEQUENCES)
 
 
 def test_duplicates_are_named():

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from tests.kernels.nets import SEQUENCES, X2, X, conv, dense, finite
+from tests.kernels.nets import SEQUENCES, TOKENS, X2, X, conv, dense, finite, local, spread
 
 from volform import kernels as k, networks as nn
 from volform.networks import NTP, SP
@@ -18,16 +18,26 @@ GATED = nn.multiplied(conv((1,), width=32), nn.serial(conv((2,), width=32), nn.E
 BLOCK = nn.summed(nn.Identity(), nn.serial(nn.Relu(), conv(width=32)))
 
 
+DECODER = spread(width=48, strides=(2,)), nn.Relu(), spread((2,), width=48), nn.Erf()
+LOCAL = local(width=48), nn.Relu(), local((2,), width=48), nn.Erf()
+WORDS = nn.Embedding(5, 48, 1.4), conv((2,), width=48), nn.Relu()
+
+
 @pytest.mark.parametrize(
     ("net", "scaling"),
     [
         (nn.serial(conv(width=48), nn.Relu(), ATTENTION, nn.GlobalAvgPool(), dense(1)), NTP()),
         (nn.serial(conv(width=32), BLOCK, GATED, nn.Flatten(), dense(1)), SP()),
+        (nn.serial(*DECODER, nn.GlobalSumPool(), dense(1)), NTP()),
+        (nn.serial(*LOCAL, nn.GlobalAvgPool(), dense(1)), NTP()),
+        (nn.serial(*LOCAL, nn.SumPool((2,)), conv((1,)), nn.Flatten(), dense(1)), SP()),
+        (nn.serial(*WORDS, nn.GlobalSumPool(), dense(1)), SP()),
     ],
 )
 def test_networks_of_finite_width(net, scaling, key):
     """Means over 100 draws of `J J^T` and of products of outputs."""
-    x = SEQUENCES[:3, :3]
+    is_of_words = isinstance(net.layers[0], nn.Embedding)
+    x = TOKENS[:3] if is_of_words else SEQUENCES[:3, :3]
 
     draws = finite(net, x, scaling, jax.random.split(key, 100))
     kernels = jax.jit(lambda x: k.kernel(net, x, parametrization=scaling))(x)

@@ -18,6 +18,7 @@ from volform.inference import GGN, Diagonal, Full
 RNG = np.random.default_rng(7)
 VECTORS, SEQUENCES = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(3, 4, 2)))
 IMAGES = jnp.asarray(RNG.normal(size=(3, 5, 4, 2)))
+TOKENS = jnp.asarray(RNG.integers(0, 5, size=(4, 3)))
 STD = 1.4, 0.3
 NETS: dict[str, tuple[nn.Layer, Any]] = {
     "residual": (
@@ -47,6 +48,36 @@ NETS: dict[str, tuple[nn.Layer, Any]] = {
             nn.Dense(2),
         ),
         IMAGES,
+    ),
+    "decoder": (
+        nn.serial(
+            nn.ConvTranspose(2, (3, 2), *STD, strides=(2, 1), padding=nn.Padding.CIRCULAR),
+            nn.Erf(),
+            nn.ConvTranspose(2, (2, 2), strides=(1, 3), padding=nn.Padding.VALID),
+            nn.Erf(),
+            nn.GlobalSumPool(),
+            nn.Dense(2),
+        ),
+        IMAGES[:, :2, :2],
+    ),
+    "local": (
+        nn.serial(
+            nn.ConvLocal(2, (2, 2), *STD, strides=(2, 1)),
+            nn.Erf(),
+            nn.SumPool((2, 2), strides=(1, 2)),
+            nn.Flatten(),
+            nn.Dense(2),
+        ),
+        IMAGES[:, :, :3],
+    ),
+    "tokens": (
+        nn.serial(
+            nn.summed(nn.Embedding(5, 3, 1.4), nn.Embedding(5, 3)),
+            nn.multiplied(nn.Conv(2, (2,)), nn.serial(nn.Conv(2, (1,)), nn.Softmax())),
+            nn.GlobalAvgPool(),
+            nn.Dense(2),
+        ),
+        TOKENS,
     ),
 }
 CASES = pytest.mark.parametrize("name", NETS)
@@ -189,6 +220,25 @@ def test_copies_of_channels_and_heads() -> None:
     attention = nn.GlobalSelfAttention(3, 2, 2, 2), nn.GlobalAvgPool(), LAST
     # Heads change places; what lies within one can be rotated, and the last units too.
     assert _copies(*attention, x=SEQUENCES) == 2
+
+
+def test_copies_of_transposed_and_pooled_channels() -> None:
+    decoder = nn.ConvTranspose(3, (3,), strides=(2,)), nn.Erf(), nn.GlobalSumPool(), LAST
+    assert _copies(*decoder, x=SEQUENCES) == 48
+    assert _copies(nn.Embedding(5, 3), nn.Erf(), nn.Flatten(), LAST, x=TOKENS) == 48
+
+
+def test_exchanges_at_one_pixel_are_said_not_to_be_counted() -> None:
+    """They are copies: of 48 for each of two pixels, 48 at both at once are counted."""
+    net = nn.serial(nn.ConvLocal(3, (2,), strides=(2,)), nn.Erf(), nn.Flatten(), LAST)
+    first, *middle, last = net.init(jax.random.key(4), SEQUENCES.shape)
+    other = first["w"].at[0].set(first["w"][0, ::-1])
+    moved = last["w"].at[:, :3].set(last["w"][:, 2::-1])
+    wanted = net.apply((first, *middle, last), SEQUENCES)
+    assert_allclose(net.apply(({"w": other}, *middle, {"w": moved}), SEQUENCES), wanted, rtol=1e-12)
+    posterior = vf.condition(nn.regression(net, 0.5), SEQUENCES, jnp.ones((3, 1)))
+    assert posterior.provenance.equivalent_modes == 48
+    assert posterior.provenance.uncounted == ("layer0.w", "layer1.w")
 
 
 def test_layer_norm_leaves_places_and_not_signs() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,16 @@ from volform.kernels.checks import require_examples, require_pair
 from volform.kernels.layers.rules import pairs_needed, propagate_needed
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import cut, filled, floats_as_arrays
-from volform.kernels.propagation.state import LayerContext, Pairs, are_tokens, in_pairs, of_examples
+from volform.kernels.propagation.state import LayerContext, Pairs, in_pairs, of_examples
 from volform.kernels.propagation.tiles import Spread, matrices, require_tile, spread_of
 from volform.networks.composition import Parallel, Serial
+from volform.networks.conv import ConvLocal, ConvTranspose
 from volform.networks.embedding import Embedding
 from volform.networks.layer import Layer, Wide, whole
 from volform.networks.parametrization import Parametrization
 
+# Behind these layers there are more pixels, or more pairs of them, than before.
+_WITH_MORE = (ConvLocal, ConvTranspose, Embedding)
 _FEW = 2**14  # pairs, of which a gradient may keep what all layers give
 
 
@@ -120,9 +123,25 @@ def tile_side(net: Layer, x: Float[Array, "n ..."], tile: int | None = None) -> 
     Raises:
         KernelError: when `tile` is no positive whole number.
     """
-    if x.ndim == 2 and not are_tokens(x):
-        return require_tile(tile, 1)
-    return require_tile(tile, _most_pairs(net, x.shape[1:], context_of(None)))
+    pixels = math.prod(x.shape[1:-1])
+    if any(isinstance(layer, _WITH_MORE) for layer in _layers(net)):
+        most = _most_pairs(net, x.shape[1:], context_of(None))  # takes milliseconds
+    else:
+        most = 1 if pixels == 1 else pixels ** int(pairs_needed(net, Pairs.NONE))
+    return require_tile(tile, most)
+
+
+def _layers(net: Layer) -> Iterator[Layer]:
+    parts: tuple[Layer, ...] = ()
+    match net:
+        case Serial():
+            parts = net.layers
+        case Parallel():
+            parts = net.branches
+        case _:
+            yield net
+    for part in parts:
+        yield from _layers(part)
 
 
 def _most_pairs(net: Layer, shape: tuple[int, ...], context: LayerContext) -> int:
@@ -138,6 +157,7 @@ def _most_pairs(net: Layer, shape: tuple[int, ...], context: LayerContext) -> in
             ):
                 most = max(most, _most_pairs(layer, shape, LayerContext(place, behind)))
                 shape = layer.parameters(shape, place)[1]
+                most = max(most, math.prod(shape[:-1]))  # of `Flatten`, which asks for none
             return most
         case Parallel():
             return max(_most_pairs(branch, shape, context) for branch in net.branches)

@@ -17,6 +17,19 @@ class Serial(Composite):
 
     layers: tuple[Layer, ...]
 
+    def __check_init__(self) -> None:
+        late = [layer for layer in self.layers[1:] if layer.takes_tokens]
+        if late:
+            raise NetworkError(
+                f"`layers` has {type(late[0]).__name__} behind {type(self.layers[0]).__name__}; it "
+                "takes integers, which no layer returns: let it be the first one."
+            )
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Tell whether the inputs of the first layer are integers."""
+        return bool(self.layers) and self.layers[0].takes_tokens
+
     @property
     def has_weights(self) -> bool:
         """Tell whether one of the layers has."""
@@ -85,6 +98,11 @@ class Parallel(Composite):
     @abc.abstractmethod
     def joined_outputs(self, outputs: list[Array]) -> Array:
         """Outputs put together."""
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Tell whether the inputs of one of the branches are integers."""
+        return any(branch.takes_tokens for branch in self.branches)
 
     @property
     def has_weights(self) -> bool:

@@ -152,6 +152,9 @@ class ConvLocal(WindowLayer):
     one, and zero if not. `w` has the shape (height, width, units, fan_in) for so many windows on an
     image, `b` has (height, width, units).
 
+    Units may change places at each pixel by itself. Of these copies of a mode those at all pixels
+    at once are counted, and an evidence says that there are others.
+
     Args:
         width: number of output channels.
         filter_shape: size of the window in each direction, such as (3, 3).

@@ -70,10 +70,11 @@ class WeightLayer(Wide):
     ) -> dict[str, ParameterArray]:
         """Its parameters, for these sizes and so many pixels with weights of their own."""
         weight = place.parametrization.weight(fans, self.w_std)
-        found = {"w": ParameterArray((*pixels, self.width, fans.fan_in), weight)}
+        by_pixel = bool(pixels)
+        found = {"w": ParameterArray((*pixels, self.width, fans.fan_in), weight, by_pixel)}
         if self.b_std is not None:
             bias = place.parametrization.bias(fans, self.b_std)
-            found["b"] = ParameterArray((*pixels, self.width), bias)
+            found["b"] = ParameterArray((*pixels, self.width), bias, by_pixel)
         return found
 
     def forward(

@@ -54,6 +54,11 @@ class Embedding(Wide):
                 )
         require_positive(self.w_std, "w_std", "the standard deviation of an entry of a vector")
 
+    @property
+    def takes_tokens(self) -> bool:
+        """They are."""
+        return True
+
     def fans(self, place: Place) -> Fans:
         """One input, as of a vector of zeros and a one."""
         return Fans(1, self.width, place.is_first, place.is_last)

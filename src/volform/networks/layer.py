@@ -42,10 +42,13 @@ class ParameterArray:
     Attributes:
         shape: shape of the coordinates; of weights a row for each unit.
         scaling: multiplier in the function, and standard deviation of the prior.
+        is_by_pixel: whether each pixel has entries of its own, so that units may change places at
+            one pixel and not at others.
     """
 
     shape: tuple[int, ...]
     scaling: Scaling
+    is_by_pixel: bool = False
 
 
 class Layer(eqx.Module):
@@ -65,6 +68,11 @@ class Layer(eqx.Module):
     @abc.abstractmethod
     def is_centered(self) -> bool:
         """Tell whether outputs have zero mean given anything outside: a dense layer comes last."""
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Tell whether its inputs are integers."""
+        return False
 
     @abc.abstractmethod
     def parameters(self, shape: tuple[int, ...], place: Place) -> tuple[Any, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import require_key
-from volform.equivalence.copies import copies
+from volform.equivalence.copies import Copies, copies
 from volform.errors import NetworkError
 from volform.geometry.metric import Euclidean
 from volform.networks.layer import Layer, ParameterArray, Place, whole
@@ -31,11 +31,13 @@ class Parameter(NamedTuple):
         name: name of the site, `layer0.w` or `layer0.b`.
         shape: shape of the coordinates; weights have one row for each unit.
         scaling: multiplier in the function, and standard deviation of the prior.
+        is_by_pixel: whether each pixel has entries of its own.
     """
 
     name: str
     shape: tuple[int, ...]
     scaling: Scaling
+    is_by_pixel: bool = False
 
 
 class Network(eqx.Module):
@@ -78,15 +80,18 @@ class Network(eqx.Module):
         """Samples the parameters as NumPyro sites; the outputs, shape (n, outputs).
 
         Args:
-            x: inputs, shape (n, features) or (n, height, width, channels).
+            x: inputs, shape (n, features) or (n, height, width, channels), or tokens, (n, tokens).
 
         Raises:
-            DataError: when x is not real or has another rank or size than the network takes.
+            DataError: when x has another rank, size or kind of numbers than the network takes.
         """
+        x = self.layers.require_examples(x, "x")
+        by_pixel = any(p.is_by_pixel for p in self.parameters(x.shape[1:]))
+        count = _copies_of_all_pixels if by_pixel else copies
 
         def sampled(parameter: Parameter) -> Array:
             prior = dist.Normal(0.0, parameter.scaling.deviation)
-            infer = {"metric": Euclidean(), "equivalent_modes": copies}
+            infer = {"metric": Euclidean(), "equivalent_modes": count}
             prior = prior.expand(parameter.shape).to_event(len(parameter.shape))
             return jnp.asarray(numpyro.sample(parameter.name, prior, infer=infer))
 
@@ -99,16 +104,17 @@ class Network(eqx.Module):
 
         Args:
             params: coordinates by site, as from `init` or as `Posterior.values` gives them.
-            x: inputs, shape (n, features) or (n, height, width, channels).
+            x: inputs, shape (n, features) or (n, height, width, channels), or tokens, (n, tokens).
 
         Returns:
             The outputs, shape (n, outputs).
 
         Raises:
-            DataError: when x is not real or has another rank or size than the network takes.
+            DataError: when x has another rank, size or kind of numbers than the network takes.
             NetworkError: when parameters are missing, of another shape than x and the layers
                 need, or not float32 or float64.
         """
+        x = self.layers.require_examples(x, "x")
         return self._forward(x, lambda parameter: _looked_up(params, parameter))
 
     def maps(
@@ -172,8 +178,7 @@ class Network(eqx.Module):
         self._mapped(found.append, shape)
         return tuple(found)
 
-    def _forward(self, x: Any, parameter: Callable[[Parameter], Array]) -> Array:
-        x = self.layers.require_examples(x, "x")
+    def _forward(self, x: Array, parameter: Callable[[Parameter], Array]) -> Array:
         return self.layers.forward(self._mapped(parameter, x.shape[1:]), x, self._place)
 
     @property
@@ -186,8 +191,8 @@ class Network(eqx.Module):
 
         def mapped(part: Any, name: str) -> Any:
             match part:
-                case ParameterArray(shape, scaling):
-                    return f(Parameter(name, shape, scaling))
+                case ParameterArray(shape, scaling, is_by_pixel):
+                    return f(Parameter(name, shape, scaling, is_by_pixel))
                 case dict():
                     name = name or f"layer{next(numbers)}"
                     return {key: mapped(own, f"{name}.{key}") for key, own in part.items()}
@@ -195,6 +200,11 @@ class Network(eqx.Module):
                     return tuple(mapped(own, "") for own in part)
 
         return mapped(self.layers.parameters(shape, self._place)[0], "")
+
+
+def _copies_of_all_pixels(*given: Any) -> Copies:
+    """Those by exchanges at all pixels at once; there are others, which the program hides."""
+    return copies(*given)._replace(is_all=False)
 
 
 def _shape_of(inputs: int | tuple[int, ...]) -> tuple[int, ...]:
