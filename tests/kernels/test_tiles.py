@@ -177,6 +177,24 @@ def test_operators(is_kept):
         np.testing.assert_allclose(trace(operator + 0.5, by=Exact()).value, exact, rtol=1e-12)
 
 
+def test_gaussian_processes_of_tokens():
+    """Of integers, operators and evidences are those of vectors with a one."""
+    words = nn.serial(nn.Embedding(5, 8), nn.Flatten(), dense(), nn.Erf(), dense())
+    vectors = nn.serial(nn.Conv(8, (1,), np.sqrt(5.0)), *words.layers[1:])
+    tokens = RNG.integers(0, 5, size=(9, 3))
+    x, y = np.eye(5)[tokens], np.sin(tokens.sum(1))
+    expected = k.evidence(vectors, x, y, noise=0.5).log_z
+    np.testing.assert_allclose(k.evidence(words, tokens, y, noise=0.5).log_z, expected, rtol=1e-12)
+    by = k.evidence(words, tokens, y, noise=0.5, by=Krylov(jax.random.key(0)))
+    np.testing.assert_allclose(by.log_z, expected, rtol=1e-9)
+    mean = k.predict_trained(words, tokens, y, tokens[:2] % 3, time=5.0).mean
+    wanted = k.predict_trained(vectors, x, y, np.eye(5)[tokens[:2] % 3], time=5.0).mean
+    np.testing.assert_allclose(mean, wanted, rtol=1e-9)
+    gram = k.ntk_operator(words, tokens, tile=4)
+    assert gram.in_structure().dtype == jnp.float64
+    np.testing.assert_allclose(gram.mv(jnp.asarray(y)), k.kernel(vectors, x).ntk @ y, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_solutions_where_the_preconditioner_sees_little():
     """Small noise and many directions: the method runs long, and may not run away."""

@@ -19,7 +19,6 @@ from volform.kernels.gaussian_process import provenance_of_targets
 from volform.linalg.generalized import capacitance_root
 from volform.networks.composition import Serial
 from volform.networks.dense import Dense
-from volform.networks.inputs import require_inputs
 from volform.networks.network import Network
 from volform.results import Cost, Evidence
 
@@ -80,7 +79,7 @@ def finite_evidence(
             f"`network` ends in {type(layers[-1]).__name__}, in whose weights its outputs need "
             "not be linear; end it in a dense layer, as `serial(..., Dense(1))`."
         )
-    x = require_inputs(x, "x")
+    x = network.layers.require_examples(x, "x")
     provenance = provenance_of_targets(y)
     y = require_targets(y, len(x))
     require_positive(noise, "noise", "the standard deviation of observations", KernelError)
@@ -97,8 +96,8 @@ def finite_evidence(
     log_z, error, effective = log_mean(log_weights, k_hat)
     drawn = SmoothedWeights(log_weights, k_hat, 0, 0, log_mean(each)[0] - log_mean(log_weights)[0])
     return Evidence(
-        jnp.asarray(log_z, x.dtype),
-        jnp.asarray(error, x.dtype),
+        jnp.asarray(log_z, y.dtype),
+        jnp.asarray(error, y.dtype),
         None,
         metric=None,
         dim=sum(math.prod(p.shape) for p in network.parameters(x.shape[1:])),

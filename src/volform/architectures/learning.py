@@ -14,7 +14,7 @@ from volform.compilation import by_numbers
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import evidence
-from volform.networks.inputs import require_inputs
+from volform.networks.inputs import require_rows
 from volform.networks.layer import Layer
 
 MAX_STEPS = 500
@@ -88,7 +88,7 @@ def learn(
     >>> 0.05 < found.noise < 0.2
     True
     """
-    x = require_inputs(x, "x")
+    x = require_rows(x, "x")  # the network says more of them
     y = require_targets(y, len(x))
     names = _require_hyperparameters(network, start, noise)
     require_whole(starts, "starts", "learn", KernelError)
@@ -96,7 +96,7 @@ def learn(
     moves = jax.random.normal(key_of(key, "learn", KernelError), (starts, len(first)))
     program, ends = _programs(len(x) ** 2), []
     for move in 2.0 * np.asarray(moves) * (np.arange(starts) > 0)[:, None]:
-        found = program(jnp.asarray(first + move, x.dtype), network, names, x, y)
+        found = program(jnp.asarray(first + move, y.dtype), network, names, x, y)
         ends.append([np.asarray(part) for part in found])
     reached = [end for end in ends if np.max(np.abs(end[1])) < TOLERANCE]
     if not reached:

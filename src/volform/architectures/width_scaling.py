@@ -12,7 +12,6 @@ from volform.kernels.layers.rules import pairs_needed, propagate_needed
 from volform.kernels.propagation.sizes import floats_as_arrays
 from volform.kernels.propagation.state import LayerContext, Pairs, of_examples
 from volform.networks.composition import Serial
-from volform.networks.inputs import require_inputs
 from volform.networks.layer import whole
 from volform.networks.parametrization import NTP, Parametrization, require_parametrization
 
@@ -56,7 +55,7 @@ def ntk_by_layer(
         )
     scaling = NTP() if parametrization is None else parametrization
     require_parametrization(scaling, "parametrization")
-    x = require_inputs(x, "x")
+    x = net.require_examples(x, "x")
     return _programs(len(x) ** 2)(floats_as_arrays(net), scaling, x)
 
 

@@ -12,7 +12,7 @@ from volform.kernels.checks import require_examples
 from volform.kernels.kernel import Kernel, context_of, kernel_block, lists_of, tile_side
 from volform.kernels.propagation.inputs import Examples
 from volform.kernels.propagation.sizes import floats_as_arrays
-from volform.kernels.propagation.state import LayerContext
+from volform.kernels.propagation.state import LayerContext, dtype_of_kernels
 from volform.kernels.propagation.tiles import (
     Spread,
     matrices,
@@ -56,7 +56,7 @@ class GramMatrix(Operator):
 
     def as_matrix(self) -> Float[Array, "n n"]:
         """All tiles; refused beyond 8 GiB."""
-        require_dense(len(self.x), len(self.x), self.x.dtype)
+        require_dense(len(self.x), len(self.x), dtype_of_kernels(self.x))
         return _matrix(self)
 
     def transpose(self) -> "GramMatrix":
@@ -65,7 +65,7 @@ class GramMatrix(Operator):
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """A number for each example."""
-        return jax.ShapeDtypeStruct((len(self.x),), self.x.dtype)
+        return jax.ShapeDtypeStruct((len(self.x),), dtype_of_kernels(self.x))
 
 
 @steady

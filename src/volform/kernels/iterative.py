@@ -15,6 +15,7 @@ from volform.compilation import steady
 from volform.errors import ConvergenceError, KernelError
 from volform.kernels.gram_matrix import GramMatrix, nngp_operator
 from volform.kernels.kernel import kernel
+from volform.kernels.propagation.state import dtype_of_kernels
 from volform.kernels.propagation.tiles import gathered, spread_of
 from volform.linalg.functionals import logdet
 from volform.linalg.methods import Krylov
@@ -90,9 +91,10 @@ def whitened(net: Layer, x: Float[Array, "n ..."], noise: Any, jitter: Any) -> W
             f"`noise` is None with `jitter={jitter}`; by `Krylov` a covariance needs a positive "
             "`noise`, without which duplicates make it singular and nothing bounds its condition."
         )
-    is_kept = len(x) ** 2 * x.dtype.itemsize <= _KEPT_GIB * 2**30
+    dtype = dtype_of_kernels(x)
+    is_kept = len(x) ** 2 * dtype.itemsize <= _KEPT_GIB * 2**30
     gram = nngp_operator(net, x, is_kept=is_kept)
-    variance = jnp.asarray(jitter + (0.0 if noise is None else noise**2), x.dtype)
+    variance = jnp.asarray(jitter + (0.0 if noise is None else noise**2), dtype)
     basis, spectrum = _low_rank(gram)
     return Whitened(gram.linearize(), variance, basis, spectrum)
 
@@ -111,7 +113,7 @@ def _low_rank(gram: GramMatrix) -> tuple[Float[Array, "n r"], Float[Array, " r"]
     factor = partial_cholesky(column, jax.lax.map(variance, x), min(_RANK, len(x)))
     # The eigenvectors of the small L^T L: where it is singular, columns of zero and no eigenvalue.
     values, vectors = jnp.linalg.eigh(factor.T @ factor)
-    is_seen = values > len(values) * jnp.finfo(x.dtype).eps * values[-1]
+    is_seen = values > len(values) * jnp.finfo(values.dtype).eps * values[-1]
     scale = jnp.where(is_seen, 1 / jnp.sqrt(jnp.where(is_seen, values, 1)), 0)
     return (factor @ vectors) * scale[None], jnp.where(is_seen, values, 0)
 

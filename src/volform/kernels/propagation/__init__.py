@@ -22,6 +22,7 @@ from volform.kernels.propagation.state import (
     LayerContext as LayerContext,
     Pairs as Pairs,
     are_tokens as are_tokens,
+    dtype_of_kernels as dtype_of_kernels,
     in_pairs as in_pairs,
     of_examples as of_examples,
 )

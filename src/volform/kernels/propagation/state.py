@@ -118,6 +118,11 @@ def are_tokens(x: Examples) -> bool:
     return isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer)
 
 
+def dtype_of_kernels(x: Examples) -> Any:
+    """That of the kernels of these examples; of tokens the default of floats."""
+    return jax.dtypes.canonicalize_dtype(float) if are_tokens(x) else x.dtype
+
+
 def _is_of_vectors(x: Examples, pairs: Pairs) -> bool:
     return not are_tokens(x) and (len(x.shape) == 2 or pairs is Pairs.NONE)
 
@@ -132,7 +137,7 @@ def _of_own_tokens(x: Int[Array, "n P"]) -> Moments:
 
 
 def _agreement(left: Int[Array, "..."], right: Int[Array, "..."]) -> Moments:
-    cross = (left == right).astype(float)
+    cross = (left == right).astype(dtype_of_kernels(left))
     one, other = (jnp.ones(x.shape, cross.dtype) for x in (left, right))
     return Moments(one, other, cross, 1 - cross)
 
