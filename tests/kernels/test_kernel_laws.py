@@ -312,6 +312,23 @@ def test_sums_are_means_times_counts(window):
     np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)
 
 
+def test_graphs_are_sums_over_neighbors():
+    """Neighbors in a window, no others, all; and two nodes with the same neighbors are one."""
+    body, end = (conv(), nn.Relu()), (nn.Conv(8, (1,)), nn.Relu(), nn.GlobalAvgPool())
+
+    def kernel(layer):
+        return k.kernel(nn.serial(*body, layer, *end), SEQUENCES)
+
+    windows = (np.arange(6) // 2 == np.arange(3)[:, None]).astype(float)
+    require_equal(kernel(nn.Aggregate(windows)), kernel(nn.SumPool((2,))), rtol=1e-13)
+    require_equal(kernel(nn.Aggregate(windows / 2)), kernel(nn.AvgPool((2,))), rtol=1e-13)
+    require_equal(kernel(nn.Aggregate(np.eye(6))), kernel(nn.Identity()), rtol=1e-12)
+    order = np.random.default_rng(1).permutation(6)
+    require_equal(kernel(nn.Aggregate(np.eye(6)[order])), kernel(nn.Identity()), rtol=1e-12)
+    twins, one = nn.Aggregate(np.ones((2, 6))), nn.Aggregate(np.ones((1, 6)))
+    require_equal(kernel(twins), kernel(one), rtol=1e-14)
+
+
 def test_sums_over_all_pixels():
     body = conv(), nn.Relu()
     everywhere = k.kernel(nn.serial(*body, nn.GlobalSumPool()), SEQUENCES)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.kernels.nets import IMAGES, SEQUENCES, TOKENS, conv, dense, local, spread
+from tests.kernels.nets import GRAPH, IMAGES, SEQUENCES, TOKENS, conv, dense, local, spread
 
 from volform import kernels as k, networks as nn
 from volform.kernels import LayerContext, Pairs, of_examples
@@ -43,6 +43,8 @@ LINEAR = [
     (IMAGES, nn.serial(local((3, 2), strides=(2, 1)), nn.GlobalSumPool()), NTP()),
     (SEQUENCES, nn.serial(local((4,), padding=CIRCULAR), nn.AvgPool((3,)), nn.Flatten()), MuP()),
     (SEQUENCES, nn.serial(nn.SumPool((3,), strides=(1,)), local((2,)), nn.Flatten()), NTP()),
+    (SEQUENCES, nn.serial(nn.Aggregate(GRAPH), conv((1,)), nn.GlobalSumPool()), NTP()),
+    (SEQUENCES, nn.serial(conv((2,)), nn.Aggregate(GRAPH / 3), nn.Flatten()), MuP()),
     (TOKENS, nn.serial(nn.Embedding(5, 4, 1.4), nn.Flatten()), NTP()),
     (
         TOKENS,
@@ -128,6 +130,7 @@ def test_transposed_convolution_is_that_of_jax(dims, padding):
 
 
 LAYERS = [
+    nn.Aggregate(GRAPH),
     nn.SumPool((3,), strides=(2,), padding=SAME),
     spread((3,), strides=(2,)),
     local((3,), strides=(2,)),

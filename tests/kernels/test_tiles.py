@@ -177,22 +177,31 @@ def test_operators(is_kept):
         np.testing.assert_allclose(trace(operator + 0.5, by=Exact()).value, exact, rtol=1e-12)
 
 
+WORDS = nn.serial(nn.Embedding(5, 8), nn.Flatten(), dense(), nn.Erf(), dense())
+VECTORS = nn.serial(nn.Conv(8, (1,), np.sqrt(5.0)), *WORDS.layers[1:])
+READ = RNG.integers(0, 5, size=(9, 3))
+ONES, RESPONSE = np.eye(5)[READ], np.sin(READ.sum(1))
+
+
 def test_gaussian_processes_of_tokens():
     """Of integers, operators and evidences are those of vectors with a one."""
-    words = nn.serial(nn.Embedding(5, 8), nn.Flatten(), dense(), nn.Erf(), dense())
-    vectors = nn.serial(nn.Conv(8, (1,), np.sqrt(5.0)), *words.layers[1:])
-    tokens = RNG.integers(0, 5, size=(9, 3))
-    x, y = np.eye(5)[tokens], np.sin(tokens.sum(1))
-    expected = k.evidence(vectors, x, y, noise=0.5).log_z
-    np.testing.assert_allclose(k.evidence(words, tokens, y, noise=0.5).log_z, expected, rtol=1e-12)
-    by = k.evidence(words, tokens, y, noise=0.5, by=Krylov(jax.random.key(0)))
-    np.testing.assert_allclose(by.log_z, expected, rtol=1e-9)
-    mean = k.predict_trained(words, tokens, y, tokens[:2] % 3, time=5.0).mean
-    wanted = k.predict_trained(vectors, x, y, np.eye(5)[tokens[:2] % 3], time=5.0).mean
-    np.testing.assert_allclose(mean, wanted, rtol=1e-9)
-    gram = k.ntk_operator(words, tokens, tile=4)
+    expected = k.evidence(VECTORS, ONES, RESPONSE, noise=0.5).log_z
+    found = k.evidence(WORDS, READ, RESPONSE, noise=0.5).log_z
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    gram, matrix = k.ntk_operator(WORDS, READ, tile=4), k.kernel(VECTORS, ONES).ntk
     assert gram.in_structure().dtype == jnp.float64
-    np.testing.assert_allclose(gram.mv(jnp.asarray(y)), k.kernel(vectors, x).ntk @ y, rtol=1e-12)
+    np.testing.assert_allclose(gram.mv(jnp.asarray(RESPONSE)), matrix @ RESPONSE, rtol=1e-12)
+
+
+def test_gaussian_processes_of_tokens_by_other_ways():
+    exact = k.evidence(VECTORS, ONES, RESPONSE, noise=0.5).log_z
+    by = Krylov(jax.random.key(0))
+    found = k.evidence(WORDS, READ, RESPONSE, noise=0.5, by=by).log_z
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
+    new = READ[:2] % 3
+    mean = k.predict_trained(WORDS, READ, RESPONSE, new, time=5.0).mean
+    wanted = k.predict_trained(VECTORS, ONES, RESPONSE, np.eye(5)[new], time=5.0).mean
+    np.testing.assert_allclose(mean, wanted, rtol=1e-9)
 
 
 @pytest.mark.slow

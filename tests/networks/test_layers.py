@@ -73,6 +73,7 @@ NETS: dict[str, tuple[nn.Layer, Any]] = {
     "tokens": (
         nn.serial(
             nn.summed(nn.Embedding(5, 3, 1.4), nn.Embedding(5, 3)),
+            nn.Aggregate(((0.0, 1.0, 0.5), (1.0, 0.0, 0.0), (0.5, 0.0, 1.0))),
             nn.multiplied(nn.Conv(2, (2,)), nn.serial(nn.Conv(2, (1,)), nn.Softmax())),
             nn.GlobalAvgPool(),
             nn.Dense(2),

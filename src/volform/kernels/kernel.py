@@ -19,11 +19,12 @@ from volform.kernels.propagation.tiles import Spread, matrices, require_tile, sp
 from volform.networks.composition import Parallel, Serial
 from volform.networks.conv import ConvLocal, ConvTranspose
 from volform.networks.embedding import Embedding
+from volform.networks.graph import Aggregate
 from volform.networks.layer import Layer, Wide, whole
 from volform.networks.parametrization import Parametrization
 
 # Behind these layers there are more pixels, or more pairs of them, than before.
-_WITH_MORE = (ConvLocal, ConvTranspose, Embedding)
+_WITH_MORE = (Aggregate, ConvLocal, ConvTranspose, Embedding)
 _FEW = 2**14  # pairs, of which a gradient may keep what all layers give
 
 

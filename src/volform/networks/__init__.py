@@ -56,6 +56,9 @@ from volform.networks.embedding import (
 from volform.networks.functions import (
     from_function as from_function,
 )
+from volform.networks.graph import (
+    Aggregate as Aggregate,
+)
 from volform.networks.inputs import (
     as_array as as_array,
     require_finite as require_finite,
