@@ -140,6 +140,27 @@ def test_curvature_by_layers_is_that_of_the_matrix(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.ConvTranspose(2, (3,), 1.4, strides=(2,)), SEQUENCES),
+        (nn.ConvLocal(2, (3,), 1.4, strides=(2,)), SEQUENCES),
+        (nn.Embedding(5, 2, 1.4), TOKENS),
+    ],
+)
+def test_one_linear_layer_has_exact_factors(layer: nn.Layer, x: jax.Array) -> None:
+    """Outputs that are linear in weights, with Gaussian noise: the evidence is that of a Normal."""
+    net = nn.serial(layer, nn.Flatten())
+    params = net.init(jax.random.key(0), x.shape)
+    (slopes,) = jax.tree.leaves(jax.jacrev(lambda p: net.apply(p, x).ravel())(params))
+    slopes = slopes.reshape(len(slopes), -1)
+    y = jnp.sin(jnp.arange(1.0, len(slopes) + 1))
+    law = dist.MultivariateNormal(0 * y, slopes @ slopes.T + 0.25 * jnp.eye(len(y)))
+    posterior = vf.condition(nn.regression(net, 0.5), x, y.reshape(len(x), -1))
+    found = vf.laplace(posterior, curvature=GGN(), structure=vf.Kronecker()).evidence
+    assert_allclose(found.log_z, law.log_prob(y), rtol=1e-9)
+
+
 # --- Copies
 
 
@@ -320,6 +341,10 @@ def test_parameters_of_another_network_are_told() -> None:
 
 def test_mistakes_are_told() -> None:
     net = nn.serial(nn.Dense(4), nn.Relu())
+    probabilities = nn.serial(net, nn.serial(nn.Dense(2), nn.Softmax()))
+    for network in (probabilities, nn.Network(probabilities)):
+        with pytest.raises(NetworkError, match=r"`network` ends in Softmax.*`supervised\("):
+            nn.classification(network)
     with pytest.raises(MovedError, match=r"`net.kernel\(x\)` is now `volform.kernels.kernel"):
         _ = net.kernel
     with pytest.raises(MovedError, match=r"is now `volform.networks.Dense`"):

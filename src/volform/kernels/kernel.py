@@ -71,7 +71,8 @@ def kernel(
 
     Args:
         net: a network of layers that have kernels.
-        x1: examples, shape (n1, features), or images, (n1, height, width, channels).
+        x1: examples, shape (n1, features), or images, (n1, height, width, channels), or tokens for
+            an `Embedding`, integers of shape (n1, tokens).
         x2: examples, of shape (n2, ...); x1 if left out, and then the kernels are symmetric
             to the last bit.
         parametrization: `NTP()` if left out.

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from volform.errors import DataError, NetworkError
 from volform.models.data_checks import require_in_support, require_whole_labels
+from volform.networks.composition import Serial
 from volform.networks.layer import Layer
 from volform.networks.network import Network
+from volform.networks.normalization import Softmax
 
 Outputs = Float[Array, "n outputs"]
 Model = Callable[..., Array]
@@ -110,7 +112,7 @@ def classification(network: Layer | Callable[[Any], Array]) -> Model:
         network: as in `supervised`, with one output for each class.
 
     Raises:
-        NetworkError: when `network` is not callable.
+        NetworkError: when `network` is not callable, or ends in `Softmax()`.
         DataError: when the model is run, for labels outside 0, ..., outputs - 1.
 
     >>> import jax.numpy as jnp, volform as vf
@@ -118,6 +120,15 @@ def classification(network: Layer | Callable[[Any], Array]) -> Model:
     >>> vf.condition(model, jnp.ones((4, 1)), jnp.array([0, 2, 1, 0])).dim
     8
     """
+    layers = network.layers if isinstance(network, Network) else network
+    while isinstance(layers, Serial):
+        layers = layers.layers[-1]
+    if isinstance(layers, Softmax):
+        raise NetworkError(
+            "`network` ends in Softmax, while a classification takes logits, of which it is the "
+            "softmax already; leave it out, or write "
+            "`supervised(network, lambda p: dist.Categorical(probs=p))`."
+        )
     return supervised(network, categorical)
 
 
