@@ -14,7 +14,7 @@ from tests.kernels.nets import IMAGES, SEQUENCES
 
 from volform import kernels as k, networks as nn
 from volform.kernels.propagation import inputs, moments
-from volform.networks.window import window
+from volform.networks.window import SpreadWindow, window
 
 SEEDS = range(3)
 DIMENSIONS = (1, 2, 5)
@@ -210,6 +210,27 @@ def test_windows_are_where_they_should_be(pixels, shape, strides, padding):
     views = views[tuple(slice(None, None, step) for step in strides)]
     values = np.append(np.arange(1.0, np.prod(pixels) + 1), 0.0)[table]
     np.testing.assert_array_equal(views.reshape(values.shape), values)
+
+
+@pytest.mark.parametrize("padding", nn.Padding)
+@pytest.mark.parametrize(
+    ("pixels", "shape", "strides"),
+    [
+        ((4,), (3,), (2,)),
+        ((3,), (2,), (3,)),
+        ((2, 3), (4, 1), (2, 2)),
+        ((2, 3, 2), (2, 3, 1), (1, 2, 3)),
+    ],
+)
+def test_windows_between_pixels_are_where_they_should_be(pixels, shape, strides, padding):
+    """In a table of pixels as in images that are spread out, of which zeros are the gaps."""
+    found = SpreadWindow(*window(shape, strides, padding, "ConvTranspose", "filter_shape"))
+    values = np.append(np.arange(1.0, np.prod(pixels) + 1), 0.0)
+    padded = np.asarray(found.padded(jnp.asarray(values[:-1].reshape(1, *pixels, 1))))[0, ..., 0]
+    views = np.lib.stride_tricks.sliding_window_view(padded, shape)
+    table = found.table(pixels)
+    np.testing.assert_array_equal(views.reshape(table.shape), values[table])
+    assert views.shape[: len(pixels)] == found.counts(pixels) == found.placed((*pixels, 1), "layer")
 
 
 @pytest.mark.parametrize(("x", "size"), [(SEQUENCES, (6,)), (IMAGES, (5, 5))])
