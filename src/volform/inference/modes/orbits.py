@@ -32,6 +32,9 @@ from volform.models.symmetries import find_rotations
 # Of the lowest eigenvalue of the Hessian scaled to unit diagonal: below it a flat direction is
 # looked at. Searches end within 1e-8 of a mode, where flat directions have 1e-10 to 1e-13.
 FLAT_BELOW = 1e-6
+# Of the same, in a continuum. Copies of a mode of a network whose fourth derivatives hold it have
+# one height too, and 1.6e-7.
+CONTINUUM_BELOW = 1e-8
 SAME_ORBIT = 1e-4  # relative distance, of two ends of searches turned together
 GAP = 1e3  # of the eigenvalues across an orbit over what is left of those along it
 LEFT_OVER = 1e-13  # of those, relative to the largest
@@ -75,7 +78,7 @@ def merged_along_orbits(
         elif rotations and (found := _along(posterior, rotations, end.at)) is not None:
             orbits.append((found, end.starts))
     left = [(at, n) for at, n in modes if _on_known(posterior, orbits, at.u) is None]
-    narrow = [at for at, _ in left if _may_be_flat(at)]
+    narrow = [at for at, _ in left if _may_be_flat(at, CONTINUUM_BELOW)]
     many = [at for at in narrow if sum(_are_level(at, other) for other in narrow) >= CONTINUUM]
     every = sorted([*orbits, *left], key=lambda found: float(found[0].value))
     if not every:
@@ -107,9 +110,9 @@ def _flat(posterior: Posterior, at: SecondOrder) -> Flat:
     return Flat(int(level.sum()), involved_sites(posterior, vectors[:, level]))
 
 
-def _may_be_flat(at: SecondOrder) -> bool:
+def _may_be_flat(at: SecondOrder, below: float = FLAT_BELOW) -> bool:
     scaled = unit_diagonal(np.asarray(at.hessian, float))
-    return bool(np.isfinite(scaled).all() and np.linalg.eigvalsh(scaled)[0] < FLAT_BELOW)
+    return bool(np.isfinite(scaled).all() and np.linalg.eigvalsh(scaled)[0] < below)
 
 
 def _along(
