@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
+from numpyro.handlers import scope
 from tests.compilations import compilations
 
 import volform as vf
@@ -145,6 +146,22 @@ def test_a_plate_is_called_as_the_data_along_it() -> None:
     assert data["posterior"]["mu"].dims == ("chain", "draw", "site")
     data = exported(posterior, dims={"mu": ["unit"]}, coords={"unit": [4, 5, 6]})
     assert data["posterior"]["mu"].dims == ("chain", "draw", "unit")
+
+
+def test_names_within_a_scope() -> None:
+    """Slashes are groups to the tree of ArviZ 1.x, and letters to the object of 0.x."""
+
+    def model(y: Any) -> None:
+        with numpyro.plate("site", 3):
+            numpyro.sample("y_mu", dist.Normal(0.0, 1.0))
+            inner = numpyro.sample("y/mu", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(inner, 1.0), obs=y)
+
+    data = exported(vf.condition(scope(model, prefix="a"), FRAME["y"]))
+    names = [{"a/y_mu", "a/y/mu"}, {"a_y_mu", "a_y_mu_"}]
+    assert set(data["posterior"].data_vars) in names
+    name = next(iter(data["observed_data"].data_vars))
+    assert data["observed_data"][name].dims == ("town",)
 
 
 def test_what_the_user_gives_wins() -> None:

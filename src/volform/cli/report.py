@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from volform.errors import ConvergenceError
+from volform.inference.arviz_compat import without_slashes
 from volform.inference.arviz_export import to_arviz
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.summary import Summary
@@ -109,7 +110,7 @@ def write_files(
     written = [folder / "evidence.json", folder / "posterior.nc"]
     text = json.dumps({**description, **numbers(approx)}, indent=2, allow_nan=False)
     written[0].write_text(text + "\n", encoding="utf-8")
-    _without_slashes(to_arviz(approx, key=key)).to_netcdf(str(written[1]))
+    _for_netcdf(to_arviz(approx, key=key)).to_netcdf(str(written[1]))
     scalars = [site.name for site in approx.posterior.layout.sites if not site.shape]
     stems = file_names(scalars)
     pictures = {f"density-{stems[name]}.png": density(approx, name) for name in scalars}
@@ -172,21 +173,11 @@ def _array(value: Any) -> str:
     )
 
 
-def _without_slashes(data: Any) -> Any:
-    """The same ArviZ object with names that NetCDF can hold: `scope/mu` becomes `scope_mu`.
-
-    To NetCDF a slash is a group, as `numpyro.handlers.scope` writes it into names of sites.
-    """
+def _for_netcdf(data: Any) -> Any:
+    """The same ArviZ object with names that NetCDF can hold: `scope/mu` becomes `scope_mu`."""
 
     def renamed(dataset: Any) -> Any:
-        names = {*dataset.variables, *dataset.dims}
-        new: dict[Any, str] = {}
-        for name in sorted(name for name in names if "/" in name):
-            free = name.replace("/", "_")
-            while free in names or free in new.values():
-                free += "_"
-            new[name] = free
-        return dataset.rename(new)
+        return dataset.rename(without_slashes({*dataset.variables, *dataset.dims}))
 
     is_tree = hasattr(data, "map_over_datasets")  # an xarray DataTree, of ArviZ 1.x
     return data.map_over_datasets(renamed) if is_tree else data.map(renamed)

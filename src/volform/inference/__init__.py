@@ -2,6 +2,7 @@
 
 from volform.inference.arviz_compat import (
     smoothed as smoothed,
+    without_slashes as without_slashes,
 )
 from volform.inference.arviz_export import (
     to_arviz as to_arviz,

@@ -6,6 +6,7 @@ import of volform.
 
 import importlib.metadata
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,38 @@ def built(
     dims: dict[str, Any],
     coords: dict[str, Any] | None = None,
 ) -> Any:
-    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's."""
+    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's.
+
+    A tree has slashes between its groups and none in names: `scope/mu` becomes `scope_mu` there.
+    """
     import arviz  # noqa: PLC0415
 
-    named = {"coords": coords, "dims": dims}
-    if _is_one():
-        return arviz.from_dict(groups, attrs={"posterior": attributes}, **named)
-    return arviz.from_dict(**groups, posterior_attrs=attributes, **named)
+    if not _is_one():
+        return arviz.from_dict(**groups, posterior_attrs=attributes, coords=coords, dims=dims)
+    coords = coords or {}
+    names = [name for group in groups.values() for name in group]
+    new = without_slashes({*names, *coords, *(dim for own in dims.values() for dim in own)})
+    groups = {key: {new[n]: value for n, value in group.items()} for key, group in groups.items()}
+    return arviz.from_dict(
+        groups,
+        attrs={"posterior": attributes},
+        coords={new[name]: labels for name, labels in coords.items()},
+        dims={new.get(name, name): [new[dim] for dim in own] for name, own in dims.items()},
+    )
+
+
+def without_slashes(names: Collection[str]) -> dict[str, str]:
+    """New names, of which no two are the same: `scope/mu` becomes `scope_mu`.
+
+    To NetCDF and to a tree a slash is a group, as `numpyro.handlers.scope` writes it into names.
+    """
+    new = {name: name for name in names}
+    for name in sorted(name for name in names if "/" in name):
+        free = name.replace("/", "_")
+        while free in new.values():
+            free += "_"
+        new[name] = free
+    return new
 
 
 def of_chains(mcmc: Any, dims: dict[str, Any], coords: dict[str, Any]) -> Any:
