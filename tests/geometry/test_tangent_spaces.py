@@ -1,5 +1,7 @@
 """Tensors that know where they live: the same in all charts, and refused where they are not."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -435,3 +437,25 @@ def test_refusals(name):
     case, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         case()
+
+
+@pytest.mark.float32
+def test_points_differ_entry_by_entry_in_float32():
+    """Half of the digits of a large coordinate are no distance of a small one."""
+    one, other = (TangentSpace(jnp.array([1000.0, sigma])) for sigma in (0.1, 0.4))
+    ones = jnp.ones(2)
+    with pytest.raises(TensorError, match="should live at"):
+        one.vector(ones) + other.vector(ones)
+    with pytest.raises(TensorError, match="are not symmetric"):
+        one.form(jnp.array([[1e4, 2.0], [0.0, 1e-3]]))
+
+
+def test_points_differ_entry_by_entry():
+    one, other = (TangentSpace(jnp.array([1e8, sigma])) for sigma in (1.0, 2.0))
+    with pytest.raises(TensorError, match="should live at"):
+        one.vector(jnp.ones(2)) + other.vector(jnp.ones(2))
+
+
+def test_a_map_without_a_name_names_no_chart():
+    with pytest.raises(TensorError, match="names no chart"):
+        TangentSpace(jnp.zeros(2), "x").to(partial(jnp.multiply, 60.0))

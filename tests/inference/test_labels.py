@@ -148,6 +148,42 @@ def test_a_plate_is_called_as_the_data_along_it() -> None:
     assert data["posterior"]["mu"].dims == ("chain", "draw", "unit")
 
 
+def test_labels_along_another_plate_are_not_those_of_it() -> None:
+    """A column whose index is called like a plate that it is not along, and of its length."""
+
+    def rasch(y: Any, which: Any) -> None:
+        with numpyro.plate("town", 3):
+            b = numpyro.sample("b", dist.Normal(0.0, 100.0))
+        with numpyro.plate("answer", 3):
+            numpyro.sample("y", dist.Normal(b[which], 1.0), obs=y)
+
+    data = exported(vf.condition(rasch, FRAME["y"], np.array([2, 0, 1])))
+    assert data["posterior"]["b"].dims == ("chain", "draw", "town")
+    assert labels(data, "posterior", "town") == [0, 1, 2]
+    assert data["observed_data"]["y"].dims == ("y_dim_0",)
+    assert labels(data, "observed_data", "y_dim_0") == NAMES
+    which = pd.Series([2, 0, 1], index=pd.Index(["p", "q", "r"], name="town"))
+    data = exported(vf.condition(rasch, FRAME["y"].to_numpy(), which))
+    assert labels(data, "posterior", "town") == [0, 1, 2]
+    assert data["constant_data"]["which"].dims == ("which_dim_0",)
+
+
+def test_axes_that_plates_call_the_other_way_round() -> None:
+    def flows(y: Any) -> None:
+        with numpyro.plate("origin", 3, dim=-1):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+            with numpyro.plate("destination", 3, dim=-2):
+                numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    names = {"origin": NAMES, "destination": NAMES[::-1]}
+    table = xr.DataArray(np.arange(9.0).reshape(3, 3), dims=tuple(names), coords=names)
+    data = exported(vf.condition(flows, table))
+    assert data["observed_data"]["y"].dims == ("y_dim_0", "y_dim_1")
+    assert labels(data, "observed_data", "y_dim_0") == NAMES
+    assert labels(data, "observed_data", "y_dim_1") == NAMES[::-1]
+    assert labels(data, "posterior", "origin") == [0, 1, 2]
+
+
 def test_names_within_a_scope() -> None:
     """Slashes are groups to the tree of ArviZ 1.x, and letters to the object of 0.x."""
 

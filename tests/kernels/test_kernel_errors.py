@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from tests.kernels.nets import IMAGES, SEQUENCES, TOKENS, X2, X, around, conv, dense, local, spread
 
 from volform import kernels as k, networks as nn
@@ -61,6 +62,7 @@ def test_second_inputs():
         (lambda: nn.ConvLocal(8, (3,), b_std=-1.0), r"`b_std` is -1.0"),
         (lambda: nn.Aggregate([1.0, 0.0]), r"`adjacency` of Aggregate has shape \(2,\)"),
         (lambda: nn.Aggregate([[np.nan]]), "`adjacency` of Aggregate holds .* NaN"),
+        (lambda: nn.Aggregate(1j * np.eye(2)), "`adjacency` of Aggregate holds complex"),
         (lambda: nn.Aggregate("path"), "`adjacency` of Aggregate is a str"),
         (lambda: nn.Embedding(0, 8), r"`count` of Embedding is 0; .*`Embedding\(1000, 64\)`"),
         (lambda: nn.Embedding(5, 2.5), r"`width` of Embedding is 2.5"),
@@ -195,3 +197,22 @@ def test_parametrization():
 @pytest.mark.leaks
 def test_traced_values_pass():
     assert np.isnan(jax.jit(lambda s: k.kernel(nn.Dense(2, s), X).nngp)(jnp.nan)).all()
+
+
+def test_outputs_that_are_no_gaussian_process_have_no_evidence():
+    """Behind the last weights a function of each output, or pixels with kernels of their own."""
+    x, y = jnp.linspace(-1.0, 1.0, 12).reshape(3, 2, 2, 1), jnp.ones((3, 4))
+    pixels = nn.serial(nn.Conv(1, (1, 1)), nn.Flatten())
+    with pytest.raises(NetworkError, match=r"ends in `Flatten\(\)` of shape \(2, 2, 1\)"):
+        k.evidence(pixels, x, y, noise=0.1)
+    with pytest.raises(NetworkError, match=r"ends in `Flatten\(\)`"):
+        k.predict(pixels, x, y, x, noise=0.1)
+    bent = nn.serial(nn.Flatten(), nn.Dense(1), nn.Relu())
+    with pytest.raises(NetworkError, match=r"ends in `ABRelu.*no Gaussian process"):
+        k.evidence(bent, x, y[:, 0], noise=0.1)
+    # Channels of one pixel, or of their mean, are alike.
+    pooled = nn.serial(nn.Conv(1, (1, 1)), nn.GlobalAvgPool(), nn.Flatten())
+    mean = x.mean((1, 2))
+    expected = scipy.stats.multivariate_normal(np.zeros(3), mean @ mean.T + 0.01 * np.eye(3))
+    found = k.evidence(pooled, x, y[:, 0], noise=0.1).log_z
+    assert float(found) == pytest.approx(expected.logpdf(y[:, 0]), rel=1e-10)

@@ -5,6 +5,7 @@ is an error without one, where plain numbers would be others in every chart.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -140,7 +141,8 @@ class TangentSpace(Typed):
         """
         self.require_single()
         name = getattr(phi, "__name__", type(phi).__name__)
-        if not callable(phi) or (chart is None and not name.isidentifier()):
+        is_named = name.isidentifier() and not isinstance(phi, partial)
+        if not callable(phi) or (chart is None and not is_named):
             raise TensorError(
                 f"`phi` of `to` is {phi!r} and names no chart; give a function and the name of the "
                 "coordinates that it leads to, as `.to(lambda minutes: 60.0 * minutes, 'seconds')`."

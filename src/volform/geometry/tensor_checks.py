@@ -13,6 +13,8 @@ from volform.errors import IndefiniteError, MetricError, TensorError
 from volform.geometry.geodesics import shown
 from volform.geometry.metric import Metric
 
+CANCELLED = 64  # roundings of the largest entry, in an entry that is a difference of such
+
 
 def floats(tree: PyTree, argument: str, owner: str) -> PyTree:
     """A pytree as floating-point arrays.
@@ -92,7 +94,8 @@ def finite_or_traced(arrays: list[Any], argument: str, owner: str) -> list[Any]:
 def is_alike(left: PyTree, right: PyTree) -> Any:
     """Tell whether two pytrees of one layout agree to half of their digits; may be traced.
 
-    A point that is reached in two ways differs in the last digits.
+    Entry by entry, since coordinates have units of their own. A point that is reached in two ways
+    differs in the last digits, and where terms cancel by those of the largest entry.
     """
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     differing = [pair for pair in pairs if pair[0] is not pair[1]]
@@ -100,9 +103,9 @@ def is_alike(left: PyTree, right: PyTree) -> Any:
     xp: Any = jnp if traced else np
     alike: Any = True
     for a, b in differing:
-        largest = xp.max(xp.maximum(xp.abs(a), xp.abs(b)), initial=0.0)
-        rounding = float(np.sqrt(jnp.finfo(a.dtype).eps))
-        alike &= xp.max(xp.abs(a - b), initial=0.0) <= rounding * largest
+        sizes, eps = xp.maximum(xp.abs(a), xp.abs(b)), float(jnp.finfo(a.dtype).eps)
+        room = eps**0.5 * sizes + CANCELLED * eps * xp.max(sizes, initial=0.0)
+        alike &= xp.all(xp.abs(a - b) <= room)
     return alike
 
 

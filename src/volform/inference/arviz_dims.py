@@ -40,17 +40,26 @@ def dims_and_coords(
             return False
         return labels is None or dim not in coords or np.array_equal(coords[dim], labels)
 
-    for name, own in axes.items():
-        found = list(dims.get(name, []))
+    known = {plate for names in plates.values() for plate in names}
+    for name in sorted(axes, key=lambda name: name not in plates):
+        own, found = axes[name], list(dims.get(name, []))
         found += [f"{name}_dim_{i}" for i in range(len(found), len(own))]
         for i, (axis, size) in enumerate(zip(own, shapes[name], strict=True)):
             names = [None if name in given or axis.name in found else axis.name, found[i]]
+            if axis.name in known - {found[i]} and not _are_labels(coords.get(axis.name), axis):
+                # The plate of something else: the labels are not along that.
+                names = [found[i] if name in given else f"{name}_dim_{i}"]
+                found[i] = names[0]
             dim = next((dim for dim in names if is_free(dim, size, axis.labels)), None)
             if dim is not None:
                 found[i], sizes[dim] = dim, size
                 coords |= {} if axis.labels is None else {dim: axis.labels}
         dims[name] = found
     return _of_plates(dims, plates, axes, given), coords
+
+
+def _are_labels(known: np.ndarray | None, axis: NamedAxis) -> bool:
+    return known is not None and np.array_equal(known, axis.labels)
 
 
 def _of_plates(
@@ -65,8 +74,9 @@ def _of_plates(
     """
     called: dict[str, set[str]] = {}
     for name in axes:
-        for plate, dim in zip(plates.get(name, ()), dims[name], strict=False):
-            called.setdefault(plate, set()).add(dim)
+        own = zip(plates.get(name, ()), axes[name], dims[name], strict=False)
+        for plate, axis, dim in own:
+            called.setdefault(plate, set()).add(dim if dim == axis.name else plate)
     names = {plate: found.pop() for plate, found in called.items() if len(found) == 1}
     free = {name: own for name, own in dims.items() if name not in given}
     renamed = {name: [names.get(dim, dim) for dim in own] for name, own in free.items()}

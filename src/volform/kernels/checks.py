@@ -1,5 +1,6 @@
 """Checks of arguments, where their values are known."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from volform.errors import DataError, KernelError, NetworkError
+from volform.networks.activations import Activation
+from volform.networks.composition import Serial
 from volform.networks.inputs import as_array, require_finite
-from volform.networks.layer import Layer
+from volform.networks.layer import Flatten, Layer, whole
 
 
 def require_targets(y: Any, rows: int) -> Float[Array, "n ..."]:
@@ -41,6 +44,32 @@ def require_examples(net: Any, x: Any, argument: str) -> Array:
             "`serial(Dense(64), Relu(), Dense(1))`; of a `Network` give its `layers`."
         )
     return net.require_examples(x, argument)
+
+
+def require_regression(net: Any, x: Any) -> Array:
+    """`x` as an array of examples of a network whose outputs are alike Gaussian processes.
+
+    Raises:
+        DataError: when it holds others.
+        NetworkError: when `net` ends in a function of each output, which is not Gaussian then, or
+            in `Flatten()` of images, each pixel of which has a kernel of its own.
+    """
+    x = require_examples(net, x, "x")
+    layers, shape = (net.layers if isinstance(net, Serial) else (net,)), x.shape[1:]
+    if isinstance(layers[-1], Activation):
+        raise NetworkError(
+            f"`net` ends in `{layers[-1]!r}`: its outputs are no Gaussian process, and targets of "
+            "them have no evidence in closed form. End it in a `Dense(width)`."
+        )
+    if isinstance(layers[-1], Flatten):
+        for layer in layers[:-1]:
+            _, shape = layer.parameters(shape, whole(None))
+        if math.prod(shape[:-1]) > 1:
+            raise NetworkError(
+                f"`net` ends in `Flatten()` of shape {shape}: its outputs are pixels, each with a "
+                "kernel of its own, and targets of them are not alike. Put a `Dense(width)` behind."
+            )
+    return x
 
 
 def require_pair(x1: Array, x2: Array) -> None:

@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from volform.compilation import Compiled, steady
-from volform.kernels.checks import require_examples, require_targets
+from volform.kernels.checks import require_examples, require_regression, require_targets
 from volform.kernels.iterative import iterative_log_evidence, iterative_posterior
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
@@ -65,7 +65,7 @@ def gaussian_process(
     >>> k.gaussian_process(nn.Dense(1), jnp.eye(2), noise=0.5).variance.tolist()
     [0.75, 0.75]
     """
-    x = require_examples(net, x, "x")
+    x = require_regression(net, x)
     given = regression_of(net, x, noise=noise, jitter=jitter)
     factor = cut(_fitted(_factor, given), len(x), len(x))
     return dist.MultivariateNormal(jnp.zeros(len(x), factor.dtype), scale_tril=factor)
@@ -114,7 +114,7 @@ def evidence(
     log Z -2.910, exact, 0 parameters
     trust good: closed form, by a Gaussian process
     """
-    x = require_examples(net, x, "x")
+    x = require_regression(net, x)
     provenance = provenance_of_targets(y)
     y = require_targets(y, len(x))
     if isinstance(method := _chosen(by, "evidence"), Krylov):
@@ -207,7 +207,7 @@ def predict(
     >>> k.predict(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x, noise=1.0).mean.tolist()
     [3.0]
     """
-    x = require_examples(net, x, "x")
+    x = require_regression(net, x)
     y = require_targets(y, len(x))
     new = require_examples(net, new, "new")
     if isinstance(_chosen(by, "predict"), Krylov):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from volform.compilation import steady
 from volform.errors import KernelError
-from volform.kernels.checks import require_examples, require_targets
+from volform.kernels.checks import require_examples, require_regression, require_targets
 from volform.kernels.gaussian_process import Prediction
 from volform.kernels.propagation.sizes import cut
 from volform.kernels.regression import Regression, factored, regression_of
@@ -77,7 +77,7 @@ def predict_trained(
     >>> k.predict_trained(nn.Dense(1), x, jnp.array([3.0]), 2.0 * x).mean.tolist()
     [6.0]
     """
-    x = require_examples(net, x, "x")
+    x = require_regression(net, x)
     y = require_targets(y, len(x))
     if not isinstance(time, Tracer) and not _is_duration(time):
         raise KernelError(

@@ -43,6 +43,11 @@ class Aggregate(Weightless):
     adjacency: Float[Array, "targets nodes"]
 
     def __init__(self, adjacency: Any):
+        if jnp.iscomplexobj(adjacency):
+            raise NetworkError(
+                "`adjacency` of Aggregate holds complex numbers; it should be a matrix of the weights "
+                "of edges, which are real."
+            )
         try:
             matrix = jnp.asarray(adjacency, float)
         except (TypeError, ValueError) as error:

@@ -105,7 +105,8 @@ def layers(
         ax.set_aspect("equal", adjustable="datalim")
         ax.set_xticks([])
         ax.set_yticks([])
-    _legend(axes[0], count, curves)
+    # The last map of a network with momentum leaves the pair, and is no layer of its own.
+    _legend(axes[0], count - sequence.is_pair(count - 1), curves)
     return axes
 
 
