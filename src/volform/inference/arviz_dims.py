@@ -59,7 +59,9 @@ def dims_and_coords(
 
 
 def _are_labels(known: np.ndarray | None, axis: NamedAxis) -> bool:
-    return known is not None and np.array_equal(known, axis.labels)
+    if known is None or axis.labels is None:
+        return False
+    return np.array_equal(known, axis.labels)
 
 
 def _of_plates(

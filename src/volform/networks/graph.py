@@ -45,8 +45,8 @@ class Aggregate(Weightless):
     def __init__(self, adjacency: Any):
         if jnp.iscomplexobj(adjacency):
             raise NetworkError(
-                "`adjacency` of Aggregate holds complex numbers; it should be a matrix of the weights "
-                "of edges, which are real."
+                "`adjacency` of Aggregate holds complex numbers; it should be a matrix of real "
+                "weights of edges, zero where there is none."
             )
         try:
             matrix = jnp.asarray(adjacency, float)
