@@ -13,6 +13,7 @@ from numpyro.primitives import Messenger
 
 from volform.cli.data_files import Data, listed, value_of
 from volform.errors import DataError, ModelError
+from volform.models.attaching import without_handlers
 
 
 def load_function(reference: str, others: tuple[type, ...] = ()) -> Any:
@@ -135,19 +136,13 @@ def arguments_of(function: Callable, data: Data, source: str, exact: bool) -> Ar
 
 def name_of(function: Callable) -> str:
     """The name of a function under NumPyro's handlers."""
-    inner = _unwrapped(function)
+    inner = without_handlers(function)
     return str(getattr(inner, "__name__", inner))
-
-
-def _unwrapped(function: Any) -> Any:
-    while isinstance(function, Messenger) and function.fn is not None:
-        function = function.fn
-    return function
 
 
 def _signature(function: Callable) -> inspect.Signature:
     try:
-        return inspect.signature(_unwrapped(function))
+        return inspect.signature(without_handlers(function))
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"`{name_of(function)}` is no function whose arguments can be read ({error}); give a "

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer import MCMC
-from numpyro.primitives import Messenger
 
 from volform.checks import key_of
 from volform.equivalence.alignment import representatives
@@ -20,6 +19,7 @@ from volform.inference.arviz_dims import dims_and_coords, require_fitting, sizes
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
+from volform.models.attaching import without_handlers
 from volform.models.formulas import LinearModel
 from volform.models.labels import named_arguments
 from volform.models.model_with_batches import first_of
@@ -257,9 +257,8 @@ def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, 
 
 def _formula_of(model: Any) -> LinearModel | None:
     """The model that a formula wrote, under whatever handlers."""
-    while isinstance(model, Messenger) and model.fn is not None:
-        model = model.fn
-    return model if isinstance(model, LinearModel) else None
+    inner = without_handlers(model)
+    return inner if isinstance(inner, LinearModel) else None
 
 
 def _named_arguments(posterior: Posterior) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from volform.models.attaching import (
     FixedSites as FixedSites,
     attach as attach,
     require_metric as require_metric,
+    without_handlers as without_handlers,
 )
 from volform.models.batches import (
     Batches as Batches,

@@ -122,3 +122,10 @@ def attached_metrics(model: Callable) -> tuple[dict[Sites, Metric], Metric | Non
             by_site = {**model.metrics, **by_site}
         model = model.fn
     return by_site, wide
+
+
+def without_handlers(model: Any) -> Any:
+    """The function that effect handlers are around."""
+    while isinstance(model, Messenger) and model.fn is not None:
+        model = model.fn
+    return model

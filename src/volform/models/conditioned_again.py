@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from numpyro.primitives import Messenger
 
 from volform.errors import UnknownSiteError
-from volform.models.attaching import FixedSites
+from volform.models.attaching import FixedSites, without_handlers
 from volform.models.model_with_batches import first_of, given_arguments
 from volform.models.posterior import Posterior, conditioned, names_in, with_attached
 
@@ -102,9 +101,7 @@ def with_arguments(posterior: Posterior, arguments: Mapping[str, Any]) -> Poster
 
 def _parameters(model: Any) -> list[str]:
     """Names of the arguments of a model's function, under whatever handlers, in order."""
-    while isinstance(model, Messenger) and model.fn is not None:
-        model = model.fn
     try:
-        return list(inspect.signature(model).parameters)
+        return list(inspect.signature(without_handlers(model)).parameters)
     except (TypeError, ValueError):
         return []

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.tree_util import DictKey, KeyPath, keystr
-from numpyro.primitives import Messenger
+
+from volform.models.attaching import without_handlers
 
 PLAIN = "biufmMU"  # kinds of arrays that a file of coordinates holds; others become text
 
@@ -94,11 +95,9 @@ def named_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> 
 
     Those without a keyword are left out where the model does not tell their names.
     """
-    while isinstance(model, Messenger) and model.fn is not None:
-        model = model.fn
     named = {}
     with contextlib.suppress(TypeError, ValueError):
-        named = dict(inspect.signature(model).bind_partial(*args).arguments)
+        named = dict(inspect.signature(without_handlers(model)).bind_partial(*args).arguments)
     return named | dict(kwargs)
 
 

@@ -1,6 +1,5 @@
 """Layers of images and sequences: convolutions, with weights that pixels share or do not."""
 
-import abc
 import math
 from typing import Any
 
@@ -18,17 +17,21 @@ from volform.networks.window import Padding, SpreadWindow, Window, window
 class WindowLayer(WeightLayer):
     """A layer whose units at a pixel see the channels in a window of the image before it."""
 
-    filter_shape: eqx.AbstractVar[tuple[int, ...]]
-    strides: eqx.AbstractVar[tuple[int, ...] | None]
-    padding: eqx.AbstractVar[Padding]
+    width: int = eqx.field(static=True)
+    filter_shape: tuple[int, ...] = eqx.field(static=True)
+    w_std: Any = 1.0
+    b_std: Any = None
+    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
 
     def __check_init__(self) -> None:
         _ = self.window  # checks it
 
     @property
-    @abc.abstractmethod
     def window(self) -> Window:
         """Its windows."""
+        name = type(self).__name__
+        return window(self.filter_shape, self.strides, self.padding, name, "filter_shape")
 
     def fans(self, shape: tuple[int, ...], place: Place) -> Fans:
         """As many inputs as channels times pixels of a window."""
@@ -39,10 +42,6 @@ class WindowLayer(WeightLayer):
     def pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """One for each window."""
         return self.window.placed(shape, f"{type(self).__name__}({self.width})")
-
-    def _checked_window(self) -> Window:
-        name = type(self).__name__
-        return window(self.filter_shape, self.strides, self.padding, name, "filter_shape")
 
 
 class Conv(WindowLayer):
@@ -72,18 +71,6 @@ class Conv(WindowLayer):
     >>> round(float(k.kernel(net, jnp.ones((1, 4, 4, 1))).nngp[0, 0]), 6)
     0.347222
     """
-
-    width: int = eqx.field(static=True)
-    filter_shape: tuple[int, ...] = eqx.field(static=True)
-    w_std: Any = 1.0
-    b_std: Any = None
-    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
-
-    @property
-    def window(self) -> Window:
-        """Its windows."""
-        return self._checked_window()
 
     def product(
         self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... channels"]
@@ -125,17 +112,10 @@ class ConvTranspose(WindowLayer):
     [[2.0]]
     """
 
-    width: int = eqx.field(static=True)
-    filter_shape: tuple[int, ...] = eqx.field(static=True)
-    w_std: Any = 1.0
-    b_std: Any = None
-    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
-
     @property
     def window(self) -> Window:
         """Its windows on the image that is spread out."""
-        return SpreadWindow(*self._checked_window())
+        return SpreadWindow(*super().window)
 
     def product(
         self, weight: Float[Array, "width fan_in"], x: Float[Array, "n ... channels"]
@@ -176,18 +156,6 @@ class ConvLocal(WindowLayer):
     >>> k.kernel(net, jnp.ones((1, 5, 1))).nngp.tolist()  # a sum of five, which nothing ties
     [[5.0]]
     """
-
-    width: int = eqx.field(static=True)
-    filter_shape: tuple[int, ...] = eqx.field(static=True)
-    w_std: Any = 1.0
-    b_std: Any = None
-    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.SAME, kw_only=True)
-
-    @property
-    def window(self) -> Window:
-        """Its windows."""
-        return self._checked_window()
 
     def unshared(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """All pixels of its output."""

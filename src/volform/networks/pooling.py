@@ -14,9 +14,9 @@ from volform.networks.window import Padding, Window, window
 class WindowPool(Weightless):
     """One number for each window of each channel."""
 
-    window_shape: eqx.AbstractVar[tuple[int, ...]]
-    strides: eqx.AbstractVar[tuple[int, ...] | None]
-    padding: eqx.AbstractVar[Padding]
+    window_shape: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
+    padding: Padding = eqx.field(static=True, default=Padding.VALID, kw_only=True)
 
     def __check_init__(self) -> None:
         _ = self.window  # checks it
@@ -57,10 +57,6 @@ class AvgPool(WindowPool):
     [0.5, 2.5]
     """
 
-    window_shape: tuple[int, ...] = eqx.field(static=True)
-    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.VALID, kw_only=True)
-
     def forward(
         self, params: tuple[()], x: Float[Array, "n ... channels"], place: Place
     ) -> Float[Array, "n ... channels"]:
@@ -84,10 +80,6 @@ class SumPool(WindowPool):
     >>> nn.SumPool((2,)).apply((), jnp.arange(4.0)[None, :, None])[0, :, 0].tolist()
     [1.0, 5.0]
     """
-
-    window_shape: tuple[int, ...] = eqx.field(static=True)
-    strides: tuple[int, ...] | None = eqx.field(static=True, default=None, kw_only=True)
-    padding: Padding = eqx.field(static=True, default=Padding.VALID, kw_only=True)
 
     def forward(
         self, params: tuple[()], x: Float[Array, "n ... channels"], place: Place
