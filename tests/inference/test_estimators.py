@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 from scipy.integrate import quad
 from scipy.special import logsumexp
-from scipy.stats import cauchy, chi2, multivariate_normal, norm
+from scipy.stats import beta, cauchy, chi2, multivariate_normal, norm
 
 import volform as vf
 from volform.inference import Automatic, Estimator, arviz_compat, log_mean
@@ -384,3 +384,18 @@ def test_costs_add_up() -> None:
     assert automatic.cost.gradients == laplace.cost.gradients
     nodes = automatic.diagnostics["nodes"]
     assert automatic.cost.densities == nodes + laplace.cost.densities
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("d", [1, 2])
+def test_what_a_chart_of_an_interval_cuts_off_is_claimed(d: int, shape: float) -> None:
+    """Mass beyond u = 36.7, where values round to the edge: 2e-8 of each Beta(1/2, 1/2)."""
+
+    def model():
+        numpyro.sample("p", dist.Beta(shape, shape).expand([d]).to_event(1))
+
+    found = vf.evidence(vf.condition(model), by=vf.Quadrature())
+    assert abs(float(found.log_z)) < 3.0 * float(found.error) + 1e-12
+    lost = d * beta(shape, shape).cdf(np.exp(-36.7))
+    beyond = math.exp((36.7 - 30.0) * shape)  # what lies beyond 30, of which the rest is lost
+    assert float(found.error) < 3.0 * max(beyond * lost, 1e-9)

@@ -1,7 +1,8 @@
 """One form of all copies of parameters, and the elements that leave parameters where they are."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,6 @@ import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
-
-_ALIKE = 1e-9  # relative difference of units that are one
 
 
 @dataclass(frozen=True)
@@ -98,41 +97,95 @@ def _rows(part: np.ndarray, place: int) -> np.ndarray:
     return np.moveaxis(part, place, 0).reshape(part.shape[place], -1)
 
 
-def stabilizer_of(group: Any, params: PyTree) -> Stabilizer:
+def stabilizer_of(group: Any, params: PyTree, within: float) -> Stabilizer:
     """The elements that leave parameters where they are."""
-    element = element_to_canonical(group, params)
-    leaves = [np.asarray(x) for x in element.of_leaves(group.leaves(params)[0])]
-    parts, order = group.split(leaves), 0.0
+    parts, order = group.split([np.asarray(x) for x in group.leaves(params)[0]]), 0.0
     alike, idle = list[tuple[str, tuple[int, ...]]](), list[tuple[str, tuple[int, ...]]]()
-    for number, units in enumerate(group.units):
+    for units in group.units:
         rows = [_rows(parts[leaf], place) for leaf, place in units.members]
-        old = element.orders[number]
         size = max(float(np.max(np.abs(row), initial=0.0)) for row in rows) or 1.0
-        still = [_idle(rows, pattern, size) for pattern in units.signs]
+        still = [_largest(rows, pattern) <= within * size for pattern in units.signs]
         order += math.log(2.0) * int(np.sum(still))
         silent = np.flatnonzero(np.any(still, axis=0)) if still else []
-        idle += [(units.name, tuple(sorted(int(old[i]) for i in silent)))] if len(silent) else []
-        for same in _same(np.concatenate(rows, axis=1), size):
+        idle += [(units.name, tuple(map(int, silent)))] if len(silent) else []
+        for same in _alike(rows, [turns for _, turns in _turnings(units)], within * size):
             order += math.lgamma(len(same) + 1)
-            alike.append((units.name, tuple(sorted(int(old[i]) for i in same))))
+            alike.append((units.name, tuple(same)))
     fields = jax.vmap(lambda tree: ravel_pytree(tree)[0])(group.generators(params))
     rank = int(np.linalg.matrix_rank(np.asarray(fields))) if group.dimension else 0
     return Stabilizer(order, group.dimension - rank, tuple(alike), tuple(idle))
 
 
-def _idle(rows: Sequence[np.ndarray], pattern: Sequence[int], size: float) -> np.ndarray:
-    largest = [np.max(np.abs(rows[member]), axis=1, initial=0.0) for member in pattern]
-    return np.max(largest, axis=0) <= _ALIKE * size
+def nearest(group: Any, params: PyTree, most: int, beyond: float) -> list[PyTree]:
+    """Copies by one exchange, or one change of sign, that move parameters least, but move them."""
+    leaves, rest = group.leaves(params)
+    parts = group.split([np.asarray(x) for x in leaves])
+    found = list[tuple[float, tuple[int, int, int, tuple[int, ...]]]]()
+    for number, units in enumerate(group.units):
+        rows = [_rows(parts[leaf], place) for leaf, place in units.members]
+        for turned, turns in _turnings(units):
+            squares = sum(_squares(row, turn) for row, turn in zip(rows, turns, strict=True))
+            squares = np.where(np.eye(units.size, dtype=bool), squares, 2.0 * squares)
+            moving = squares > beyond**2 * max(float(np.max(row**2, initial=0.0)) for row in rows)
+            i, j = np.nonzero(np.triu(moving, 0 if turned else 1))
+            for k in np.argsort(squares[i, j])[:most]:
+                move = number, int(i[k]), int(j[k]), turned
+                found.append((float(squares[i[k], j[k]]), move))
+    moved = [_one_move(group, *move).of_leaves(leaves) for _, move in sorted(found)[:most]]
+    return [group.rebuilt(one, rest) for one in moved]
 
 
-def _same(rows: np.ndarray, size: float) -> list[list[int]]:
-    left, found = list(range(len(rows))), []
-    while left:
-        gaps = np.max(np.abs(rows[left] - rows[left[0]]), axis=1, initial=0.0)
-        same = [i for i, gap in zip(left, gaps, strict=True) if gap <= _ALIKE * size]
-        left = [i for i in left if i not in same]
-        found += [same] if len(same) > 1 else []
-    return found
+def _one_move(group: Any, number: int, i: int, j: int, turned: tuple[int, ...]) -> Any:
+    """The element that exchanges two units of one set, or keeps one, and turns signs of both."""
+    one = group.identity
+    order, signs = one.orders[number].copy(), one.signs[number].copy()
+    order[[i, j]] = order[[j, i]]
+    signs[np.ix_([*turned], sorted({i, j}))] = -1.0
+    return one.at(number, order, signs, one.together[number])
+
+
+def _turnings(units: Any) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    """Each choice of the changes of sign of a unit, and the signs of its members by them."""
+    every = range(len(units.signs))
+    for turned in (
+        c for k in range(len(units.signs) + 1) for c in itertools.combinations(every, k)
+    ):
+        times = [sum(m in units.signs[p] for p in turned) for m in range(len(units.members))]
+        yield turned, [(-1) ** count for count in times]
+
+
+def _squares(rows: np.ndarray, turn: int) -> np.ndarray:
+    """Squared distances between rows and turned rows."""
+    norms = np.sum(rows**2, axis=1)
+    return norms[:, None] + norms - 2.0 * turn * (rows @ rows.T)
+
+
+def _largest(rows: Sequence[np.ndarray], members: Sequence[int]) -> np.ndarray:
+    """The largest entry of each unit, in absolute value."""
+    return np.max([np.max(np.abs(rows[m]), axis=1, initial=0.0) for m in members], axis=0)
+
+
+def _alike(
+    rows: Sequence[np.ndarray], turnings: Sequence[Sequence[int]], within: float
+) -> list[list[int]]:
+    """Sets of units whose entries are the same, in one of the choices of signs."""
+    norms = np.sqrt(sum(np.sum(row**2, axis=1) for row in rows))
+    reach = within * math.sqrt(sum(row.shape[1] for row in rows))
+    left, found = np.argsort(norms, kind="stable"), list[list[int]]()
+    while len(left):
+        first = left[0]
+        near = left[: np.searchsorted(norms[left], norms[first] + reach, side="right")]
+        gaps = [
+            [
+                np.abs(r[near] - t * r[first]).max(1, initial=0.0)
+                for r, t in zip(rows, turns, strict=True)
+            ]
+            for turns in turnings
+        ]
+        same = near[np.min(np.max(gaps, axis=1), axis=0) <= within]
+        left = left[~np.isin(left, same)]
+        found += [sorted(map(int, same))] if len(same) > 1 else []
+    return sorted(found)
 
 
 def settled(group: Any, number: int, left: set[int]) -> list[int]:

@@ -17,10 +17,11 @@ _ANGLE = 0.7  # of the rotation of two units by which a continuum is told
 
 
 class Copies(NamedTuple):
-    """Number of equivalent modes, and whether that is all of them."""
+    """Number of equivalent modes, whether that is all of them, and the symmetries by which."""
 
     modes: int
     is_all: bool
+    group: Group
 
 
 def copies(
@@ -51,9 +52,10 @@ def copies(
         values = _of_leaves(densities, points[0])
         # Nothing found is what data see that are all masked, or zero.
         if is_known and group.order > 1 and all(_keeps(group, at, values) for at in arrays):
-            return Copies(group.order, is_all=True)
+            return Copies(group.order, is_all=True, group=group)
     group, arrays, is_known = _counted(density, densities, points)
-    return Copies(group.order if arrays else 1, is_known and bool(arrays))
+    group = group if arrays else replace(group, units=())
+    return Copies(group.order, is_known and bool(arrays), group)
 
 
 _Densities = Callable[[list[dict[str, np.ndarray]]], Float[np.ndarray, " k"]]
@@ -78,12 +80,14 @@ def _counted(
     group = group_of(names, leaves, arrays_of(dict(points[0]))[1], factors, unknown)
     found = values(arrays)
     arrays = [point for point, one in zip(arrays, found, strict=True) if np.isfinite(one[0])]
+    group = with_signs(group, arrays, values) if arrays else group
     if not group.units or not arrays:
         return replace(group, units=()), arrays, not unknown
-    group = replace(group, units=tuple(with_signs(group, arrays, values)))
-    turned = [defects(values([*_rotated(group, at)]), values([at])[0]) for at in arrays]
-    is_discrete = np.max(turned, axis=0) > rounding_of(arrays[0])
-    group = _without(group, [number for number, one in enumerate(is_discrete) if not one])
+    many = [number for number, units in enumerate(group.units) if units.size > 1]
+    if many:
+        turned = [defects(values([*_rotated(group, at)]), values([at])[0]) for at in arrays]
+        turns = np.max(turned, axis=0) <= rounding_of(arrays[0])
+        group = _without(group, [n for n, one in zip(many, turns, strict=True) if one])
     if not _keeps(group, arrays[-1], values):
         each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
         group = _without(group, [number for number, one in enumerate(each) if not one])
@@ -105,7 +109,7 @@ def _without(group: Group, numbers: Sequence[int]) -> Group:
 
 def _rotated(group: Group, at: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
     """By set of units the point with two of them rotated into each other, in all of its arrays."""
-    for units in group.units:
+    for units in (units for units in group.units if units.size > 1):
         matrix = np.eye(units.size)
         cos, sin = math.cos(_ANGLE), math.sin(_ANGLE)
         matrix[:2, :2] = [[cos, -sin], [sin, cos]]

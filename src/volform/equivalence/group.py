@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from volform.checks import require_key
-from volform.equivalence.canonical import Stabilizer, element_to_canonical, stabilizer_of
+from volform.equivalence.canonical import Stabilizer, element_to_canonical, nearest, stabilizer_of
 from volform.equivalence.flows import FlowFamily, typed
 from volform.errors import NetworkError
 from volform.generators import generator
@@ -143,13 +143,30 @@ class Group:
         """
         return element_to_canonical(self, params)(params)
 
-    def stabilizer(self, params: PyTree) -> Stabilizer:
+    def stabilizer(self, params: PyTree, within: float = 1e-9) -> Stabilizer:
         """The elements that leave `params` where they are.
+
+        Args:
+            params: parameters of the network.
+            within: difference up to which entries are the same, by the largest entry of a set.
 
         Raises:
             NetworkError: when the parameters are not of this group's network.
         """
-        return stabilizer_of(self, params)
+        return stabilizer_of(self, params, within)
+
+    def nearest(self, params: PyTree, most: int, beyond: float = 1e-9) -> list[PyTree]:
+        """Copies of `params` by one exchange, or change of sign of a unit, the nearest first.
+
+        Args:
+            params: parameters of the network.
+            most: number of copies.
+            beyond: difference, by the largest entry of a set of units, up to which it is no copy.
+
+        Raises:
+            NetworkError: when the parameters are not of this group's network.
+        """
+        return nearest(self, params, most, beyond)
 
     def generators(self, params: PyTree) -> PyTree:
         """Vector fields of the continuous symmetries at `params`, stacked along a first axis.
@@ -212,7 +229,8 @@ class Group:
         return [x.reshape(factors) for x, factors in zip(leaves, self.factors, strict=True)]
 
     def __repr__(self) -> str:
-        exchanges = " x ".join(f"S{units.size}" for units in self.units) or "no exchanges"
+        several = [units for units in self.units if units.size > 1]
+        exchanges = " x ".join(f"S{units.size}" for units in several) or "no exchanges"
         every = [units.name for units in self.units]
         parts = [
             exchanges,

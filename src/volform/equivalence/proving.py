@@ -74,7 +74,7 @@ def symmetry(f: Callable[[Any, Any], Any], params: PyTree, x: Any) -> Group:
     with jax.default_matmul_precision("highest"):
         points = [probe.random() for _ in range(_POINTS)]
         group = replace(group, flows=flows_of(group, factors, probe))
-        group = replace(group, units=tuple(with_signs(group, points, probe.values)))
+        group = with_signs(group, points, probe.values)
         return _proven(group, probe)
 
 

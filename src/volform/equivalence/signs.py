@@ -39,14 +39,36 @@ def group_of(
     return Group(tuple(names), shapes, sizes, treedef, tuple(units), unknown=unknown)
 
 
-def with_signs(group: Group, points: Sequence[list[Any]], values: _Values) -> Iterator[Units]:
-    """The sets of units with their changes of sign, which leave `values` as they are.
+def with_signs(group: Group, points: Sequence[list[Any]], values: _Values) -> Group:
+    """The group with the changes of sign that leave `values` as they are.
+
+    Of each set of units, and of arrays that a layer of one unit alone has: these are a set of
+    their own, of one unit.
 
     Args:
         group: of exchanges; scalings are made use of.
         points: random points; at one alone a dead layer fakes symmetries.
         values: of points.
     """
+    whole = _with_one_unit(group)
+    found = tuple(_signed(whole, points, values))
+    if len(found) > len(group.units) and not found[-1].signs:
+        return replace(group, units=found[:-1])
+    return replace(whole, units=found)
+
+
+def _with_one_unit(group: Group) -> Group:
+    """The group with a set of one unit, of all arrays with an axis of length one."""
+    ones = [leaf for leaf, shape in enumerate(group.shapes) if not shape or 1 in shape]
+    if not ones:
+        return group
+    members = tuple(Member(leaf, len(group.factors[leaf])) for leaf in ones)
+    factors = tuple((*own, 1) if leaf in ones else own for leaf, own in enumerate(group.factors))
+    title = group.names[ones[0]].rpartition(".")[0] or group.names[ones[0]]
+    return replace(group, factors=factors, units=(*group.units, Units(title, 1, members)))
+
+
+def _signed(group: Group, points: Sequence[list[Any]], values: _Values) -> Iterator[Units]:
     generator, kept = np.random.default_rng(0), list[_Turn]()
     for number, units in enumerate(group.units):
         some = np.where(generator.permutation(units.size) < (units.size + 1) // 2, -1.0, 1.0)
@@ -74,7 +96,9 @@ def with_signs(group: Group, points: Sequence[list[Any]], values: _Values) -> It
                 if len(independent([*span, arrays])) > len(independent(span)):
                     together.append(turn.pattern)
                     span.append(arrays)
-        yield replace(units, signs=each, together=tuple(together))
+        # Of one unit alone these are its own signs.
+        of_one = tuple(together) if units.size == 1 else ()
+        yield replace(units, signs=of_one or each, together=() if of_one else tuple(together))
 
 
 class _Turn(NamedTuple):

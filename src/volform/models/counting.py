@@ -19,15 +19,26 @@ from volform.models.some_examples import with_examples
 
 _MANY, _FEW = 512, 128  # examples: of more than many, few are counted on
 _SIZES = 1.0, 3.0, 10.0, 30.0  # of the points at which copies are counted: clipping is seen far out
+_ALIKE = 1e-5  # of the largest entry of a set of units: searches end within 1e-8 of a mode
+_NEAREST = 8  # copies that are looked at
 _Values = dict[str, Any]
 
 
 class Counted(NamedTuple):
-    """Equivalent modes that were counted, of which sites, and whether these are all."""
+    """Equivalent modes that were counted, of which sites, whether these are all, and by what."""
 
     modes: int
     names: tuple[str, ...]
     is_all: bool
+    group: Any = None
+
+    def fixing(self, values: _Values) -> int:
+        """Number of its exchanges and changes of sign that leave values where they are."""
+        return 1 if self.group is None else self.group.stabilizer(values, _ALIKE).order
+
+    def nearest(self, values: _Values) -> list[_Values]:
+        """The copies by one exchange or change of sign that are nearest to values."""
+        return [] if self.group is None else self.group.nearest(values, _NEAREST, _ALIKE)
 
 
 def counted(
@@ -66,8 +77,8 @@ def counted(
     own = [{name: point[name] for name in names} for point in points]
     few = _with_few_examples(program, points[0])
     of_few = None if few is None else _Densities(few, rest)
-    modes, is_all = counters[names[0]](density, _Densities(program, rest, of_few), own)
-    return Counted(modes, names, is_all)
+    modes, is_all, group = counters[names[0]](density, _Densities(program, rest, of_few), own)
+    return Counted(modes, names, is_all, group)
 
 
 class _Densities(NamedTuple):

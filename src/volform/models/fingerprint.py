@@ -10,7 +10,7 @@ from numpyro.distributions import ImproperUniform, Unit
 
 from volform.geometry.dependence import dependence, moves
 from volform.models.bound_model import BoundModel
-from volform.models.counting import counted
+from volform.models.counting import Counted, counted
 from volform.models.data_checks import core_of, on_host, used_entries
 from volform.models.model_with_batches import ModelWithBatches, first_of
 from volform.models.observed_facts import Fingerprint, SiteFacts
@@ -18,8 +18,8 @@ from volform.models.priors import VolumeDensity
 from volform.results import Provenance, require_count
 
 
-def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
-    """The provenance of a conditioned model.
+def provenance_of(model: BoundModel, held: tuple[str, ...]) -> tuple[Provenance, Counted | None]:
+    """The provenance of a conditioned model, and the copies of a network that were counted.
 
     Args:
         model: the model with its data.
@@ -54,7 +54,7 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
     facts = (
         {n: _facts_of(site) for n, site in data.items()} if batches is None else batches.given.sites
     )
-    return Provenance(
+    provenance = Provenance(
         tuple(name for name in model.names if _is_improper(sites[name])),
         factors,
         math.prod(counts) if counts else None,
@@ -66,6 +66,7 @@ def provenance_of(model: BoundModel, held: tuple[str, ...]) -> Provenance:
         unobserved=not model.observed,
         uncounted=tuple(uncounted),
     )
+    return provenance, found
 
 
 def fingerprint(value: object) -> Fingerprint:

@@ -27,6 +27,7 @@ from volform.models.batches import first_batch
 from volform.models.binding import MetricTerm, TermBinder, assemble, bind
 from volform.models.bound_model import BoundModel
 from volform.models.circles import centered_on_circles
+from volform.models.counting import Counted
 from volform.models.data_checks import core_of
 from volform.models.fingerprint import provenance_of
 from volform.models.inspection import inspect_model
@@ -131,7 +132,7 @@ class Posterior(eqx.Module):
         jax.eval_shape(look, self.layout.point)
         return tuple(found)
 
-    @cached_property
+    @property
     def provenance(self) -> Provenance:
         """Provenance of the evidence: of which data, proper and normalized or not, copies of modes.
 
@@ -140,6 +141,15 @@ class Posterior(eqx.Module):
         Raises:
             ModelError: when a declared number of equivalent modes is no positive integer.
         """
+        return self._origin[0]
+
+    @property
+    def counted(self) -> Counted | None:
+        """The equivalent modes of a network, by its symmetries; None where no site leaves them."""
+        return self._origin[1]
+
+    @cached_property
+    def _origin(self) -> tuple[Provenance, Counted | None]:
         return provenance_of(self.bound_model, self.held)
 
     def values(self, u: Float[Array, " d"], names: tuple[str, ...] | None = None) -> dict[str, Any]:

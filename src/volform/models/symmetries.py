@@ -83,15 +83,43 @@ def find_symmetries(model: BoundModel, key: PRNGKeyArray) -> tuple[Symmetry, ...
         key: key of the prior draws.
     """
     points = _trial_points(model, key)
-    found: list[Symmetry] = []
+    found, signs = list[Symmetry](), list[int]()
     at = _densities(model, points)
     for candidate in _candidates(model):
         if any(_is_within(other, candidate) for other in found):
             continue
+        turns = [] if candidate.exchanges else _turns(candidate, points[0])
+        if turns and not any(_reduced(turn, signs) for turn in turns):  # by others together
+            continue
         moves = candidate.generators(points[0])
         if all(_keeps_density(model, move, points, at) for move in moves):
             found.append(candidate)
+            _extend(signs, turns)
     return tuple(found)
+
+
+def _turns(symmetry: Symmetry, values: Values, of: Values | None = None) -> list[int]:
+    """The entries that each change of sign turns, as bits; those of `of` that are zero left out."""
+    ones = jax.tree.map(lambda value: np.ones(np.shape(value)), values)
+    seen = np.concatenate([np.ravel(np.abs(np.asarray(x)) > SAME) for x in (of or ones).values()])
+    moved = [move(ones) for move in symmetry.generators(values)]
+    flat = [np.concatenate([np.ravel(np.asarray(x)) for x in one.values()]) for one in moved]
+    return [int.from_bytes(np.packbits((one < 0.0) & seen).tobytes()) for one in flat]
+
+
+def _reduced(turn: int, basis: Sequence[int]) -> int:
+    """What is left of a set of entries by those of a basis; 0 where it is a sum of them."""
+    for one in basis:
+        turn = min(turn, turn ^ one)
+    return turn
+
+
+def _extend(basis: list[int], turns: Sequence[int]) -> None:
+    for turn in turns:
+        left = _reduced(turn, basis)
+        if left:
+            basis.append(left)
+            basis.sort(reverse=True)
 
 
 def _trial_points(model: BoundModel, key: PRNGKeyArray) -> list[Values]:
@@ -217,18 +245,19 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 
 def count_images(model: BoundModel, symmetries: tuple[Symmetry, ...], u: Float[Array, " d"]) -> int:
-    """Number of distinct images of u: k! / (alike)! by exchanges, 2^(not zero) by signs.
+    """Number of distinct images of u: k! / (alike)! by exchanges, 2^n by signs.
 
-    Sites that take part in several exchanges, or in several changes of sign, are counted by the
-    first.
+    Of changes of sign those n count that are independent of each other on what is not zero. Sites
+    that take part in several exchanges are counted by the first.
     """
-    values, count = model.values(u), 1
+    values, basis = model.values(u), list[int]()
+    for symmetry in symmetries:
+        _extend(basis, [] if symmetry.exchanges else _turns(symmetry, values, values))
+    count = 2 ** len(basis)
     for symmetry in symmetries:
         signs = {n for s in symmetries if not s.exchanges for n, a in s.parts if a is not None}
         slices = _slices(values, symmetry)
-        nonzero = sum(bool(np.max(np.abs(s)) > SAME) for s in slices)
         if not symmetry.exchanges:
-            count *= 2**nonzero
             continue
         if {name for name, _ in symmetry.parts} <= signs:  # counted up to the sign of each
             slices = [s * np.sign(s[np.argmax(np.abs(s) > SAME)] or 1.0) for s in slices]

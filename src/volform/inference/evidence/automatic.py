@@ -21,7 +21,8 @@ from volform.inference.evidence.importance import GOOD_K_HAT, K_HAT_LIMIT, Impor
 from volform.inference.evidence.quadrature import Quadrature
 from volform.inference.evidence.tempered import Tempered
 from volform.inference.laplace.approximation import LaplaceApproximation
-from volform.inference.laplace.log_evidence import errors_of, without_copies
+from volform.inference.laplace.equivalent_modes import without_copies
+from volform.inference.laplace.log_evidence import errors_of
 from volform.inference.modes.mode import MAP
 from volform.limits import AUTOMATIC_QUADRATURE_UP_TO, TEMPERED_UP_TO
 from volform.models.posterior import Posterior

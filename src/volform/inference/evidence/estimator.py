@@ -15,7 +15,8 @@ from volform.checks import ONE_BY_ONE, key_of, require_untraced
 from volform.errors import ModelError, VolformError
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.approximation import LaplaceApproximation, laplace
-from volform.inference.laplace.log_evidence import are_copies, laplace_evidence, without_copies
+from volform.inference.laplace.equivalent_modes import are_copies, count_copies, without_copies
+from volform.inference.laplace.log_evidence import laplace_evidence
 from volform.inference.laplace.samples import Samples
 from volform.inference.modes.expansion import OnOrbit, SecondOrder
 from volform.inference.modes.images import MOST_IMAGES, with_images
@@ -188,7 +189,7 @@ class Problem:
         """Number of copies of the best mode: by the symmetries, or as the model declares it."""
         if self.symmetries:
             return count_images(self.posterior.bound_model, self.symmetries, self.modes[0].u)
-        return self.provenance.equivalent_modes or 1
+        return count_copies(self.posterior, self.modes[0].u, self.provenance.equivalent_modes or 1)
 
     @cached_property
     def fixed_by(self) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from volform.compilation import QUICK, STEADY, Compiled
 from volform.errors import ModelError
-from volform.inference.evidence.edges import cut_off, is_far_out
+from volform.inference.evidence.edges import cut_off, is_far_out, lost_beyond
 from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.laplace.gaussian_chart import LEBESGUE
 from volform.inference.laplace.samples import Samples
@@ -74,12 +74,12 @@ class Quadrature(Estimator):
         # A grid that is fine enough for a needle everywhere is too fine.
         asked = max(finest, 2.0 * RANGE / MOST_FOR_MODES ** (1.0 / posterior.dim))
         found = _refined(posterior, center, whitener, self.tolerance, asked, self.nodes)
-        bad = found.undefined
+        bad, lost = found.undefined, lost_beyond(posterior, found.cut)
         return problem.estimated(
             found.log_z,
-            found.change,
+            found.change + lost,
             method="quadrature",
-            trust=_trust(found.change, _astray(problem, found.top))
+            trust=_trust(found.change, lost, _astray(problem, found.top))
             .but(["nodes are sparse at another mode"] if found.step > finest else [])
             .but(cut_off(posterior, found.cut))
             .given("if no needle lies between the nodes"),
@@ -295,8 +295,10 @@ def _in_deviations(mode: SecondOrder, u: Any) -> Float[np.ndarray, " d"]:
     return back @ (np.asarray(u) - np.asarray(mode.u))
 
 
-def _trust(error: float, astray: str) -> Trust:
-    text = f"the last refinement changed log Z by {error:.1g}"
+def _trust(change: float, lost: float, astray: str) -> Trust:
+    text, error = f"the last refinement changed log Z by {change:.1g}", change + lost
+    if lost > change:
+        text += f", and about {lost:.1g} lies beyond an edge"
     if astray:
         return Trust(Level.POOR, f"{text}; {astray}: a mode was missed, or rounding is summed")
     if error < 1e-6:

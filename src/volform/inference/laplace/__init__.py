@@ -18,6 +18,11 @@ from volform.inference.laplace.draws import (
     located as located,
     predicted as predicted,
 )
+from volform.inference.laplace.equivalent_modes import (
+    are_copies as are_copies,
+    count_copies as count_copies,
+    without_copies as without_copies,
+)
 from volform.inference.laplace.explanation import (
     Explanation as Explanation,
     SiteShare as SiteShare,
@@ -51,11 +56,9 @@ from volform.inference.laplace.links import (
     Probit as Probit,
 )
 from volform.inference.laplace.log_evidence import (
-    are_copies as are_copies,
     errors_of as errors_of,
     first_order as first_order,
     laplace_evidence as laplace_evidence,
-    without_copies as without_copies,
 )
 from volform.inference.laplace.marginals import (
     marginal_densities as marginal_densities,

@@ -1,21 +1,20 @@
 """Evidence by Laplace's method: first and second order, at one mode or summed over several."""
 
-import dataclasses
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array, Float
 
-from volform.compilation import STEADY, Compiled, compiled
+from volform.compilation import STEADY, Compiled
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
+from volform.inference.laplace.equivalent_modes import APART, Total, total, without_copies
 from volform.inference.laplace.slices import DRAWS, SLICE_POINTS, gap_of_expansion
 from volform.inference.laplace.stencil import correction_by_differences
 from volform.inference.modes.expansion import FirstOrder, OnOrbit, SecondOrder, volume_error
@@ -23,8 +22,6 @@ from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
-from volform.models.bound_model import BoundModel
-from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.progress import waiting
 from volform.results import Cost, Evidence, Level, Provenance, Regime, Trust, scalar
@@ -52,16 +49,14 @@ def laplace_evidence(
     posterior = fit.posterior
     has_none = isinstance(fit.verdict, Saddle | Flat)
     each = np.array([np.nan if has_none else log_evidence(at) for at in modes])
-    one = float(scipy.special.logsumexp(each))  # pyright: ignore[reportArgumentType]
-    weights = np.exp(each - one)
+    sums = total(fit, modes, each, provenance)
     orbit = fit.orbit
     is_strict = not any(isinstance(at, OnOrbit) for at in modes)
-    corrected = _mean_correction(fit, modes, weights) if second_order and is_strict else None
+    corrected = _mean_correction(fit, modes, sums.weights) if second_order and is_strict else None
     c, gap, spent = corrected or (None, 0.0, Cost())
-    copies, counted, overlap = _copies(fit, provenance, one)
-    every = [*notes, counted]
+    every = [*notes, sums.note]
     if len(modes) > 1:
-        shares = ", ".join(f"{weight:.3f}" for weight in weights)
+        shares = ", ".join(f"{weight:.3f}" for weight in sums.weights)
         every.append(f"sum over {len(modes)} modes, weights {shares}")
     if second_order and c is None and fit.converged:
         why = _why_not(posterior.dim) if is_strict else "along an orbit there is none"
@@ -70,22 +65,23 @@ def laplace_evidence(
     if noise is not None:
         every.append(f"log volume by Monte Carlo, standard error {float(noise):.2g}")
     diagnostics = {} if c is None else {"c": c, "gap": gap}
-    diagnostics |= {f"weight of mode {m + 1}": float(w) for m, w in enumerate(weights) if w < 1.0}
+    weights = {f"weight of mode {m + 1}": float(w) for m, w in enumerate(sums.weights)}
+    diagnostics |= {name: weight for name, weight in weights.items() if weight < 1.0}
     number = functools.partial(scalar, dtype=fit.at.value.dtype)
     half = np.nan if has_none else -0.5 * float(modes[0].log_det)
     terms = _terms(modes[0], half)
     terms = terms if orbit is None else _terms_along(orbit, terms)
-    terms |= {"other modes": number(one - each[0])} if len(modes) > 1 else {}
-    terms |= {name: number(added) for name, added in copies.items()}
+    terms |= {"other modes": number(sums.others)} if len(modes) > 1 else {}
+    terms |= _counted(sums, number)
     terms |= {} if c is None else {"log(1 + c)": number(_log1p(c))}
     return Evidence(
-        number(one + sum(copies.values())),
+        number(each[0] + sums.added),
         number(np.nan if c is None else errors_of(c, gap)[0]),
         None if c is None else number(c),
         metric_of_model(posterior),
         posterior.dim,
         "Laplace",
-        overlap or _trust(fit, c, gap, modes, weights, is_noisy=noise is not None),
+        sums.trust or _trust(fit, c, gap, modes, sums.weights, is_noisy=noise is not None),
         diagnostics,
         fit.cost + spent,
         "; ".join(note for note in (*every, *provenance.notes()) if note),
@@ -109,24 +105,23 @@ def curved_evidence(
     """
     one = first_order(fit.at, log_det)
     number = functools.partial(scalar, dtype=one.dtype)
-    copies, counted, overlap = _copies(fit, provenance, one)
+    sums = total(fit, [fit.at], [float(one)], provenance)
     trust = Trust(Level.UNCHECKED, f"with {title} there is no second order to gauge it by")
     if isinstance(fit.verdict, NotConverged):
         trust = Trust(Level.POOR, "the point is not stationary")
     return Evidence(
-        number(float(one) + sum(copies.values())),
+        number(float(one) + sums.added),
         number(jnp.nan),
         None,
         metric_of_model(fit.posterior),
         fit.posterior.dim,
         f"Laplace with {title}",
-        overlap or trust,
+        sums.trust or trust,
         {},
         fit.cost + Cost(0, fit.posterior.dim),
-        "; ".join(note for note in (*notes, counted, *provenance.notes()) if note),
+        "; ".join(note for note in (*notes, sums.note, *provenance.notes()) if note),
         provenance,
-        _terms(fit.at, fit.at.log_volume - 0.5 * log_det)
-        | {name: number(added) for name, added in copies.items()},
+        _terms(fit.at, fit.at.log_volume - 0.5 * log_det) | _counted(sums, number),
         regimes,
     )
 
@@ -148,22 +143,6 @@ def note_on_others(place: ExpansionPoint, provenance: Provenance) -> str:
     others = len(without_copies(modes) if provenance.equivalent_modes else modes) - 1
     found = "1 other mode is" if others == 1 else f"{others} other modes are"
     return f"{found} not counted; `vf.evidence` sums them" if others > 0 else ""
-
-
-def without_copies(modes: Sequence[SecondOrder]) -> list[SecondOrder]:
-    """One of each set of modes that are copies of each other."""
-    kept: list[SecondOrder] = []
-    for mode in modes:
-        if not any(are_copies(mode, other) for other in kept):
-            kept.append(mode)
-    return kept
-
-
-def are_copies(one: SecondOrder, other: SecondOrder) -> bool:
-    """Tell whether two modes have equal q^G and equal spectra of E."""
-    # Copies agree to rounding; spectra only to the distance of each from its mode.
-    same_height = np.isclose(one.value, other.value, rtol=1e-8, atol=1e-8)
-    return bool(same_height and np.allclose(one.eigenvalues, other.eigenvalues, rtol=1e-4))
 
 
 def _mean_correction(
@@ -287,42 +266,10 @@ def _terms_along(
     return OrderedDict((n, scalar(v, dtype)) for n, v in zip(names, values, strict=True))
 
 
-@compiled
-def _log_prior(model: BoundModel, u: Float[Array, " d"]) -> Float[Array, ""]:
-    return model.log_prior_and_likelihood(u)[0]
-
-
-def _copies(
-    fit: ExpansionPoint, provenance: Provenance, one: Any
-) -> tuple[dict[str, float], str, Trust | None]:
-    """Contribution of equivalent modes to log Z, a note, and the verdict if they overlap.
-
-    An evidence is a mean of likelihoods. Where the copies of a mode come to more than the
-    likelihood there, they overlap, as of a network with more units than the data ask for: units
-    are alike, or idle, and the copies fewer than h! 2^h. Then one mode is all that is counted.
-    """
-    uncounted = "copies by symmetries of a network are not counted" if provenance.uncounted else ""
-    if not provenance.equivalent_modes:
-        return {}, uncounted, None
-    many = f"{_in_digits(provenance.equivalent_modes)} equivalent modes"
-    added = math.log(provenance.equivalent_modes)
-    if provenance.data and not provenance.factors and not provenance.improper:
-        model = fit.posterior.bound_model
-        prior = _log_prior(dataclasses.replace(model, program=first_of(model.program)), fit.at.u)
-        most = float(fit.at.log_volume - fit.at.value - prior)
-        if float(one + added) > most:
-            above = f"with them log Z would be {float(one + added):.3f}, above the log likelihood"
-            note = f"{many} are not counted: {above} at the mode, {most:.3f}"
-            return {}, note, Trust(Level.POOR, "equivalent modes overlap, and may add to log Z")
-    notes = [f"times {many} (+{added:.3f}): valid while they do not overlap", uncounted]
-    return {"equivalent modes": added}, "; ".join(filter(None, notes)), None
-
-
-def _in_digits(count: int) -> str:
-    return f"{count:,}" if count < 10**9 else f"10^{math.log10(count):.1f}"
+def _counted(sums: Total, number: Callable[[float], Array]) -> dict[str, Float[Array, ""]]:
+    return {} if sums.log_copies is None else {"equivalent modes": number(sums.log_copies)}
 
 
 def _overlap(modes: Sequence[SecondOrder]) -> bool:
     """Tell whether some mode lies within three standard deviations of another."""
-    # Gaussians three standard deviations apart share a seventh of their mass.
-    return any(lies_within(b, a.u, 3.0) for a in modes for b in modes if a is not b)
+    return any(lies_within(b, a.u, APART) for a in modes for b in modes if a is not b)

@@ -1,7 +1,6 @@
 """Prior scales and noise moved to the highest evidence after a training, the curvature held."""
 
 import abc
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -151,12 +150,9 @@ class Tuned(eqx.Module):
             rows.append(f"  {title:<12} {shown}{factor:.4g} times what it was")
         if self.temperature != 1.0:
             rows.append(f"  temperature  {self.temperature:.4g}, by data that were held out")
-        copies = self.start.evidence.provenance.equivalent_modes or 1
-        if copies > 1:
-            rows.append(
-                f"  `approx.evidence` adds log {copies:.6g} = {math.log(copies):.3f} for "
-                "equivalent modes, unless they overlap"
-            )
+        added = self.start.evidence.terms.get("equivalent modes", 0.0)
+        if added:
+            rows.append(f"  `approx.evidence` adds {added:.3f} for equivalent modes")
         rows += [f"  left as they are: {', '.join(self.unmoved)}"] if self.unmoved else []
         end = "converged" if self.converged else self._why_not()
         return "\n".join([*rows, f"  |gradient|   {self.gradient_norm:.1e}, {end}"])
