@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import volform as vf
 from numpy.testing import assert_allclose
+
+import volform as vf
 from volform import networks as nn
 from volform.inference.laplace import count_copies
 from volform.models import Posterior

@@ -108,7 +108,7 @@ def _turns(symmetry: Symmetry, values: Values, of: Values | None = None) -> list
 
 
 def _reduced(turn: int, basis: Sequence[int]) -> int:
-    """What is left of a set of entries by those of a basis; 0 where it is a sum of them."""
+    """The rest of a set of entries that those of a basis leave; 0 where it is a sum of them."""
     for one in basis:
         turn = min(turn, turn ^ one)
     return turn

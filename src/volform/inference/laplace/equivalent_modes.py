@@ -11,16 +11,15 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from volform.compilation import compiled
-from volform.inference.modes.expansion import FirstOrder, SecondOrder
+from volform.inference.modes.expansion import FirstOrder, SecondOrder, lies_within
 from volform.inference.modes.mode import ExpansionPoint
-from volform.inference.modes.search import lies_within
 from volform.models.bound_model import BoundModel
 from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.results import Level, Provenance, Trust
 
 # Gaussians so many standard deviations apart share a seventh of their mass.
-APART = 3.0
+OVERLAP_WITHIN = 3.0
 
 
 class Total(NamedTuple):
@@ -113,7 +112,7 @@ def _overlaps(posterior: Posterior, at: FirstOrder) -> bool:
     values = posterior.values(at.u)
     copies = found.nearest({name: values[name] for name in found.names})
     near = (posterior.unconstrain({**values, **copy}) for copy in copies)
-    return any(lies_within(at, u, APART) for u in near)
+    return any(lies_within(at, u, OVERLAP_WITHIN) for u in near)
 
 
 def without_copies(modes: Sequence[SecondOrder]) -> list[SecondOrder]:

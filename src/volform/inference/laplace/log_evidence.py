@@ -14,12 +14,17 @@ from volform.compilation import STEADY, Compiled
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
-from volform.inference.laplace.equivalent_modes import APART, Total, total, without_copies
+from volform.inference.laplace.equivalent_modes import OVERLAP_WITHIN, Total, total, without_copies
 from volform.inference.laplace.slices import DRAWS, SLICE_POINTS, gap_of_expansion
 from volform.inference.laplace.stencil import correction_by_differences
-from volform.inference.modes.expansion import FirstOrder, OnOrbit, SecondOrder, volume_error
+from volform.inference.modes.expansion import (
+    FirstOrder,
+    OnOrbit,
+    SecondOrder,
+    lies_within,
+    volume_error,
+)
 from volform.inference.modes.mode import MAP, ExpansionPoint
-from volform.inference.modes.search import lies_within
 from volform.inference.modes.verdicts import Flat, NotConverged, Orbit, Saddle
 from volform.limits import DIFFERENCES_UP_TO, SECOND_ORDER_UP_TO
 from volform.models.posterior import Posterior
@@ -272,4 +277,4 @@ def _counted(sums: Total, number: Callable[[float], Array]) -> dict[str, Float[A
 
 def _overlap(modes: Sequence[SecondOrder]) -> bool:
     """Tell whether some mode lies within three standard deviations of another."""
-    return any(lies_within(b, a.u, APART) for a in modes for b in modes if a is not b)
+    return any(lies_within(b, a.u, OVERLAP_WITHIN) for a in modes for b in modes if a is not b)

@@ -7,6 +7,7 @@ from volform.inference.modes.expansion import (
     SecondOrder as SecondOrder,
     expand_first as expand_first,
     hessian_of as hessian_of,
+    lies_within as lies_within,
     objective as objective,
     volume_error as volume_error,
 )
@@ -30,7 +31,6 @@ from volform.inference.modes.newton import (
 )
 from volform.inference.modes.search import (
     find_map as find_map,
-    lies_within as lies_within,
     stationary_point as stationary_point,
 )
 from volform.inference.modes.turning import turned_draws as turned_draws

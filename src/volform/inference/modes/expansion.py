@@ -245,3 +245,9 @@ def _volume_error(posterior: Posterior, u: Float[Array, " d"], keys: int) -> Flo
 
 def _is_sampled(leaf: Any) -> bool:
     return isinstance(leaf, MonteCarlo)
+
+
+def lies_within(at: SecondOrder, u: Any, deviations: float) -> bool:
+    """Tell whether u lies within so many standard deviations of the expansion's point."""
+    gap = np.asarray(u) - np.asarray(at.u)
+    return 0.0 <= float(gap @ np.asarray(at.hessian) @ gap) < deviations**2

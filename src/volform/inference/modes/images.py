@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from volform.inference.modes.expansion import SecondOrder
+from volform.inference.modes.expansion import SecondOrder, lies_within
 from volform.inference.modes.mode import MAP
 from volform.inference.modes.newton import newton_from
 from volform.inference.modes.search import (
     DESCENT_RESOLUTION,
     NEWTON_STEPS,
     is_strict_mode,
-    lies_within,
 )
 from volform.models.symmetries import Symmetry, count_images, images
 

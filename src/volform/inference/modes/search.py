@@ -20,7 +20,13 @@ from volform.errors import ModelError, UnknownSiteError
 from volform.inference.modes import verdicts
 from volform.inference.modes.bfgs import bfgs_from
 from volform.inference.modes.branches import summands
-from volform.inference.modes.expansion import OnOrbit, SecondOrder, expand_first, objective
+from volform.inference.modes.expansion import (
+    OnOrbit,
+    SecondOrder,
+    expand_first,
+    lies_within,
+    objective,
+)
 from volform.inference.modes.mode import (
     MAP,
     SEEN_ONCE,
@@ -349,12 +355,6 @@ def is_strict_mode(posterior: Posterior, at: SecondOrder) -> bool:
     is_strict = bool(np.isfinite(at.log_det)) and float(at.decrement) < RESOLUTION
     is_regular = is_strict and verdicts.is_regular(np.asarray(at.gram), at.u.dtype)
     return is_regular and not verdicts.at_the_edge(posterior, at)
-
-
-def lies_within(at: SecondOrder, u: Any, deviations: float) -> bool:
-    """Tell whether u lies within so many standard deviations of the expansion's point."""
-    gap = np.asarray(u) - np.asarray(at.u)
-    return 0.0 <= float(gap @ np.asarray(at.hessian) @ gap) < deviations**2
 
 
 def _best(posterior: Posterior, ends: list[SearchResult], modes: list[Mode]) -> SearchResult:
