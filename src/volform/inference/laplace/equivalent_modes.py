@@ -41,7 +41,7 @@ class Total(NamedTuple):
 
     @property
     def added(self) -> float:
-        """What copies and other modes add to the first mode's log Z."""
+        """Log of what copies and other modes multiply the first mode's evidence by."""
         return (self.log_copies or 0.0) + self.others
 
 
