@@ -111,9 +111,15 @@ def stabilizer_of(group: Any, params: PyTree, within: float) -> Stabilizer:
         for same in _alike(rows, [turns for _, turns in _turnings(units)], within * size):
             order += math.lgamma(len(same) + 1)
             alike.append((units.name, tuple(same)))
+    return Stabilizer(order, _still(group, params), tuple(alike), tuple(idle))
+
+
+def _still(group: Any, params: PyTree) -> int:
+    """Number of continuous symmetries that leave parameters where they are."""
+    if not group.dimension:
+        return 0
     fields = jax.vmap(lambda tree: ravel_pytree(tree)[0])(group.generators(params))
-    rank = int(np.linalg.matrix_rank(np.asarray(fields))) if group.dimension else 0
-    return Stabilizer(order, group.dimension - rank, tuple(alike), tuple(idle))
+    return group.dimension - int(np.linalg.matrix_rank(np.asarray(fields)))
 
 
 def nearest(group: Any, params: PyTree, most: int, beyond: float) -> list[PyTree]:
@@ -172,6 +178,8 @@ def _alike(
     norms = np.sqrt(sum(np.sum(row**2, axis=1) for row in rows))
     reach = within * math.sqrt(sum(row.shape[1] for row in rows))
     left, found = np.argsort(norms, kind="stable"), list[list[int]]()
+    if np.all(np.diff(norms[left]) > reach):  # as nearly always
+        return []
     while len(left):
         first = left[0]
         near = left[: np.searchsorted(norms[left], norms[first] + reach, side="right")]
