@@ -14,7 +14,7 @@ from tests.compilations import compilations
 
 import volform as vf
 from volform.errors import ConvergenceError, SaddleError, UnknownSiteError
-from volform.inference.modes.verdicts import Flat, NotConverged
+from volform.inference.modes.verdicts import Edge, Flat, NotConverged
 
 KEY = jax.random.key(0)
 
@@ -192,6 +192,26 @@ def test_an_unbounded_density_is_not_called_converged() -> None:
         vf.laplace(fit)
     told = vf.laplace(fit, refuse=False)
     assert str(fit.verdict) in told.evidence.note
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
+def test_a_mode_at_the_edge_itself_is_called_so(scale: float) -> None:
+    """Non-centered schools in the metric of tau: the maximum is at tau = 0, with no slope there."""
+
+    def schools(sigma: Any, y: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 10.0 * scale))
+        tau = numpyro.sample("tau", dist.HalfNormal(5.0 * scale))
+        with numpyro.plate("school", 8):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(mu + tau * theta, sigma), obs=y)
+
+    y = scale * jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sigma = scale * jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    fit = vf.find_map(vf.condition(schools, sigma, y), key=KEY)
+    assert isinstance(fit.verdict, Edge)
+    assert fit.verdict.sites == ("tau",)
+    with pytest.raises(ConvergenceError, match=r"Attach `vf.Unconstrained\(\)` to `tau`, of which"):
+        vf.laplace(fit)
 
 
 def test_a_site_without_coordinates():

@@ -351,3 +351,18 @@ def test_labels_go_with_the_posterior() -> None:
     # Of other shapes no label is true.
     longer = with_arguments(posterior, {"sigma": jnp.ones((2, 3)), "y": jnp.ones((2, 3))})
     assert exported(longer)["observed_data"]["y"].dims == ("y_dim_0", "y_dim_1")
+
+
+def test_tables_and_pictures_name_elements_by_their_labels() -> None:
+    """As ArviZ does, where a plate has the labels of the data; else by numbers."""
+    posterior = vf.condition(plated, FRAME["y"])
+    approx = vf.laplace(posterior, second_order=False)
+    expected = [f"mu[{name}]" for name in NAMES]
+    assert list(approx.summary().to_dataframe().index) == expected
+    assert "mu[Lund]" in repr(approx)
+    assert list(approx.sample(jax.random.key(0), 50).summary().to_dataframe().index) == expected
+    ax = vf.plot.forest(approx, sites=["mu[Lund]", "mu[2]"])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == expected[1:]
+    assert list(approx.summary()["mu"].to_dataframe().index) == expected
+    plain = vf.laplace(vf.condition(plated, FRAME["y"].to_numpy()), second_order=False)
+    assert list(plain.summary().to_dataframe().index) == ["mu[0]", "mu[1]", "mu[2]"]

@@ -10,6 +10,9 @@ from volform.inference.arviz_export import (
 from volform.inference.attached_metrics import (
     SiteMetrics as SiteMetrics,
 )
+from volform.inference.axis_names import (
+    names_of_elements as names_of_elements,
+)
 from volform.inference.credible import (
     CredibleRegion as CredibleRegion,
     credible_region as credible_region,

@@ -15,13 +15,10 @@ from volform.equivalence.alignment import representatives
 from volform.equivalence.group import Group
 from volform.errors import ModelError
 from volform.inference import arviz_compat
-from volform.inference.arviz_dims import dims_and_coords, require_fitting, sizes_of
+from volform.inference.axis_names import constant_data, labelled, labels_of_model, plates_of
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
-from volform.models.attaching import without_handlers
-from volform.models.formulas import LinearModel
-from volform.models.labels import named_arguments
 from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence
@@ -88,7 +85,7 @@ def to_arviz(
     """
     given_coords, given_dims = dict(coords or {}), dict(dims or {})
     if isinstance(target, MCMC):
-        formula = _formula_of(getattr(target.sampler, "model", None))
+        formula = labels_of_model(getattr(target.sampler, "model", None))
         if formula is not None:  # ArviZ does not see plates
             given_dims = formula.dims | given_dims
             given_coords = formula.coords | given_coords
@@ -113,32 +110,10 @@ def to_arviz(
     groups["sample_stats"] = {name: _by_chain(samples, value) for name, value in stats.items()}
     if predictive:
         groups["posterior_predictive"] = _drawn_again(samples, key)
-    if constant := _constant_data(samples.posterior, groups.get("observed_data", {})):
+    if constant := constant_data(samples.posterior, groups.get("observed_data", {})):
         groups["constant_data"] = constant
-    named, own = _labelled(samples.posterior, groups, plates, given_dims, given_coords)
+    named, own = labelled(samples.posterior, groups, plates, given_dims, given_coords)
     return arviz_compat.built(groups, attributes, named, own | given_coords)
-
-
-def _labelled(
-    posterior: Posterior,
-    groups: Mapping[str, Any],
-    plates: dict[str, list[str]],
-    dims: dict[str, Any],
-    coords: dict[str, Any],
-) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Dimensions of all variables, and the labels of the model and its data along them."""
-    observed, constant = groups.get("observed_data", {}), groups.get("constant_data", {})
-    arguments, labels = _named_arguments(posterior), posterior.labels
-    axes = {name: labels.of_argument(name, value) for name, value in constant.items()}
-    axes |= {name: labels.of_site(name, value, arguments) for name, value in observed.items()}
-    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
-    shapes |= {name: value.shape for name, value in (constant | observed).items()}
-    named, own = dims_and_coords(shapes, plates, {n: a for n, a in axes.items() if a}, dims)
-    if (formula := _formula_of(posterior.model)) is not None:
-        every = sizes_of(named, shapes)
-        own |= {dim: of_model for dim, of_model in formula.coords.items() if dim in every}
-    require_fitting(coords, named, shapes)
-    return named, own
 
 
 def _drawn_again(samples: Samples, key: PRNGKeyArray) -> dict[str, np.ndarray]:
@@ -220,9 +195,9 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
         "observed_data": observed,
     }
     dims = {
-        name: _plates(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]
+        name: plates_of(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]
     }
-    dims |= {name: _plates(trace[name], value.ndim) for name, value in observed.items()}
+    dims |= {name: plates_of(trace[name], value.ndim) for name, value in observed.items()}
     dims = {name: plates for name, plates in dims.items() if plates}
     return {name: group for name, group in groups.items() if group}, dims
 
@@ -242,36 +217,6 @@ def _pointwise(
         return {name: trace[name]["fn"].log_prob(trace[name]["value"]) for name in names}
 
     return jax.jit(lambda u: jax.lax.map(of_draw, u))(u)
-
-
-def _constant_data(posterior: Posterior, observed: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Arguments of the model that are arrays of numbers, and no observed values."""
-    arguments = _named_arguments(posterior)
-    found = {name: np.asarray(value) for name, value in arguments.items() if _are_numbers(value)}
-    return {
-        name: value
-        for name, value in found.items()
-        if not any(np.array_equal(value, seen) for seen in observed.values())
-    }
-
-
-def _formula_of(model: Any) -> LinearModel | None:
-    """The model that a formula wrote, under whatever handlers."""
-    inner = without_handlers(model)
-    return inner if isinstance(inner, LinearModel) else None
-
-
-def _named_arguments(posterior: Posterior) -> dict[str, Any]:
-    """The arguments of the model by name; none of data in batches."""
-    if posterior.in_batches:
-        return {}
-    return named_arguments(posterior.model, *posterior.program.arguments())
-
-
-def _are_numbers(value: Any) -> bool:
-    if isinstance(value, np.ndarray | Array):
-        return value.dtype.kind in "biufc"  # no keys of JAX, no text
-    return isinstance(value, float | int)
 
 
 def _evidence_or_note(approx: LaplaceApproximation) -> dict[str, Any]:
@@ -297,14 +242,3 @@ def _of_evidence(evidence: Evidence) -> dict[str, Any]:
             "log_z_second_order": float(second),
         }
     return attributes
-
-
-def _plates(site: dict[str, Any], ndim: int) -> list[str] | None:
-    """Names of the plates along the leading dimensions of a site's value."""
-    frames = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
-    event = len(site["fn"].event_shape) if "fn" in site else 0
-    batch = ndim - event
-    names = [frames.get(axis - batch) for axis in range(batch)]
-    if not names or None in names:
-        return None
-    return [str(name) for name in names]

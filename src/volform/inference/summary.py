@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Summary:
         title: of what this is, in words.
         mode: the mode of q^G; None of draws.
         notes: what a reader must know.
+        names: of the elements of those sites whose axes have labels: `theta[Lund]`.
     """
 
     mean: dict[str, Any]
@@ -51,6 +52,7 @@ class Summary:
     title: str = ""
     mode: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    names: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, site: str) -> "Summary":
         """The rows of one site alone.
@@ -90,10 +92,10 @@ class Summary:
         return tuple(columns)
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, one row for each element of each site: `theta[0]`."""
+        """A pandas DataFrame, one row for each element of each site: `theta[0]`, `theta[Lund]`."""
         import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
 
-        labels = [label for name in self.mean for label in element_labels(name, self.mean[name])]
+        labels = [label for name in self.mean for label in self._names_of(name)]
         return pd.DataFrame(
             {
                 title: np.concatenate([np.ravel(v) for v in part.values()])
@@ -102,12 +104,15 @@ class Summary:
             index=labels,
         )
 
+    def _names_of(self, site: str) -> list[str]:
+        return self.names.get(site) or element_labels(site, self.mean[site])
+
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Texts of the printed rows, titles first."""
         columns = self.columns
         yield "", *(column.title for column in columns)
-        for name, values in self.mean.items():
-            labels = element_labels(name, values)
+        for name in self.mean:
+            labels = self._names_of(name)
             for index, label in enumerate(labels[:ROWS_SHOWN]):
                 numbers = [float(np.ravel(part[name])[index]) for _, part in columns]
                 decimals = _decimals(float(np.ravel(self.sd[name])[index]))

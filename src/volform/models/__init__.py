@@ -53,6 +53,7 @@ from volform.models.formulas import (
     glm as glm,
 )
 from volform.models.labels import (
+    LabeledModel as LabeledModel,
     NamedAxis as NamedAxis,
     named_arguments as named_arguments,
 )

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 from volform.errors import DataError, ModelError
 from volform.models.attaching import Attached, attach
 from volform.models.fisher_metrics import JointFisher
-from volform.models.labels import axis_of
+from volform.models.labels import LabeledModel, axis_of
 
 _WIDE = 2.5  # standard deviations of the response, of an effect of one of the predictor
 
 
-class LinearModel:
+class LinearModel(LabeledModel):
     """A NumPyro model of a formula on its data frame, or on another; built by `glm`.
 
     Args:

@@ -1,5 +1,6 @@
 """Names and labels of the axes of data, kept for the export."""
 
+import abc
 import contextlib
 import dataclasses
 import inspect
@@ -20,6 +21,20 @@ class NamedAxis(NamedTuple):
 
     name: str | None
     labels: np.ndarray | None
+
+
+class LabeledModel(abc.ABC):
+    """A model that knows names and labels of its axes, for tables and `to_arviz`."""
+
+    @property
+    @abc.abstractmethod
+    def coords(self) -> dict[str, Any]:
+        """Labels along plates and other dimensions."""
+
+    @property
+    @abc.abstractmethod
+    def dims(self) -> dict[str, list[str]]:
+        """Names of the dimensions of sites."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

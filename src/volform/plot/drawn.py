@@ -8,6 +8,7 @@ from jaxtyping import Float
 from numpyro.infer import MCMC
 
 from volform.errors import DataError, ModelError, UnknownSiteError
+from volform.inference.axis_names import names_of_elements
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.samples import Samples
 from volform.inference.summary import element_labels
@@ -97,28 +98,33 @@ def elements_of(
         for name, shape in shapes[0].items()
         if all(s.get(name) == shape for s in shapes)
     }
-    every = [
-        Element(label, name, place)
-        for name, shape in common.items()
-        for place, label in enumerate(element_labels(name, np.empty(shape)))
-    ]
+    plain = {name: element_labels(name, np.empty(shape)) for name, shape in common.items()}
+    shown = plain | {name: own for name, own in _names(drawn).items() if name in common}
+    every = [Element(label, n, place) for n in common for place, label in enumerate(shown[n])]
     if sites is None:
         chosen = every
     else:
         names = [sites] if isinstance(sites, str) else list(sites)
-        known = {e.site for e in every} | {e.label for e in every}
+        known = {n for e in every for n in (e.site, e.label, plain[e.site][e.place])}
         if unknown := [name for name in names if name not in known]:
             raise UnknownSiteError(
                 f"`sites` of plot.{function} holds {unknown[0]!r}; all results have the sites "
                 f"{list(common)}, and elements such as {[e.label for e in every][-1:]}."
             )
-        chosen = [e for name in names for e in every if name in {e.site, e.label}]
+        also = [(e, {e.site, e.label, plain[e.site][e.place]}) for e in every]
+        chosen = [e for name in names for e, called in also if name in called]
     if not 0 < len(chosen) <= MOST_PANELS:
         raise ModelError(
             f"`sites` of plot.{function} are {len(chosen):,} numbers; choose 1 to {MOST_PANELS}, "
             f"as by `sites={[e.label for e in every][:2]}`."
         )
     return chosen
+
+
+def _names(drawn: Mapping[str, Drawn]) -> dict[str, list[str]]:
+    """Names of elements by the labels of the data, of the first result that has some."""
+    known = [names_of_elements(d.posterior) for d in drawn.values() if not isinstance(d, dict)]
+    return next(filter(None, known), {})
 
 
 def _shapes(drawn: Drawn) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.structure import Structure
 from volform.inference.modes.expansion import FirstOrder, SecondOrder
 from volform.inference.modes.mode import MAP, ExpansionPoint
-from volform.inference.modes.verdicts import Flat, Minimum, Saddle, Stationary
+from volform.inference.modes.verdicts import Edge, Flat, Minimum, Saddle, Stationary
 from volform.linalg.structured import DenseOperator, exact_logdet
 
 compiled_logdet = steady(exact_logdet)
@@ -52,11 +52,17 @@ def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, re
                 "as of each slice of a plate by itself, or of two axes of one site, are not: fix a "
                 "convention in the model, as triangular loadings. "
             )
+        advice = f"Try more `starts=` or `max_steps=` in `find_map`, another metric, {other}"
+        if isinstance(verdict, Edge):
+            advice = (
+                f"Attach `vf.Unconstrained()` to `{'`, `'.join(verdict.sites)}`, of which an edge "
+                "is no part, or take `vf.evidence(posterior)`, which falls back on methods that "
+                "need no mode"
+            )
         raise (SaddleError if is_indefinite else ConvergenceError)(
             f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
-            f"evidence is not defined there ({verdict}). {asked}Try more `starts=` or "
-            f"`max_steps=` in `find_map`, another metric, {other}; `refuse=False` goes on and says "
-            "so in the result."
+            f"evidence is not defined there ({verdict}). {asked}{advice}; `refuse=False` goes on "
+            "and says so in the result."
         )
     return str(verdict)
 

@@ -136,7 +136,8 @@ def _log_prior(model: BoundModel, u: Float[Array, " d"]) -> Float[Array, ""]:
 
 
 def _log_sum(each: ArrayLike) -> float:
-    return float(np.logaddexp.reduce(each))
+    with np.errstate(invalid="ignore"):  # NaN of a point that is no mode
+        return float(np.logaddexp.reduce(each))
 
 
 def _in_digits(count: int) -> str:

@@ -14,6 +14,7 @@ from numpyro.distributions.transforms import ExpTransform
 
 from volform.compilation import QUICK, Compiled
 from volform.geometry.questions import is_elementwise
+from volform.inference.axis_names import names_of_elements
 from volform.inference.laplace.draws import TangentGaussian
 from volform.inference.laplace.gaussian_chart import FlatChart
 from volform.inference.laplace.samples import Samples, notes_on_angles
@@ -113,7 +114,12 @@ def summary_of(
     circular = [site.name for site in layout.sites if site.circular]
     notes += notes_on_angles([name for name in circular if name in exact], columns)
     return Summary(
-        **columns, mode=modes, probability=float(probability), notes=tuple(notes), **words
+        **columns,
+        mode=modes,
+        probability=float(probability),
+        notes=tuple(notes),
+        names=names_of_elements(tangent.posterior),
+        **words,
     )
 
 

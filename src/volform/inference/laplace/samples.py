@@ -16,6 +16,7 @@ from volform.checks import require_key, require_whole
 from volform.compilation import compiled
 from volform.errors import ModelError
 from volform.generators import generator
+from volform.inference.axis_names import names_of_elements
 from volform.inference.laplace.gaussian_chart import (
     GaussianChart,
     UnconstrainedChart,
@@ -157,7 +158,13 @@ class Samples(eqx.Module):
             for column, number in zip(_COLUMNS, numbers, strict=True):
                 found[column][name] = number.reshape(shape)
         notes = (*notes, *notes_on_angles(turned, found))
-        return Summary(**found, probability=float(probability), title=title, notes=notes)
+        return Summary(
+            **found,
+            probability=float(probability),
+            title=title,
+            notes=notes,
+            names=names_of_elements(self.posterior),
+        )
 
     def marginal(self, name: str) -> tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, " n"]]:
         """Draws of one site and their weights, all positive.

@@ -35,6 +35,7 @@ from volform.inference.modes.search import (
 )
 from volform.inference.modes.turning import turned_draws as turned_draws
 from volform.inference.modes.verdicts import (
+    Edge as Edge,
     Flat as Flat,
     Minimum as Minimum,
     NotConverged as NotConverged,

@@ -86,6 +86,12 @@ class NotConverged(Verdict):
         return f"not converged: {self.reason}"
 
 
+class Edge(NotConverged):
+    """A search that rises toward an edge of the parameter space, in some sites."""
+
+    sites: tuple[str, ...]
+
+
 class Stationary(Verdict):
     """A stationary point whose Hessian was not formed."""
 
@@ -107,12 +113,15 @@ def classify(posterior: Posterior, state: Any, tolerance: float, max_steps: int)
     curvature = curvature_verdict(posterior, at)
     if stationary and isinstance(curvature, Minimum):
         return curvature
-    edge = running_off(posterior, at.u)
+    # A mode at the edge itself, of a scale that is 0 with all that it scales, is come to in ever
+    # smaller steps, and rounding stops them on the way: at tau = e^-10.6 of non-centered schools.
+    edge = running_off(posterior, at.u) or at_the_edge(posterior, at, beyond=5.0)
     if edge:
         where = ", ".join(f"{name} = {value}" for name, value in edge.items())
-        return NotConverged(
+        return Edge(
             f"log q^G rises toward an edge of the parameter space, {where}: under this metric it "
-            "has no mode there"
+            "has no mode there",
+            tuple(edge),
         )
     level = float(at.gradient_norm) < max(tolerance, 1e-5)
     if stationary or (level and isinstance(curvature, Flat)):
@@ -137,7 +146,7 @@ def _cause(at: Any) -> str:
     return "the density may have a kink there"
 
 
-def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
+def at_the_edge(posterior: Posterior, at: Any, beyond: float = 12.0) -> dict[str, str]:
     """Sites at an edge of the support, or at infinity, that a search took for a mode.
 
     Where l rises toward an edge as `c exp(a u)`, its Newton decrement is the root of that, and
@@ -145,14 +154,16 @@ def at_the_edge(posterior: Posterior, at: Any) -> dict[str, str]:
     of the value. A mode at a small scale, of `s = e^-14` say, has one of about 1.
     """
     deviations = np.linalg.norm(np.asarray(at.whitener), axis=1)
-    return running_off(posterior, at.u, ~(deviations < 100.0) | posterior.layout.lines)
+    return running_off(posterior, at.u, ~(deviations < 100.0) | posterior.layout.lines, beyond)
 
 
-def running_off(posterior: Posterior, u: Any, among: Any = True) -> dict[str, str]:
-    """Sites that ran off, `among` coordinates: bent ones to e^-12 of the edge, any to 10^12."""
+def running_off(
+    posterior: Posterior, u: Any, among: Any = True, beyond: float = 12.0
+) -> dict[str, str]:
+    """Sites that ran off, `among` coordinates: bent ones to e^-beyond of the edge, any to 10^12."""
     # e^-12 is 6 x 10^-6 of an interval; a search that rises toward the edge passes it in a few
     # steps. 10^12 is no scale of a parameter in any unit.
-    far = among & (np.abs(np.asarray(u)) > np.where(posterior.layout.lines, 1e12, 12.0))
+    far = among & (np.abs(np.asarray(u)) > np.where(posterior.layout.lines, 1e12, beyond))
     if not far.any():
         return {}
     values = posterior.values(u)
