@@ -24,6 +24,11 @@ from volform.geometry.fisher_routes import (
 from volform.geometry.flow_coordinates import (
     FlowCoordinates as FlowCoordinates,
 )
+from volform.geometry.geodesic_motion import (
+    REACHED as REACHED,
+    framed as framed,
+    spread as spread,
+)
 from volform.geometry.geodesics import (
     Geodesic as Geodesic,
     distance as distance,
@@ -31,6 +36,10 @@ from volform.geometry.geodesics import (
     geodesic as geodesic,
     log as log,
     transport as transport,
+)
+from volform.geometry.jacobi import (
+    exp_determinant as exp_determinant,
+    jacobi_field as jacobi_field,
 )
 from volform.geometry.jacobians import (
     along_coordinates as along_coordinates,
@@ -76,6 +85,9 @@ from volform.geometry.scores import (
     ScoreTangents as ScoreTangents,
     tangent_like as tangent_like,
     unwrapped as unwrapped,
+)
+from volform.geometry.shooting import (
+    shoot as shoot,
 )
 from volform.geometry.tangent_spaces import (
     BilinearForm as BilinearForm,

@@ -17,13 +17,14 @@ from jaxtyping import Array, Float, PyTree
 
 from volform.compilation import STEADY, Compiled, is_traced
 from volform.errors import ConvergenceError, GeodesicError, SingularMetricError, TrustWarning
-from volform.geometry.geodesic_motion import Flow, flow, shoot
+from volform.geometry.geodesic_motion import REACHED, SINGLE_REACHED, Flow, flow
 from volform.geometry.metric import Metric
+from volform.geometry.shooting import shoot
 from volform.geometry.tensors import Typed, space_of
 from volform.linalg.structured import Point
 
-# Relative to the length of the path: by how much it may miss its end, and two of them may differ.
-REACHED, SINGLE_REACHED, ONE_WAY = 1e-8, 1e-5, 1e-6
+SEEN_SHORTER = 0.99  # of the length: of a path of straight pieces that one must be beside
+ONE_WAY = 1e-6  # relative to the length of the path, by how much two of them may differ
 
 
 class Geodesic(eqx.Module):
@@ -111,8 +112,8 @@ def exp(metric: Metric, start: Point, velocity: PyTree) -> Geodesic:
     """
     if (space := space_of(start, velocity)) is not None:
         start, velocity = space.point, space.vector(velocity).components
-    start, velocity = _floats(start), _floats(velocity)
-    _require_laid_out(start, velocity, "velocity", "exp")
+    start, velocity = as_floats(start), as_floats(velocity)
+    require_laid_out(start, velocity, "velocity", "exp")
     found = _flow(metric, start, velocity)
     _require_finished(metric, found)
     return Geodesic(metric, start, found.end, velocity, found.length, found.drift)
@@ -122,9 +123,11 @@ def geodesic(metric: Metric, start: Point, end: Point) -> Geodesic:
     """The geodesic from one point to another: `exp(metric, start, log(metric, start, end))`.
 
     A path of 16 segments is relaxed to the least energy, by Levenberg and Marquardt's method from
-    a straight line and, in more than one dimension, from lines bowed to either side. Its momentum
-    at the start is where Newton's method begins on `exp_start(v) = end`. Of the geodesics that are
-    found the shortest is taken.
+    a straight line and, in more than one dimension, from two paths on a lattice that is laid
+    through both points, 17 x 17 nodes in each of up to four planes: the shortest, and the shortest
+    on its other side. So it goes round what is high and wide, though not round what is thinner than
+    an eighth of the way. Then Newton's method solves `exp_start(v) = end` by multiple shooting. Of
+    the geodesics that are found the shortest is taken.
 
     Args:
         metric: a metric.
@@ -141,7 +144,7 @@ def geodesic(metric: Metric, start: Point, end: Point) -> Geodesic:
 
     Warns:
         TrustWarning: when several geodesics were found, as beyond a cut locus: there may be a
-            shorter one.
+            shorter one; or when a path was seen that is shorter than all of them.
 
     >>> import numpyro.distributions as dist, volform as vf
     >>> normal = vf.Fisher(dist.Normal)
@@ -149,8 +152,8 @@ def geodesic(metric: Metric, start: Point, end: Point) -> Geodesic:
     >>> [round(float(part), 6) for part in path(0.5)]  # a Normal between two is wider
     [0.0, 1.224745]
     """
-    start, end = _floats(start), _floats(end)
-    _require_laid_out(start, end, "end", "geodesic")
+    start, end = as_floats(start), as_floats(end)
+    require_laid_out(start, end, "end", "geodesic")
     if not is_traced(start, end):
         pairs = zip(jax.tree.leaves(start), jax.tree.leaves(end), strict=True)
         if all(np.array_equal(a, b) for a, b in pairs):
@@ -182,8 +185,8 @@ def log(metric: Metric, start: Point, end: Point) -> PyTree:
     >>> round(float(v[1]), 6)  # log 2
     0.693147
     """
-    start, end = _floats(start), _floats(end)
-    _require_laid_out(start, end, "end", "log")
+    start, end = as_floats(start), as_floats(end)
+    require_laid_out(start, end, "end", "log")
     return _joined(metric, start, end)[0]
 
 
@@ -208,8 +211,8 @@ def distance(metric: Metric, start: Point, end: Point) -> Float[Array, ""]:
     >>> round(float(distance(vf.Fisher(dist.Normal), (0.0, 1.0), (0.0, 2.0))), 6)  # sqrt(2) log 2
     0.980258
     """
-    start, end = _floats(start), _floats(end)
-    _require_laid_out(start, end, "end", "distance")
+    start, end = as_floats(start), as_floats(end)
+    require_laid_out(start, end, "end", "distance")
     return _joined(metric, start, end)[1].length
 
 
@@ -244,8 +247,8 @@ def transport(metric: Metric, path: Geodesic, vector: PyTree) -> PyTree:
     if (space := space_of(path.start, vector)) is not None:
         moved = transport(metric, path, space.vector(vector).components)
         return type(space)(path.end, space.chart).vector(moved)
-    vector = _floats(vector)
-    _require_laid_out(path.start, vector, "vector", "transport")
+    vector = as_floats(vector)
+    require_laid_out(path.start, vector, "vector", "transport")
     found = _flow(path.metric, path.start, path.velocity, (metric, vector))
     _require_finished(metric, found)
     return found.vector
@@ -279,6 +282,15 @@ def _joined(metric: Metric, start: Point, end: Point) -> tuple[PyTree, Flow, Flo
             TrustWarning,
             stacklevel=3,
         )
+    elif float(found.seen) < SEEN_SHORTER * float(found.flow.length):
+        warnings.warn(
+            f"The geodesic from {shown(start)} to {shown(end)} has the length "
+            f"{float(found.flow.length):.6g}, and a path of {float(found.seen):.6g} was seen, "
+            "along which no geodesic was found, as where many are of one length. Move one of the "
+            "points a little, or go by points between.",
+            TrustWarning,
+            stacklevel=3,
+        )
     return found.velocity, found.flow, found.miss
 
 
@@ -288,11 +300,12 @@ def _outcome(miss: Any) -> str:
     return "no path stays where the metric is positive definite, as beside a pole of its chart"
 
 
-def _floats(tree: PyTree) -> PyTree:
+def as_floats(tree: PyTree) -> PyTree:
+    """The leaves as arrays of floating-point numbers."""
     return jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array(x) else jnp.asarray(1.0 * x), tree)
 
 
-def _require_laid_out(point: Point, other: PyTree, argument: str, function: str) -> None:
+def require_laid_out(point: Point, other: PyTree, argument: str, function: str) -> None:
     """Check that two pytrees have the same leaves, of real numbers that are finite.
 
     Raises:

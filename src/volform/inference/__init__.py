@@ -57,6 +57,7 @@ from volform.inference.laplace import (
     EmpiricalFisher as EmpiricalFisher,
     ExpectedFisher as ExpectedFisher,
     Explanation as Explanation,
+    ExponentialMap as ExponentialMap,
     Full as Full,
     HeldOut as HeldOut,
     Kronecker as Kronecker,

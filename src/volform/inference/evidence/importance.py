@@ -11,7 +11,8 @@ from volform.errors import ConvergenceError, ModelError
 from volform.generators import generator
 from volform.inference.arviz_compat import smoothed
 from volform.inference.evidence.estimator import Estimator, Problem
-from volform.inference.laplace.gaussian_chart import densities_at, sampling_chart
+from volform.inference.laplace.gaussian_chart import LEBESGUE, densities_at, sampling_chart
+from volform.inference.laplace.geodesic_chart import ExponentialMap, NormalChart, placed_at
 from volform.inference.laplace.mixture import Proposal, adapted, proposal_at
 from volform.inference.laplace.samples import Samples, widening
 from volform.models.posterior import Posterior
@@ -49,6 +50,7 @@ class Importance(Estimator):
         draws: number of draws in each round.
         df: degrees of freedom of Student's t; `math.inf` for Gaussians.
         rounds: bound on the number of times the mixture is fitted.
+        along: `ExponentialMap()` for draws along geodesics from the best mode.
 
     References:
         Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling;
@@ -62,6 +64,7 @@ class Importance(Estimator):
     draws: int = 10_000
     df: float = 5.0  # its weights have four moments against a Gaussian, at .75 of its efficiency
     rounds: int = 5
+    along: ExponentialMap | None = None
 
     def __check_init__(self) -> None:
         require_whole(self.draws, "draws", "Importance", ModelError)
@@ -78,7 +81,10 @@ class Importance(Estimator):
     def weighted(self, problem: Problem) -> "SmoothedWeights":
         """Draws around the modes with their weights."""
         posterior = problem.posterior
-        proposal = proposal_at(posterior, sampling_chart(posterior), problem.modes, self.df)
+        chart = sampling_chart(posterior)
+        if self.along is not None:
+            chart = self.along.chart(posterior, problem.modes[0].u)
+        proposal = proposal_at(posterior, chart, problem.modes, self.df)
         return weigh(posterior, proposal, generator(problem.key, 1), self.draws, self.rounds)
 
     def estimate(self, problem: Problem) -> Evidence:
@@ -88,7 +94,8 @@ class Importance(Estimator):
         used = len(drawn.log_weights)
         notes = []
         if drawn.outside:
-            notes.append(f"{drawn.outside} of {self.draws} draws outside the support")
+            beyond = "" if self.along is None else " or past a conjugate point"
+            notes.append(f"{drawn.outside} of {self.draws} draws outside the support{beyond}")
         if drawn.undefined:
             notes.append(f"{drawn.undefined} draws with a density of NaN, counted as zero")
         return problem.estimated(
@@ -117,6 +124,7 @@ class SmoothedWeights(NamedTuple):
         evaluated: number of draws in all rounds, those that the proposal was fitted to included.
         w: the draws in the proposal's chart, shape (n, d).
         log_q: log density of the proposal at them, with respect to dw.
+        chart: the coordinates w.
     """
 
     log_weights: Float[np.ndarray, " n"]
@@ -127,13 +135,14 @@ class SmoothedWeights(NamedTuple):
     evaluated: int = 0
     w: Any = None
     log_q: Any = None
+    chart: Any = None
 
 
 def samples_of(posterior: Posterior, drawn: SmoothedWeights) -> Samples:
     """The draws with their smoothed weights, normalized."""
     return Samples(
         posterior,
-        sampling_chart(posterior),
+        drawn.chart,
         drawn.w,
         outside=drawn.outside,
         log_weights=drawn.log_weights - np.logaddexp.reduce(drawn.log_weights),
@@ -184,8 +193,10 @@ def weigh(
     outside, nan = int((~rounds[0].inside).sum()), int(np.isnan(rounds[0].log_p).sum())
     zeros = int(np.isneginf(rounds[0].log_p).sum())
     w, outside = rounds[0].w, max(outside, zeros)
-    log_q = proposals[0].log_prob(w)
-    return SmoothedWeights(log_weights, k_hat, outside, nan, smoothing, evaluated, w, log_q)
+    log_q, chart = proposals[0].log_prob(w), proposal.chart
+    if rounds[0].u is not None:
+        w, log_q, chart = rounds[0].u, log_q + rounds[0].log_det, LEBESGUE
+    return SmoothedWeights(log_weights, k_hat, outside, nan, smoothing, evaluated, w, log_q, chart)
 
 
 def _raw_weights(proposals: list[Proposal], rounds: list["Drawn"]) -> Float[np.ndarray, " n"]:
@@ -197,11 +208,16 @@ def _raw_weights(proposals: list[Proposal], rounds: list["Drawn"]) -> Float[np.n
 
 
 class Drawn(NamedTuple):
-    """Draws from a proposal: w, the posterior's log density at them, which are in the support."""
+    """Draws from a proposal: w, the posterior's log density at them, which are in the support.
+
+    Along geodesics also u, and `log |det dw/du|`, which are not computed twice.
+    """
 
     w: Float[np.ndarray, "n d"]
     log_p: Float[np.ndarray, " n"]
     inside: Bool[np.ndarray, " n"]
+    u: Any = None
+    log_det: Any = 0.0
 
 
 def draws_from(
@@ -209,7 +225,11 @@ def draws_from(
 ) -> Drawn:
     """Draws from the proposal, with the density of the posterior with respect to dw."""
     w = proposal.sample(random, draws)
-    return Drawn(w, *densities_at(posterior, proposal.chart, w))
+    if not isinstance(proposal.chart, NormalChart):
+        return Drawn(w, *densities_at(posterior, proposal.chart, w))
+    u, log_det, inside = placed_at(posterior, proposal.chart, w)
+    log_p, _ = densities_at(posterior, LEBESGUE, u)
+    return Drawn(w, np.where(inside, log_p - log_det, -np.inf), inside, u, log_det)
 
 
 def log_mean(

@@ -37,6 +37,11 @@ from volform.inference.laplace.gaussian_chart import (
     densities_at as densities_at,
     sampling_chart as sampling_chart,
 )
+from volform.inference.laplace.geodesic_chart import (
+    ExponentialMap as ExponentialMap,
+    NormalChart as NormalChart,
+    placed_at as placed_at,
+)
 from volform.inference.laplace.guide import (
     LaplaceGuide as LaplaceGuide,
 )

@@ -30,6 +30,7 @@ from volform.inference.laplace.draws import (
 from volform.inference.laplace.explanation import Explanation, explained
 from volform.inference.laplace.gauss_newton import Curvature
 from volform.inference.laplace.gaussian_chart import GaussianChart, sampling_chart
+from volform.inference.laplace.geodesic_chart import ExponentialMap
 from volform.inference.laplace.guide import LaplaceGuide
 from volform.inference.laplace.linearized import Linearized, linearized_predictive
 from volform.inference.laplace.log_evidence import (
@@ -89,7 +90,7 @@ class LaplaceApproximation(eqx.Module):
 
     @property
     def posterior(self) -> Posterior:
-        """The posterior that is approximated."""
+        """What is approximated."""
         return self.mode.posterior
 
     @property
@@ -109,19 +110,14 @@ class LaplaceApproximation(eqx.Module):
 
     @property
     def covariance(self) -> Float[Array, "d d"]:
-        """The inverse of the precision matrix, in unconstrained coordinates u.
-
-        Raises:
-            SizeError: when it would take more than 8 GiB.
-        """
+        """The inverse of the precision matrix, in u; a SizeError above 8 GiB."""
         return self.gaussian.covariance
 
     @cached_property
     def evidence(self) -> Evidence:
         """First-order evidence at this mode, and the second-order correction up to 60 parameters.
 
-        Raises:
-            ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
+        A ModelError with improper priors unless `laplace` was given `allow_improper`.
         """
         provenance = self.posterior.provenance
         provenance.require_proper(self.allow_improper)
@@ -167,7 +163,9 @@ class LaplaceApproximation(eqx.Module):
         structure = [] if isinstance(self.structure, Full) else [repr(self.structure)]
         return ", ".join(curvature + structure)
 
-    def sample(self, key: PRNGKeyArray, draws: int = 1000) -> Samples:
+    def sample(
+        self, key: PRNGKeyArray, draws: int = 1000, *, along: ExponentialMap | None = None
+    ) -> Samples:
         """Draw from the Gaussian in the tangent space, mapped back by `chart`.
 
         Draws that fall outside the support are replaced and counted in `Samples.outside`. Of a
@@ -176,10 +174,11 @@ class LaplaceApproximation(eqx.Module):
         Args:
             key: of the draws.
             draws: their number n.
+            along: `ExponentialMap()` for draws along geodesics; straight in `chart` if left out.
         """
         require_key(key, "key", "sample", ModelError)
         require_whole(draws, "draws", "sample", ModelError)
-        return draw(self.posterior, self.gaussian, key, draws)
+        return draw(self.posterior, self.gaussian.carried(along), key, draws)
 
     @cached_property
     def _log_det(self) -> Float[Array, ""]:
@@ -246,7 +245,9 @@ class LaplaceApproximation(eqx.Module):
         """Ends of the credible interval of each latent site, as in `summary`."""
         return self.summary(probability).interval
 
-    def log_prob(self, values: Mapping[str, Any]) -> np.ndarray:
+    def log_prob(
+        self, values: Mapping[str, Any], *, along: ExponentialMap | None = None
+    ) -> np.ndarray:
         """Log density of the approximation at values of all latent sites.
 
         With respect to the measure of NumPyro's own densities, so that
@@ -255,6 +256,7 @@ class LaplaceApproximation(eqx.Module):
 
         Args:
             values: value of each latent site, or draws of it, with the same axes first.
+            along: `ExponentialMap()` for that of draws along geodesics.
 
         Returns:
             The log density, of the shape of those axes; minus infinity outside of the support.
@@ -264,7 +266,7 @@ class LaplaceApproximation(eqx.Module):
             DataError: when a value has the wrong shape.
             ModelError: along an orbit, where the density has no closed form.
         """
-        return log_prob_of_values(self.gaussian, values)
+        return log_prob_of_values(self.gaussian.carried(along), values)
 
     def predictive(
         self, *args: Any, by: Linearized | None = None, draws: int = 1000, **kwargs: Any

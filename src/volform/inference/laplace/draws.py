@@ -18,6 +18,7 @@ from volform.compilation import steady
 from volform.errors import ConvergenceError, DataError, ModelError, UnknownSiteError
 from volform.generators import generator
 from volform.inference.laplace.gaussian_chart import LEBESGUE, GaussianChart
+from volform.inference.laplace.geodesic_chart import ExponentialMap, NormalChart, placed_at
 from volform.inference.laplace.samples import Samples
 from volform.inference.modes.turning import turned_draws
 from volform.inference.modes.verdicts import Orbit, gram_at
@@ -47,20 +48,27 @@ class TangentGaussian(eqx.Module):
     precision: lx.AbstractLinearOperator
     orbit: Orbit | None = None
 
+    def carried(self, along: ExponentialMap | None) -> "TangentGaussian":
+        """With draws along geodesics, or as it is."""
+        if along is None:
+            return self
+        chart = along.chart(self.posterior, self.u)
+        return TangentGaussian(self.posterior, chart, self.u, self.precision, self.orbit)
+
     def sample(
         self, key: PRNGKeyArray, draws: int
     ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
         """Draws in w, and the log density at them with respect to dw."""
         normal = jax.random.normal(key, (draws, self.u.size), self.u.dtype)
         _, up = whitening_maps(self.precision)
-        center, push = jax.linearize(lambda u: self.chart.flatten(self.posterior, u)[0], self.u)
+        center, push, _, _ = self.chart.tangent(self.posterior, self.u)
         w = center[None] + jax.vmap(lambda z: push(up(z)))(normal)
         return w, self._log_height - 0.5 * jnp.sum(normal**2, 1)
 
     @property
     def _log_height(self) -> Float[Array, ""]:
         """Log density at the center with respect to dw."""
-        _, log_det = self.chart.flatten(self.posterior, self.u)
+        *_, log_det = self.chart.tangent(self.posterior, self.u)
         half_log_2_pi = 0.5 * self.u.size * math.log(2.0 * math.pi)
         return 0.5 * exact_logdet(self.precision) - half_log_2_pi - log_det
 
@@ -78,9 +86,8 @@ class TangentGaussian(eqx.Module):
 
     def log_prob(self, u: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Log density at points u with respect to du; its mass outside the support is in it."""
-        center, _ = self.chart.flatten(self.posterior, self.u)
-        # The tangent vector of w, by the inverse of the chart's derivative.
-        _, pull = jax.linearize(lambda w: self.chart.unflatten(self.posterior, w)[0], center)
+        # The tangent vector of w is by the inverse of the chart's derivative.
+        center, _, pull, _ = self.chart.tangent(self.posterior, self.u)
         height = self._log_height
 
         def at(u: Float[Array, " d"]) -> Float[Array, ""]:
@@ -108,7 +115,14 @@ def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> A
             "`vf.evidence(posterior, by=vf.Tempered())` for weighted draws."
         )
     flat, lead = draws_of_sites(tangent.posterior.layout, values)
-    return np.asarray(_log_prob_of_values(tangent, flat)).reshape(lead)
+    found = np.asarray(_log_prob_of_values(tangent, flat))
+    if np.isnan(found).any():
+        raise ConvergenceError(
+            f"`values` hold {int(np.isnan(found).sum())} of {found.size} points that no regular "
+            "geodesic from the mode was found to, so that they have no density `along` geodesics; "
+            "leave them out."
+        )
+    return found.reshape(lead)
 
 
 def draws_of_sites(
@@ -170,7 +184,7 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
     kept, outside, tried = [], 0, 0
     while sum(len(u) for u, _ in kept) < draws:
         key, now = jax.random.split(key)
-        u, log_q, inside = map(np.asarray, _points(posterior, proposal, now, draws))
+        u, log_q, inside = map(np.asarray, _located_draws(posterior, proposal, now, draws))
         kept.append((u[inside], log_q[inside]))
         outside += int(draws - inside.sum())
         tried += draws
@@ -188,13 +202,28 @@ def draw(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, dra
     return Samples(posterior, LEBESGUE, u, outside=outside, log_q_points=log_q)
 
 
+def _located_draws(
+    posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int
+) -> Any:
+    if not isinstance(proposal.chart, NormalChart):
+        return _points(posterior, proposal, key, draws)
+    w, log_q = _drawn(proposal, key, draws)
+    u, log_det, inside = placed_at(posterior, proposal.chart, np.asarray(w))
+    return u, np.asarray(log_q) + log_det, inside
+
+
+@steady
+def _drawn(proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Any:
+    return proposal.sample(key, draws)
+
+
 @steady
 def _points(posterior: Posterior, proposal: TangentGaussian, key: PRNGKeyArray, draws: int) -> Any:
     """Draws in u, their log density with respect to du, and which are inside the support."""
 
     def place(w: Float[Array, " d"], log_q: Float[Array, ""]) -> tuple[Array, Array, Array]:
-        u, inside = proposal.chart.unflatten(posterior, w)
-        return u, log_q + proposal.chart.flatten(posterior, u)[1], inside
+        u, log_det, inside = proposal.chart.placed(posterior, w)
+        return u, log_q + log_det, inside
 
     return jax.vmap(place)(*proposal.sample(key, draws))
 

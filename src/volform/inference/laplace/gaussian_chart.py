@@ -1,6 +1,7 @@
 """Coordinates in which a Laplace approximation is Gaussian: those the metric is flat in."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -30,6 +31,21 @@ class GaussianChart(eqx.Module):
         self, posterior: Posterior, w: Float[Array, " d"]
     ) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
         """u at w, and whether w is inside the support; where it is not, u means nothing."""
+
+    def placed(
+        self, posterior: Posterior, w: Float[Array, " d"]
+    ) -> tuple[Float[Array, " d"], Float[Array, ""], Bool[Array, ""]]:
+        """u at w, `log |det dw/du|` there, and whether w is inside the support."""
+        u, inside = self.unflatten(posterior, w)
+        return u, self.flatten(posterior, u)[1], inside
+
+    def tangent(
+        self, posterior: Posterior, u: Float[Array, " d"]
+    ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array], Array]:
+        """w at u, the derivatives dw/du and du/dw as maps, and `log |det dw/du|`."""
+        (w, log_det), push = jax.linearize(lambda u: self.flatten(posterior, u), u)
+        _, pull = jax.linearize(lambda w: self.unflatten(posterior, w)[0], w)
+        return w, lambda v: push(v)[0], pull, log_det
 
     def pushed(
         self, posterior: Posterior, u: Float[Array, " d"]
@@ -186,8 +202,8 @@ def _densities_at(
     """Of the first `count` batches; zeros of the others."""
 
     def log_p(w: Float[Array, " d"]) -> tuple[Array, Array]:
-        u, inside = chart.unflatten(posterior, w)
-        value = posterior.log_density_lebesgue(u) - chart.flatten(posterior, u)[1]
+        u, log_det, inside = chart.placed(posterior, w)
+        value = posterior.log_density_lebesgue(u) - log_det
         return jnp.where(inside, value, -jnp.inf), inside
 
     def step(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:

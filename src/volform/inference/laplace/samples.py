@@ -375,8 +375,8 @@ def _located_at(
     posterior: Posterior, chart: GaussianChart, w: Float[Array, "n d"], cells: Any = None
 ) -> Any:
     def at(w: Float[Array, " d"]) -> Any:
-        u, _ = chart.unflatten(posterior, w)
-        return u, chart.flatten(posterior, u)[1], posterior.values(u)
+        u, log_det, _ = chart.placed(posterior, w)
+        return u, log_det, posterior.values(u)
 
     def cell_at(w: Float[Array, " d"], cell: Float[Array, " d"]) -> Any:
         # Of few parameters, as every quadrature rule is.
