@@ -90,7 +90,7 @@ class LaplaceApproximation(eqx.Module):
 
     @property
     def posterior(self) -> Posterior:
-        """What is approximated."""
+        """The posterior that is approximated."""
         return self.mode.posterior
 
     @property
@@ -134,10 +134,8 @@ class LaplaceApproximation(eqx.Module):
         """The terms of the evidence, and the part of each site in them.
 
         Of each prior, likelihood and factor in log q^G at the mode, and of each latent site in the
-        determinants of metric and precision. Cost: that of `evidence`, and O(d^3) at most.
-
-        Raises:
-            ModelError: when a prior is improper, unless `allow_improper` was given to `laplace`.
+        determinants of metric and precision. Cost: that of `evidence`, and O(d^3) at most; raises
+        what `evidence` does.
 
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist, volform as vf
         >>> def model(y):
