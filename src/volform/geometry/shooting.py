@@ -24,9 +24,9 @@ from volform.linalg.structured import Point, whiten
 
 SEGMENTS = 16
 PIECES = 8  # which multiple shooting follows at once
-MOST_PIECE_STEPS = 128  # of each: where it takes more, no geodesic is near
+MOST_PIECE_STEPS = 512  # of each: where it takes more, no geodesic is near
 MOST_CORRECTIONS = 16  # 3 to 5 are usual
-FREE_CORRECTIONS = 2  # which may be larger than the one before
+FREE_CORRECTIONS, STRAYING = 2, 1e-3  # of which all may grow, and changes that are rounding
 
 
 class Shot(eqx.Module):
@@ -163,7 +163,7 @@ def _aimed(
         nodes = nodes + before[0] @ turn + before[1]
         change = frame.conorm(a, turn) / frame.conorm(a, nodes[0, n:])
         # Away from a geodesic the pieces grow long and slow, and seldom come back.
-        strays = (tries >= FREE_CORRECTIONS) & (change > before_change)
+        strays = (tries >= FREE_CORRECTIONS) & (change > jnp.maximum(before_change, STRAYING))
         return nodes, matrix[:n], jnp.where(strays, jnp.nan, change), tries + 1
 
     def goes_on(state: tuple) -> Array:
