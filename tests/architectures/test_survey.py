@@ -27,6 +27,7 @@ from volform.errors import (
     ModelError,
     NetworkError,
     OperatorError,
+    TrustWarning,
 )
 
 Y = np.cos(2.0 * np.arange(6))
@@ -213,6 +214,19 @@ def test_no_maximum_of_the_evidence():
     start = vf.architectures.Architecture(1, nn.Erf(), 1.0)
     with pytest.raises(ConvergenceError, match=r"`network` reached no maximum.*'w_std': .*'noise'"):
         vf.architectures.learn(start.at, start.values, X, 0.0 * Y)  # the noise goes to zero
+
+
+def test_hyperparameters_that_run_off_are_said():
+    """A bias that a line through the origin has no use for goes to zero, with a slope of zero."""
+    x = np.linspace(-2.0, 2.0, 8)[:, None]
+    y = x[:, 0] + 0.1 * (-1.0) ** np.arange(8)
+
+    def network(h):
+        return nn.serial(nn.Dense(1, h["w"], h["b"]), nn.Relu(), nn.Dense(1))
+
+    with pytest.warns(TrustWarning, match=r"no maximum in `b`, .* a smaller or larger value does"):
+        found = vf.architectures.learn(network, {"w": 1.0, "b": 1.0}, x, y)
+    assert found.values["b"] < 1e-3
 
 
 def one_weight(h):

@@ -1,5 +1,6 @@
 """Hyperparameters of an infinitely wide network, by the maximum of its exact evidence."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_positive, require_whole
 from volform.compilation import by_numbers
-from volform.errors import ConvergenceError, KernelError
+from volform.errors import ConvergenceError, KernelError, TrustWarning
 from volform.kernels.checks import require_targets
 from volform.kernels.gaussian_process import evidence
 from volform.networks.inputs import require_rows
@@ -19,6 +20,7 @@ from volform.networks.layer import Layer
 
 MAX_STEPS = 500
 TOLERANCE = 1e-3  # nats for each factor of e in a hyperparameter
+LEAST_CHANGE = 0.01  # nats by a factor of e: of a maximum that is known to a factor of 20 it is .05
 NOISE = "noise"
 
 Hyperparameters = Mapping[str, Any]
@@ -77,6 +79,10 @@ def learn(
         KernelError: when `noise` or a value of `start` is not positive, or one is called `noise`.
         ConvergenceError: when no search reached a maximum.
 
+    Warns:
+        TrustWarning: when the evidence does not change by a factor of e in a hyperparameter: it ran
+            off to zero or infinity, or the data do not tell it.
+
     >>> import jax.numpy as jnp
     >>> import volform as vf
     >>> from volform import networks as nn
@@ -100,17 +106,33 @@ def learn(
         ends.append([np.asarray(part) for part in found])
     reached = [end for end in ends if np.max(np.abs(end[1])) < TOLERANCE]
     if not reached:
-        end, slope, _ = ends[0]
+        end, slope, *_ = ends[0]
         at = dict(zip((*names, NOISE), np.exp(end).tolist(), strict=True))
         raise ConvergenceError(
             f"`network` reached no maximum of the evidence: its hyperparameters ended at {at}, "
             f"where the slope is {slope.tolist()}. Compute in float64, start from other values, or "
             "give the values yourself."
         )
-    end, _, log_z = max(reached, key=lambda found: float(found[2]))
+    end, _, log_z, beside = max(reached, key=lambda found: float(found[2]))
     *values, noise = np.exp(end).tolist()
     learned = dict(zip(names, values, strict=True))
+    _warn_of_flat({**learned, NOISE: noise}, beside)
     return Learned(network(learned), learned, noise, float(log_z))
+
+
+def _warn_of_flat(values: dict[str, float], beside: Float[np.ndarray, "2 p"]) -> None:
+    """Warn of hyperparameters that the evidence does not tell from others, as one that runs off."""
+    for (name, value), (below, above) in zip(values.items(), beside.T, strict=True):
+        flat = [abs(change) < LEAST_CHANGE for change in (below, above)]
+        if any(flat):
+            other = "a smaller or larger" if all(flat) else ("a smaller" if flat[0] else "a larger")
+            warnings.warn(
+                f"`learn`: the evidence has no maximum in `{name}`, which ended at {value:.3g}: "
+                f"{other} value does as well. Leave it out of `start`, and write a value, such as 0 "
+                "for a bias, into `network`.",
+                TrustWarning,
+                stacklevel=3,
+            )
 
 
 def _require_hyperparameters(network: Any, start: Any, noise: Any) -> tuple[str, ...]:
@@ -142,8 +164,8 @@ def _search(
     names: tuple[str, ...],
     x: Array,
     y: Array,
-) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, ""]]:
-    """The logarithms where the search ends, the slope there, and the log evidence."""
+) -> tuple[Float[Array, " p"], Float[Array, " p"], Float[Array, ""], Float[Array, "2 p"]]:
+    """The logarithms where it ends, slope and log evidence there, and its change on either side."""
 
     def loss(logs: Float[Array, " p"], args: tuple[Array, Array]) -> Float[Array, ""]:
         *values, noise = jnp.exp(logs)
@@ -158,7 +180,12 @@ def _search(
         max_steps=MAX_STEPS,
         throw=False,
     )
-    return found.value, found.state.f_info.grad, -found.state.f_info.f
+    # Beside the end, a factor of e to either side in each: of a maximum both are lower.
+    eye = jnp.eye(len(start), dtype=start.dtype)
+    sides = jnp.stack([found.value - eye, found.value + eye])
+    beside = jax.lax.map(lambda logs: loss(logs, (x, y)), sides.reshape(-1, len(start)))
+    log_z = -found.state.f_info.f
+    return found.value, found.state.f_info.grad, log_z, -beside.reshape(2, -1) - log_z
 
 
 _programs = by_numbers(_search)
