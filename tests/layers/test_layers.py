@@ -13,7 +13,7 @@ import pytest
 
 import volform as vf
 from volform import networks as nn
-from volform.errors import DataError, MetricError, NetworkError, SingularMetricError
+from volform.errors import DataError, MetricError, NetworkError, SingularMetricError, TrustWarning
 from volform.layers import LayerField, layerwise, mean_metric, momentum, plane, principal
 
 REFERENCE = json.loads((Path(__file__).parent / "layers_reference.json").read_text())
@@ -233,8 +233,21 @@ def test_bad_input():
         sequence.pull_back(vf.geometry.MatrixField(lambda z: jnp.eye(3)), X)
     with pytest.raises(NetworkError, match=r"`layer` 0 .* shape \(2, 2\)"):
         sequence.pull_back(vf.Euclidean(), jnp.ones((1, 2, 2))).curvature()
+    flat = layerwise([lambda x: x[:1] * jnp.ones(2)]).pull_back(vf.Euclidean(), X)
+    with pytest.raises(SingularMetricError, match="rank 1 at most: no metric, and no curvature"):
+        flat.curvature()
+    with pytest.raises(NetworkError, match=r"`functions` of momentum takes \(2,\) to \(3,\)"):
+        momentum([lambda x: jnp.ones(3) * x[0]])(jnp.ones(2))
     with pytest.raises(DataError, match="`draws`"):
         mean_metric(vf.Euclidean(), lambda p, x: x, {"a": jnp.ones(2), "b": jnp.ones(3)})
     with pytest.raises(NetworkError, match=r"`x` leads to .* in 1 of 2 examples, .* number 1\."):
         layerwise([lambda x: 1 / x]).pull_back(vf.Euclidean(), jnp.array([[1.0, 1.0], [0.0, 2.0]]))
     assert math.isinf(layerwise([lambda x: 0 * x]).pull_back(vf.Euclidean(), X).condition[0, 0])
+
+
+def test_curvature_where_rank_is_lost_at_some_examples():
+    folded = layerwise([lambda x: jnp.stack([x[0], x[0] * x[1]])])
+    x = jnp.array([[1.0, 0.3], [0.0, 0.3]])
+    with pytest.warns(TrustWarning, match="is NaN at 1 of 2 examples"):
+        found = folded.pull_back(vf.Euclidean(), x).curvature()
+    np.testing.assert_allclose(found, [0.0, np.nan], atol=1e-10)

@@ -128,8 +128,8 @@ def _warn_of_flat(values: dict[str, float], beside: Float[np.ndarray, "2 p"]) ->
             other = "a smaller or larger" if all(flat) else ("a smaller" if flat[0] else "a larger")
             warnings.warn(
                 f"`learn`: the evidence has no maximum in `{name}`, which ended at {value:.3g}: "
-                f"{other} value does as well. Leave it out of `start`, and write a value, such as 0 "
-                "for a bias, into `network`.",
+                f"{other} value does as well. Leave it out of `start`, and write a value into "
+                "`network`, such as 0 for a bias.",
                 TrustWarning,
                 stacklevel=3,
             )

@@ -1,5 +1,6 @@
 """A metric at every example and every layer, with what it says of the network."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from volform.compilation import safe
-from volform.errors import NetworkError, SingularMetricError
+from volform.errors import NetworkError, SingularMetricError, TrustWarning
 from volform.geometry.metric import Metric, pullback
 from volform.geometry.riemann import scalar_curvature
 
@@ -101,7 +102,14 @@ class LayerField:
     def curvature(self, layer: int = 0) -> Float[np.ndarray, " n"]:
         """Scalar curvature of G_l at the examples, of a layer of few coordinates.
 
-        Twice the Gaussian curvature of a surface; O(d_l^5). NaN where rank is lost.
+        Twice the Gaussian curvature of a surface; O(d_l^5).
+
+        Warns:
+            TrustWarning: NaN where rank is lost, at some examples.
+
+        Raises:
+            NetworkError: when the activations are no vectors.
+            SingularMetricError: when rank is lost at all examples.
         """
         points = self.points[layer]
         if points.ndim != 2:
@@ -110,7 +118,22 @@ class LayerField:
                 "layers that are vectors. Restrict the inputs to a plane: `layers.behind(l)` after "
                 "a map of two coordinates."
             )
-        return np.asarray(_curvatures(self.layers.behind(layer), self.metric, points))
+        width, lost = points.shape[1], self.rank[layer] < points.shape[1]
+        if np.all(lost):
+            raise SingularMetricError(
+                f"`layer` {layer} has {width} coordinates, and what is pulled back to it has rank "
+                f"{self.rank[layer].max()} at most: no metric, and no curvature. `eigenvectors` "
+                "are of the directions that are left."
+            )
+        found = np.asarray(_curvatures(self.layers.behind(layer), self.metric, points))
+        if np.any(lost):
+            warnings.warn(
+                f"`curvature` of layer {layer} is NaN at {np.sum(lost)} of {len(lost)} examples: "
+                "rank is lost there, and what is pulled back is no metric.",
+                TrustWarning,
+                stacklevel=2,
+            )
+        return np.where(lost, np.nan, found)
 
     def __repr__(self) -> str:
         widths = [rows.shape[2] for rows in self.rows]

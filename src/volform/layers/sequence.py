@@ -238,7 +238,7 @@ class _Entry(eqx.Module):
     function: Callable[[Array], Array]
 
     def __call__(self, x: Array) -> Array:
-        return jnp.concatenate([x + self.function(x), x])
+        return jnp.concatenate([x + _change(self.function, x), x])
 
 
 class _Pair(eqx.Module):
@@ -246,7 +246,23 @@ class _Pair(eqx.Module):
 
     def __call__(self, pair: Array) -> Array:
         now, before = jnp.split(pair, 2)
-        return jnp.concatenate([2.0 * now - before + self.function(now), now])
+        return jnp.concatenate([2.0 * now - before + _change(self.function, now), now])
+
+
+def _change(function: Callable[[Array], Array], x: Array) -> Array:
+    """The change of x, which has its shape.
+
+    Raises:
+        NetworkError: when it has another.
+    """
+    found = jnp.asarray(function(x))
+    if found.shape != x.shape:
+        raise NetworkError(
+            f"`functions` of momentum takes {x.shape} to {found.shape}; each should be from a "
+            "vector to one of the same length. A layer that changes it goes before or behind, as "
+            "in `layerwise([widen, *momentum(...).maps])`."
+        )
+    return found
 
 
 def _last_half(pair: Array) -> Array:
