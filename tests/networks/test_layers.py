@@ -250,6 +250,23 @@ def test_copies_of_transposed_and_pooled_channels() -> None:
     assert _copies(nn.Embedding(5, 3), nn.Erf(), nn.Flatten(), LAST, x=TOKENS) == 48
 
 
+def test_exchanges_of_taps_are_said_not_to_be_counted() -> None:
+    """Where windows do not overlap, taps before a mean over pixels change places: 2 for each unit.
+
+    Pixels that are the same in all examples are none: the data see the mean of their weights.
+    """
+    up = nn.ConvTranspose(2, (2,), strides=(2,)), nn.Erf(), nn.GlobalAvgPool(), LAST
+    posterior = vf.condition(nn.regression(nn.serial(*up), 0.5), SEQUENCES, jnp.ones((3, 1)))
+    assert posterior.provenance.uncounted == ("layer0.w", "layer1.w")
+    evidence = vf.laplace(
+        posterior, at=posterior.values(jnp.ones(posterior.dim)), curvature=vf.GGN()
+    ).evidence
+    assert "further copies by symmetries of a network are not counted" in evidence.note
+    blank = IMAGES[..., :1].at[:, :2].set(0.0)
+    flat = nn.Conv(3, (2, 2)), nn.Erf(), nn.Flatten(), LAST
+    assert _copies(*flat, x=blank) == 48
+
+
 def test_exchanges_at_one_pixel_are_said_not_to_be_counted() -> None:
     """They are copies: of 48 for each of two pixels, 48 at both at once are counted."""
     net = nn.serial(nn.ConvLocal(3, (2,), strides=(2,)), nn.Erf(), nn.Flatten(), LAST)

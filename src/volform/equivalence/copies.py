@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.equivalence.axes import Factor
 from volform.equivalence.group import Group, Units, arrays_of, independent, named
 from volform.equivalence.signs import defects, group_of, rounding_of, with_signs
 from volform.equivalence.tracing import traced
@@ -91,7 +92,66 @@ def _counted(
     if not _keeps(group, arrays[-1], values):
         each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
         group = _without(group, [number for number, one in enumerate(each) if not one])
-    return group, arrays, not unknown
+    return group, arrays, not unknown and not _has_more(factors, arrays, values)
+
+
+def _has_more(
+    factors: Sequence[Sequence[Factor]], arrays: Sequence[list[np.ndarray]], values: Any
+) -> bool:
+    """Tell whether exchanges along an axis that was taken for fixed leave the density as it is.
+
+    As of taps of a transposed convolution before a mean over pixels. Slices of which the density
+    sees the mean alone, as those of pixels that are the same in all examples, are no copies.
+    """
+    fixed = dict.fromkeys(f for own in factors for f in own if f.fixed and f.size > 1)
+    tried = [(f, part) for f in fixed for part in ([0, 1], [-2, -1], [*range(f.size)])]
+    at, other = arrays[-1], arrays[0]
+    moved = [_along(factors, at, f, lambda x, i=part: _rolled(x, i)) for f, part in tried]
+    before, *after = values([at, *moved])
+    same = np.max(np.abs(np.reshape(after, (len(moved), -1)) - before), axis=1, initial=0.0)
+    limit = rounding_of(at) * np.max(np.abs(before))
+    for factor, part in (one for one, change in zip(tried, same, strict=True) if change <= limit):
+        swapped = _along(factors, other, factor, lambda x, i=part: _rolled(x, i))
+        spread = _along(factors, other, factor, lambda x, i=part: _turned_about_mean(x, i))
+        before, *changed = values([other, swapped, spread])
+        is_same = defects(np.reshape(changed, (2, -1)), before) <= rounding_of(other)
+        if is_same[0] and not is_same[1]:
+            return True
+    return False
+
+
+def _along(
+    factors: Sequence[Sequence[Factor]],
+    at: Sequence[np.ndarray],
+    factor: Factor,
+    move: Callable[[np.ndarray], np.ndarray],
+) -> list[np.ndarray]:
+    """The arrays with slices moved along a factor, of those that have it: shape (size, m)."""
+    found = list[np.ndarray]()
+    for x, own in zip(at, factors, strict=True):
+        moved = x.reshape([f.size for f in own])
+        for place in (p for p, f in enumerate(own) if f is factor):
+            first = np.moveaxis(moved, place, 0)
+            rows = move(first.reshape(factor.size, -1)).reshape(first.shape)
+            moved = np.moveaxis(rows, 0, place)
+        found.append(moved.reshape(x.shape))
+    return found
+
+
+def _rolled(rows: np.ndarray, part: Sequence[int]) -> np.ndarray:
+    found = rows.copy()
+    found[part] = np.roll(rows[part], 1, axis=0)
+    return found
+
+
+def _turned_about_mean(rows: np.ndarray, part: Sequence[int]) -> np.ndarray:
+    """Slices reflected about their mean, which keeps it, and the sum of squares."""
+    found, normal = rows.copy(), np.random.default_rng(5).normal(size=rows.shape[1])
+    normal = (normal / np.linalg.norm(normal)).astype(rows.dtype)
+    mean = rows[part].mean(axis=0)
+    apart = rows[part] - mean
+    found[part] = mean + apart - 2.0 * np.outer(apart @ normal, normal).astype(rows.dtype)
+    return found
 
 
 def _without(group: Group, numbers: Sequence[int]) -> Group:

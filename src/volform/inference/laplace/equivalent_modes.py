@@ -68,7 +68,8 @@ def total(
     one mode of each is all that is counted.
     """
     posterior, declared = fit.posterior, provenance.equivalent_modes
-    uncounted = "copies by symmetries of a network are not counted" if provenance.uncounted else ""
+    few = "copies" if (declared or 1) == 1 else "further copies"
+    uncounted = f"{few} by symmetries of a network are not counted" if provenance.uncounted else ""
     every = np.asarray(each)
     alone, first = _log_sum(every), float(every[0])
     if not declared or declared == 1:
