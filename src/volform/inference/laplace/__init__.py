@@ -27,6 +27,10 @@ from volform.inference.laplace.explanation import (
     Explanation as Explanation,
     SiteShare as SiteShare,
 )
+from volform.inference.laplace.function_space import (
+    FunctionSpace as FunctionSpace,
+    Nystrom as Nystrom,
+)
 from volform.inference.laplace.gauss_newton import (
     Curvature as Curvature,
 )

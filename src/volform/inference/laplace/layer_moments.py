@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from volform.compilation import steady
-from volform.errors import StructureError
 from volform.geometry.dependence import dependence
-from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct
+from volform.inference.laplace.gauss_newton import DataPriorSplit
 from volform.inference.laplace.layers import Layers, Piece, layers_of
 from volform.inference.laplace.observed_sites import SiteOutputs
+from volform.inference.laplace.output_roots import output_roots, require_roots
 from volform.inference.laplace.pieces import features_of, gradients_of, rows_of, slopes_of
 from volform.inference.laplace.sums import (
     comes_in_batches,
@@ -110,7 +109,8 @@ class Backpropagated(NamedTuple):
     factorization_error: Float[Array, " 3"]
 
 
-def _flow(split: DataPriorSplit) -> Backpropagated:
+def flow_of(split: DataPriorSplit) -> Backpropagated:
+    """What flows through the layers of all examples of a split, forth and back."""
     values = split.posterior.values(split.u)
     layers = layers_of(split.of_values, values)
     zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}
@@ -121,66 +121,23 @@ def _flow(split: DataPriorSplit) -> Backpropagated:
 
     z, pull, activations = jax.vjp(run, zero, has_aux=True)
     flags = dependence(lambda added: run(added)[0], zero)
-    n = layers.count
-    leaves, treedef = jax.tree.flatten(z)
-    moving = [leaf for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if flag]
-    for leaf in moving:
-        if leaf.shape[:1] != (n,):
-            raise StructureError(
-                f"`structure` takes the examples along the first axis of the data, {n} of them; "
-                f"the likelihood has a parameter of shape {leaf.shape} that the layers move. Use "
-                "`BySite()` or `LowRank(k)`."
-            )
-
-    def laid_out(flat: Float[Array, "n o"]) -> SiteOutputs:
-        parts = iter(jnp.split(flat, np.cumsum([leaf[0].size for leaf in moving])[:-1], axis=1))
-        filled = [
-            next(parts).reshape(leaf.shape) if flag else jnp.zeros_like(leaf)
-            for leaf, flag in zip(leaves, jax.tree.leaves(flags), strict=True)
-        ]
-        return jax.tree.unflatten(treedef, filled)
-
-    def flat(z: SiteOutputs) -> Float[Array, "n o"]:
-        pairs = zip(jax.tree.leaves(z), jax.tree.leaves(flags), strict=True)
-        return jnp.concatenate([leaf.reshape(n, -1) for leaf, flag in pairs if flag], axis=1)
+    found = output_roots(split, z, flags, layers.count)
 
     def deltas(root: Float[Array, "n o"]) -> dict[int, Array]:
-        return pull(laid_out(root))[0]
+        return pull(found.laid_out(root))[0]
 
-    assert split.curvature is not None  # there are names of observed sites
-    columns = split.curvature.scores(split, z)
-    if columns is not None:
-        roots = jax.vmap(flat)(columns)
-        return Backpropagated(layers, activations, deltas, roots, jnp.zeros(3, roots.dtype))
-    roots, error = _roots(split.output_product(z), flat, laid_out, flat(z))
-    return Backpropagated(layers, activations, deltas, roots, error)
-
-
-def _roots(
-    product: OutputProduct, flat: Any, laid_out: Any, like: Float[Array, "n o"]
-) -> tuple[Float[Array, "o n o"], Float[Array, " 3"]]:
-    """Roots of the blocks of L for each example, and the error of taking L for its blocks."""
-    weigh = lambda v: flat(product(laid_out(v)))  # noqa: E731
-    size = like.shape[1]
-    columns = jax.vmap(lambda o: weigh(jnp.zeros_like(like).at[:, o].set(1.0)))(jnp.arange(size))
-    each = jnp.moveaxis(columns, 0, 2)  # [n, o, o']
-    values, vectors = jnp.linalg.eigh(0.5 * (each + jnp.swapaxes(each, 1, 2)))
-    probe = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
-    difference = weigh(probe) - jnp.einsum("nij,nj->ni", each, probe)
-    sizes = -jnp.min(values), jnp.max(jnp.abs(difference)), jnp.max(jnp.abs(values))
-    error = jnp.stack(sizes)
-    return jnp.moveaxis(vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None], 2, 0), error
+    return Backpropagated(layers, activations, deltas, found.roots, found.factorization_error)
 
 
 @steady
 def _corrected(
     split: DataPriorSplit, reduce: bool
 ) -> tuple[list[CorrectedMoments], Float[Array, " 3"]]:
-    known = _flow(split) if split.chunk is None else None  # which both sums need
+    known = flow_of(split) if split.chunk is None else None  # which both sums need
     sums, error = _summed_in_chunks(split, reduce, known)
     moments = _means(sums)
     bases = _bases_of(moments)
-    squares = over_chunks(split, lambda part: _squares_in(bases, known or _flow(part)))
+    squares = over_chunks(split, lambda part: _squares_in(bases, known or flow_of(part)))
     return _with_squares(moments, bases, squares), error
 
 
@@ -195,7 +152,7 @@ def _bases_of(moments: list[LayerMoments]) -> Bases:
 
 @steady
 def _in_bases(split: DataPriorSplit, bases: Bases) -> dict[int, Float[Array, "m n"]]:
-    return over_chunks(split, lambda part: _squares_in(bases, _flow(part)))
+    return over_chunks(split, lambda part: _squares_in(bases, flow_of(part)))
 
 
 def _squares_in(bases: Bases, flow: Backpropagated) -> dict[int, Float[Array, "m n"]]:
@@ -248,7 +205,7 @@ def _summed_in_chunks(
     """The sums over all examples, and the error of `Backpropagated`."""
 
     def part(split: DataPriorSplit) -> tuple[Any, Array]:
-        flow = known or _flow(split)
+        flow = known or flow_of(split)
         return _sums(flow, reduce), flow.factorization_error
 
     return over_chunks(split, part, _added_and_worst)
@@ -317,7 +274,7 @@ def _squares(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Arr
 
 
 def _squares_at_once(split: DataPriorSplit) -> tuple[list[Float[Array, " s"]], Float[Array, " 3"]]:
-    flow = _flow(split)
+    flow = flow_of(split)
 
     def of_root(root: Float[Array, "n o"]) -> list[Array]:
         deltas, found = flow.deltas(root), []
@@ -368,20 +325,5 @@ def _square_of_table(
 
 def _checked(result: tuple[Any, Float[Array, " 3"]]) -> Any:
     found, factorization_error = result
-    negative, gap, largest = (float(s) for s in factorization_error)
-    largest = largest if largest > 0.0 else 1.0  # zero where a mask hides all
-    lowest, gap = -negative / largest, gap / largest
-    bound = float(jnp.sqrt(jnp.finfo(factorization_error.dtype).eps))
-    if not gap < bound:
-        raise StructureError(
-            "`structure` needs a likelihood that is a product over the examples along the first "
-            "axis; here the examples are coupled. Use `Full()`, `BySite()` or `LowRank(k)`."
-        )
-    if not lowest > -bound:
-        raise StructureError(
-            "`structure` needs a likelihood that is log-concave in its parameters (logits, log "
-            f"rates, the mean of a normal); here L has eigenvalues down to {lowest:.2g} of the "
-            "largest. Use `curvature=ExpectedFisher()`, which is definite for every likelihood, or "
-            "`structure=Full()`."
-        )
+    require_roots(factorization_error)
     return found

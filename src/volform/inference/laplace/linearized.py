@@ -16,6 +16,8 @@ from numpyro import handlers
 
 from volform.compilation import steady
 from volform.errors import DataError, ModelError, VolformError
+from volform.inference.laplace.jacobian_rows import JacobianUpdate
+from volform.inference.laplace.kernel_covariance import covariance_by_kernel
 from volform.inference.laplace.links import Link, Probit
 from volform.inference.laplace.output_covariance import covariance_by_factors
 from volform.linalg.under_metric import whitening_maps
@@ -42,8 +44,9 @@ class Linearized(eqx.Module):
             above, `LaplaceBridge()`, `MeanField(order)`, `LogitDraws(key)`.
 
     With `Kronecker()`, `Diagonal()` and a layer's own blocks the covariance is that of the factors,
-    from what flows through the layers forth and back: no row of J is formed. Elsewhere it takes a
-    row for each output of each example.
+    from what flows through the layers forth and back, and with `FunctionSpace()` and `Nystrom()`
+    that of the kernel between new and old examples: no row of J is formed. Elsewhere it takes a row
+    for each output of each example.
 
     References:
         MacKay (1992), The evidence framework applied to classification networks; Khan et al.
@@ -216,14 +219,14 @@ def _covariance(
 ) -> Float[Array, "..."]:
     """`J P^-1 J^T`: variances, shape (...), or with the last axis in pairs, (..., k, k).
 
-    Of each example by itself where they do not see each other: by the factors where those go with
-    the layers, else by a row of J for each output.
+    Of each example by itself where they do not see each other: by the kernel or the factors where
+    those go with the layers, else by a row of J for each output.
     """
     group = whole.shape[-1] if is_joint else 1
     shape = (*whole.shape, group) if is_joint else whole.shape
     arrays = [leaf for leaf in jax.tree.leaves(outputs.data) if eqx.is_array(leaf)]
     if whole.ndim and arrays and all(leaf.shape[:1] == whole.shape[:1] for leaf in arrays):
-        for route in (_by_factors, _by_example):
+        for route in (_by_kernel, _by_factors, _by_example):
             found = route(outputs, precision, chunk, group)
             if found is None:
                 continue
@@ -235,7 +238,22 @@ def _covariance(
 
 
 @steady
+def _by_kernel(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
+    if not isinstance(precision, JacobianUpdate) or precision.rows.uniform is None:
+        return None
+    of_training = None if precision.rows.split.chunk else precision.rows.flow()
+    return _in_batches(
+        outputs, chunk, lambda own: covariance_by_kernel(own, precision, of_training, group)
+    )
+
+
+@steady
 def _by_factors(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
+    return _in_batches(outputs, chunk, lambda own: covariance_by_factors(own, precision, group))
+
+
+def _in_batches(outputs: _Outputs, chunk: int, of_outputs: Callable[[_Outputs], Any]) -> Any:
+    """Covariance, outputs and whether this is all, of a batch after the other."""
     moving, fixed = eqx.partition(outputs.data, eqx.is_array)
     count = jax.tree.leaves(moving)[0].shape[0]
     chunk = max(2, min(chunk, count))  # of one the axis of the examples could not be told
@@ -246,8 +264,7 @@ def _by_factors(outputs: _Outputs, precision: Any, chunk: int, group: int) -> An
         return leaf[numbers].reshape(batches, chunk, *leaf.shape[1:])
 
     def of_batch(data: Any) -> Any:
-        own = eqx.tree_at(lambda o: o.data, outputs, eqx.combine(data, fixed))
-        return covariance_by_factors(own, precision, group)
+        return of_outputs(eqx.tree_at(lambda o: o.data, outputs, eqx.combine(data, fixed)))
 
     found = jax.lax.map(of_batch, jax.tree.map(in_batches, moving))
     if found is None:

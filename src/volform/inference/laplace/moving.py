@@ -14,6 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from volform.compilation import steady
 from volform.errors import StructureError
+from volform.inference.laplace.jacobian_rows import (
+    JacobianUpdate,
+    group_grams,
+    jacobian_update,
+)
 from volform.linalg.precision import KroneckerSum, LowRankUpdate, RotatedDiagonal
 from volform.linalg.structured import DenseOperator, FlatBlocks, dense_logdet, positive_inverse
 
@@ -125,7 +130,9 @@ def _log_determinants(
     found = list[LogDeterminant]()
     for block, segment in _segments(precision):
         own = groups[segment]
-        if not isinstance(block, LowRankUpdate | lx.DiagonalLinearOperator) and np.ptp(own):
+        if isinstance(block, JacobianUpdate):
+            found.append(_of_rows(block, jnp.asarray(own), count))
+        elif not isinstance(block, LowRankUpdate | lx.DiagonalLinearOperator) and np.ptp(own):
             relative = _relative(block, rest[segment])
             found.append(Coupled(relative, jnp.asarray(own)))
         elif isinstance(block, LowRankUpdate):
@@ -226,6 +233,11 @@ def _(block: LowRankUpdate, rest: Array, weights: Array, c: Array) -> Any:
     return LowRankUpdate(lx.DiagonalLinearOperator(new), vectors, jnp.maximum(values, 0.0))
 
 
+@_moved.register
+def _(block: JacobianUpdate, rest: Array, weights: Array, c: Array) -> Any:
+    return jacobian_update(weights * rest, block.rows, block.mix, c * block.weight)
+
+
 @singledispatch
 def _eigenvalues(block: Any, rest: Float[Array, " m"]) -> Float[Array, " m"]:
     """Eigenvalues of `R^-1 D`."""
@@ -270,3 +282,8 @@ def _of_directions(
     ]
     counts = jnp.bincount(groups, length=count).astype(rest.dtype)
     return Directions(jnp.stack(each), counts)
+
+
+def _of_rows(block: JacobianUpdate, groups: Int[Array, " m"], count: int) -> LogDeterminant:
+    members = jax.nn.one_hot(groups, count, dtype=block.rest.dtype).T
+    return Directions(group_grams(block, members), members.sum(1))

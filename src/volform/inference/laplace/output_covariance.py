@@ -149,7 +149,7 @@ def covariance_by_factors(
     plan = _plan_of(outputs, layers, precision)
     if plan is None or any(found is None for found in multipliers):
         return None
-    flow, blocks = _backward(outputs, layers, group), [block for _, block in _starts(precision)]
+    flow, blocks = backward_of(outputs, layers, group), [block for _, block in _starts(precision)]
     parts = []
     for part in plan:
         block, piece = blocks[part.block], layers.pieces[part.pieces[0]]
@@ -166,7 +166,8 @@ def covariance_by_factors(
     return functools.reduce(jnp.add, parts), flow.values, is_all
 
 
-def _backward(outputs: ValuedOutputs, layers: Layers, group: int) -> Backward:
+def backward_of(outputs: ValuedOutputs, layers: Layers, group: int) -> Backward:
+    """What flows through the layers, back from groups of outputs."""
     zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}
     values = outputs.posterior.values(outputs.u)
 

@@ -74,21 +74,50 @@ def batches_of(split: Split) -> Iterator[Split]:
 
 def over_chunks(split: Split, part: Callable[[Split], Any], combine: Combine = plus) -> Any:
     """`part` of all examples out of that of each chunk."""
+    return over_rows(split, lambda own, _: part(own), combine)
+
+
+def over_rows(
+    split: Split, part: Callable[[Split, Callable[[Array], Array]], Any], combine: Combine = plus
+) -> Any:
+    """The same of a part that is told how to take the rows of its examples from an array of all."""
+    chunk, count = split.chunk, split.count if split.chunk is not None else 0
+    if chunk is None or count <= chunk:
+        return part(dataclasses.replace(split, chunk=None), lambda rows: rows)
+    whole, left = divmod(count, chunk)
+
+    def of_chunk(start: Any, size: int, number: Any) -> Any:
+        cut = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size)  # noqa: E731
+        return part(_cut(split, start, size, number), cut)
+
+    def step(total: Any, number: Array) -> tuple[Any, None]:
+        return combine(total, of_chunk(number * chunk, chunk, number)), None
+
+    shapes = eqx.filter_eval_shape(
+        lambda split: part(_cut(split, 0, chunk, 0), _first(chunk)), split
+    )
+    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(step, total, jnp.arange(whole))
+    return combine(total, of_chunk(whole * chunk, left, whole)) if left else total
+
+
+def in_chunks(split: Split, part: Callable[[Split], Array]) -> Array:
+    """An array with the examples along its first axis, out of that of each chunk."""
     chunk, count = split.chunk, split.count if split.chunk is not None else 0
     if chunk is None or count <= chunk:
         return part(dataclasses.replace(split, chunk=None))
     whole, left = divmod(count, chunk)
+    found = jax.lax.map(lambda k: part(_cut(split, k * chunk, chunk, k)), jnp.arange(whole))
+    found = found.reshape(whole * chunk, *found.shape[2:])
+    if not left:
+        return found
+    return jnp.concatenate([found, part(_cut(split, whole * chunk, left, whole))])
 
-    def joined(total: Any, start: Any, size: int, number: Any) -> Any:
-        return combine(total, part(_cut(split, start, size, number)))
 
-    def step(total: Any, number: Array) -> tuple[Any, None]:
-        return joined(total, number * chunk, chunk, number), None
-
-    shapes = eqx.filter_eval_shape(lambda split: part(_cut(split, 0, chunk, 0)), split)
-    total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(step, total, jnp.arange(whole))
-    return joined(total, whole * chunk, left, whole) if left else total
+def some_of(split: Split, numbers: Array) -> Split:
+    """The split of some examples, which may come twice."""
+    program = with_examples(split.posterior.program, split.count, lambda rows: rows[numbers])
+    return dataclasses.replace(_of(split, program), chunk=None)
 
 
 def require_independent(split: Split) -> None:
@@ -194,6 +223,10 @@ def _cut(split: Split, start: Any, size: int, number: Any) -> Split:
     cut = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size)  # noqa: E731
     program = with_examples(split.posterior.program, split.count, cut)
     return dataclasses.replace(_of(split, program, number), chunk=None)
+
+
+def _first(size: int) -> Callable[[Array], Array]:
+    return lambda rows: rows[:size]
 
 
 @steady
