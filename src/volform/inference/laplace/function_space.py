@@ -1,7 +1,5 @@
 """Laplace's method in the space of functions: the Gaussian process of the linearized model."""
 
-import dataclasses
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -133,6 +131,7 @@ class Nystrom(Structure):
         count, columns = number_of_rows(split)
         number = min(self.features, count * columns)
         _require_room(self, number, split)
+        _require_examples(self, number, split)
         first, second = jax.random.split(jax.random.key(0) if self.key is None else self.key)
         chosen = jax.random.choice(first, count * columns, (number,), replace=False)
         found = _projected(rest, split, uniform, chosen, columns)
@@ -189,6 +188,17 @@ def _require_room(structure: Structure, rows: int, split: DataPriorSplit) -> Non
         )
 
 
+def _require_examples(structure: Structure, number: int, split: DataPriorSplit) -> None:
+    chosen = jnp.zeros(number, int)
+    found, _ = number_of_rows(some_of(split, chosen))
+    if found != number:
+        raise StructureError(
+            f"`structure={structure}` runs the model on some of its {split.count} examples, the "
+            "rows of those arguments that have as many, and here it gives all of them. Give the "
+            "data as arguments of the model, or use `FunctionSpace()`."
+        )
+
+
 def _definite(structure: Structure, found: JacobianUpdate) -> JacobianUpdate:
     if bool(jnp.all(jnp.isfinite(jnp.diagonal(found.factor)))):
         return found
@@ -237,7 +247,6 @@ def _leverages(found: JacobianUpdate, split: DataPriorSplit) -> Float[Array, " m
         cross = kernel_between(found.rows, rows, 1.0 / found.rest)
         return jnp.sum(found.solved(cross) ** 2, 0).reshape(number_of_rows(part)[0], -1)
 
-    whole = dataclasses.replace(split, chunk=None)
-    squares = squared_lengths(JacobianRows(whole), 1.0 / found.rest)
+    squares = squared_lengths(JacobianRows(split, None, found.rows.uniform), 1.0 / found.rest)
     left = squares - in_chunks(split, taken).ravel()
     return jnp.maximum(left, jnp.finfo(left.dtype).eps * squares)

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Int
 from volform.compilation import steady
 from volform.geometry.dependence import dependence
 from volform.inference.laplace.gauss_newton import DataPriorSplit
-from volform.inference.laplace.layer_kernel import PieceFlow, layer_kernel, root_flow
+from volform.inference.laplace.layer_kernel import (
+    PieceFlow,
+    layer_kernel,
+    layer_squares,
+    root_flow,
+)
 from volform.inference.laplace.output_roots import OutputRoots, output_roots, picked
 from volform.inference.laplace.sums import in_chunks, over_rows, some_of
 from volform.linalg.operator import Operator, linearized, register_operator
@@ -40,17 +45,17 @@ class JacobianRows(eqx.Module):
     def maps(self) -> _Maps:
         """`v -> S^T J v`, flat, and `w -> J^T S w`."""
         if self.split.chunk is None:
-            push, pull = _maps(self.split, self.columns)
-            shape = jax.eval_shape(push, self.split.u).shape
-            return lambda v: push(v).ravel(), lambda w: pull(w.reshape(shape))
-        count = self.split.count
+            to_rows, back = _maps(self.split, self.columns)
+            shape = jax.eval_shape(to_rows, self.split.u).shape
+            return lambda v: to_rows(v).ravel(), lambda w: back(w.reshape(shape))
+        split, count = self.split, self.split.count
 
         def push(v: Array) -> Array:
-            return in_chunks(self.split, lambda own: _maps(own, None)[0](v)).ravel()
+            return in_chunks(split, lambda own: _maps(own, None)[0](v)).ravel()
 
         def pull(w: Array) -> Array:
             rows = w.reshape(count, -1)
-            return over_rows(self.split, lambda own, cut: _maps(own, None)[1](cut(rows)))
+            return over_rows(split, lambda own, cut: _maps(own, None)[1](cut(rows)))
 
         return push, pull
 
@@ -140,11 +145,15 @@ def _by_products(
 
 
 def squared_lengths(rows: JacobianRows, weights: Float[Array, " d"]) -> Float[Array, " m"]:
-    """The diagonal of `S^T J W J^T S`, by the gradients of one example after the other."""
+    """The diagonal of `S^T J W J^T S`, by layers or by the gradients of one example at a time."""
+    uniform, layout = rows.uniform, rows.split.posterior.layout
+    if uniform is not None:
+        own = lambda split: layer_squares(root_flow(split, None), layout, weights, uniform)  # noqa: E731
+        return in_chunks(rows.split, own).ravel()
     count, columns = number_of_rows(rows.split)
 
     def of_example(number: Array) -> Float[Array, " o"]:
-        _, pull = JacobianRows(some_of(rows.split, number[None])).maps()
+        _, pull = JacobianRows(some_of(rows.split, number[None])).maps()  # which clears the chunk
         of_column = lambda unit: jnp.sum(weights * pull(unit) ** 2)  # noqa: E731
         return jax.vmap(of_column)(jnp.eye(columns, dtype=weights.dtype))
 

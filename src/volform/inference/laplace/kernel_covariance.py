@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float
 
+from volform.inference.laplace.gauss_newton import DataPriorSplit
 from volform.inference.laplace.jacobian_rows import JacobianUpdate
 from volform.inference.laplace.layer_kernel import PieceFlow, layer_kernel, root_flow
-from volform.inference.laplace.layers import layers_of
 from volform.inference.laplace.output_covariance import backward_of, covariance_by_factors
-from volform.inference.laplace.pieces import ValuedOutputs, multipliers_of
+from volform.inference.laplace.pieces import ValuedOutputs
 from volform.inference.laplace.sums import in_chunks
 
 
@@ -25,21 +25,19 @@ def covariance_by_kernel(
         of_training: what flows through the layers at the data; None in chunks.
         group: number k of outputs whose covariance is asked for; t groups follow each other.
     """
-    prior = covariance_by_factors(outputs, lx.DiagonalLinearOperator(precision.rest), group)
+    flow = backward_of(outputs, group)
+    prior = covariance_by_factors(outputs, lx.DiagonalLinearOperator(precision.rest), group, flow)
     if prior is None:
         return None
     covariance, values, is_all = prior
     n, t, k = values.shape
-    layers = layers_of(outputs.of_values, outputs.posterior.values(outputs.u))
-    multipliers = multipliers_of(outputs, layers)
-    flow = backward_of(outputs, layers, group)
     deltas = {number: d.reshape(t * k, *d.shape[2:]) for number, d in flow.deltas.items()}
-    new = PieceFlow(layers, flow.activations, deltas, [pair[0] for pair in multipliers if pair])
+    multipliers = [pair[0] for pair in flow.multipliers if pair]
+    new = PieceFlow(flow.layers, flow.activations, deltas, multipliers)
     cross = _cross(new, precision, of_training)
     if cross is None:
         return None
     solved = precision.solved(cross.reshape(n * t * k, -1).T).reshape(-1, n, t, k)
-    # The same products in the same order on both sides, so that the matrix is symmetric.
     return covariance - jnp.einsum("rnti,rntj->ntij", solved, solved), values, is_all
 
 
@@ -53,7 +51,7 @@ def _cross(
         return layer_kernel(new, of_training, layout, weights, rows.uniform)
     uniform, is_other = rows.uniform, []
 
-    def of_chunk(split: object) -> Float[Array, "m r n q"]:
+    def of_chunk(split: DataPriorSplit) -> Float[Array, "m r n q"]:
         found = layer_kernel(new, root_flow(split, rows.columns), layout, weights, uniform)
         is_other.append(found is None)
         return jnp.zeros(()) if found is None else jnp.transpose(found, (2, 3, 0, 1))

@@ -134,6 +134,31 @@ def layer_kernel(
     return total
 
 
+def layer_squares(
+    flow: PieceFlow, layout: Layout, weights: Float[Array, " d"], uniform: frozenset[str]
+) -> Float[Array, "n q"]:
+    """The diagonal of `layer_kernel`, of examples with themselves."""
+    total = jnp.zeros((), weights.dtype)
+    for (name, _), piece in flow.parts().items():
+        weight = weights[layout.site(name).segment]
+        weight = weight[0] if name in uniform else weight[piece.entries]
+        total = total + flow.multipliers[piece.source] ** 2 * _squares_of(flow, piece, weight)
+    return total
+
+
+def _squares_of(flow: PieceFlow, piece: Piece, weight: Float[Array, "..."]) -> Float[Array, "n q"]:
+    if not piece.is_matrix:
+        return jnp.sum(flow.gradients(piece) ** 2 * weight, -1).T
+    features, slopes = flow.features(piece), flow.slopes(piece)
+    if weight.ndim == 0 and features.shape[1] == 1:
+        alike = jnp.sum(features[:, 0] ** 2, -1)
+        return weight * alike[:, None] * jnp.sum(slopes[:, :, 0] ** 2, -1).T
+    flat = jnp.broadcast_to(weight, piece.entries.shape).ravel()
+    square = lambda one: _gradient(one) ** 2 @ flat  # noqa: E731
+    sides = features, jnp.moveaxis(slopes, 1, 0)
+    return jax.lax.map(square, sides, batch_size=_batch(*sides))
+
+
 def _of_piece(
     left: PieceFlow, right: PieceFlow, piece: Piece, own: Piece, weight: Float[Array, "..."]
 ) -> Float[Array, "n q m r"]:
@@ -175,24 +200,25 @@ def _of_gradients(
     left: tuple[Array, Array], right: tuple[Array, Array], weight: Float[Array, "..."]
 ) -> Float[Array, "n q m r"]:
     """By the gradients in the entries of a matrix, of as many examples at once as have room."""
-
-    def gradient(one: tuple[Array, Array]) -> Float[Array, "q s"]:
-        features, slopes = one
-        found = jnp.einsum("qpi,pj->qij", slopes, features)
-        return found.reshape(len(found), -1)
-
-    def batch(side: tuple[Array, Array]) -> int:
-        features, slopes = side
-        size = slopes.shape[0] * slopes.shape[3] * features.shape[2]
-        return max(1, min(len(features), _AT_ONCE // size))
-
     sides = [(features, jnp.moveaxis(slopes, 1, 0)) for features, slopes in (left, right)]
     flat = weight if weight.ndim == 0 else weight.ravel()
 
     def of_example(one: tuple[Array, Array]) -> Float[Array, "m q r"]:
-        own = gradient(one) * flat
-        other = lambda one: own @ gradient(one).T  # noqa: E731
-        return jax.lax.map(other, sides[1], batch_size=batch(right))
+        own = _gradient(one) * flat
+        other = lambda one: own @ _gradient(one).T  # noqa: E731
+        return jax.lax.map(other, sides[1], batch_size=_batch(*sides[1]))
 
-    found = jax.lax.map(of_example, sides[0], batch_size=batch(left))  # [n, m, q, r]
+    found = jax.lax.map(of_example, sides[0], batch_size=_batch(*sides[0]))  # [n, m, q, r]
     return jnp.swapaxes(found, 1, 2)
+
+
+def _gradient(one: tuple[Float[Array, "p j"], Float[Array, "q p i"]]) -> Float[Array, "q ij"]:
+    features, slopes = one
+    found = jnp.einsum("qpi,pj->qij", slopes, features)
+    return found.reshape(len(found), -1)
+
+
+def _batch(features: Float[Array, "n p j"], slopes: Float[Array, "n q p i"]) -> int:
+    """Number of examples whose gradients are held at once."""
+    size = slopes.shape[1] * slopes.shape[3] * features.shape[2]
+    return max(1, min(len(features), _AT_ONCE // size))

@@ -18,6 +18,7 @@ from volform.inference.laplace.pieces import (
     gradients_of,
     multipliers_of,
     rows_of,
+    scattered,
     slopes_of,
 )
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
@@ -120,19 +121,24 @@ class Backward(NamedTuple):
 
     Attributes:
         layers: of the program.
+        multipliers: of the arrays, as of `multipliers_of`.
         activations: by the number of the equation.
         deltas: the same for slopes, with axes of groups of outputs and outputs before.
         values: the outputs, shape (n, groups, outputs).
     """
 
     layers: Layers
+    multipliers: list[tuple[Array, Array] | None]
     activations: dict[int, Array]
     deltas: dict[int, Array]
     values: Float[Array, "n t k"]
 
 
 def covariance_by_factors(
-    outputs: ValuedOutputs, precision: lx.AbstractLinearOperator, group: int
+    outputs: ValuedOutputs,
+    precision: lx.AbstractLinearOperator,
+    group: int,
+    known: Backward | None = None,
 ) -> tuple[Float[Array, "n t k k"], Float[Array, "n t k"], Bool[Array, ""]] | None:
     """`J P^-1 J^T` of groups of outputs of each example; the outputs; whether this is all of it.
 
@@ -143,13 +149,14 @@ def covariance_by_factors(
         outputs: of a batch of examples.
         precision: P, with `rotated_blocks`.
         group: number k of outputs whose covariance is asked for; t groups follow each other.
+        known: what flows through the layers, where it is at hand.
     """
-    layers = layers_of(outputs.of_values, outputs.posterior.values(outputs.u))
-    multipliers = multipliers_of(outputs, layers)
+    flow = known or backward_of(outputs, group)
+    layers, multipliers = flow.layers, flow.multipliers
     plan = _plan_of(outputs, layers, precision)
     if plan is None or any(found is None for found in multipliers):
         return None
-    flow, blocks = backward_of(outputs, layers, group), [block for _, block in _starts(precision)]
+    blocks = [block for _, block in _starts(precision)]
     parts = []
     for part in plan:
         block, piece = blocks[part.block], layers.pieces[part.pieces[0]]
@@ -166,8 +173,9 @@ def covariance_by_factors(
     return functools.reduce(jnp.add, parts), flow.values, is_all
 
 
-def backward_of(outputs: ValuedOutputs, layers: Layers, group: int) -> Backward:
+def backward_of(outputs: ValuedOutputs, group: int) -> Backward:
     """What flows through the layers, back from groups of outputs."""
+    layers = layers_of(outputs.of_values, outputs.posterior.values(outputs.u))
     zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}
     values = outputs.posterior.values(outputs.u)
 
@@ -180,13 +188,16 @@ def backward_of(outputs: ValuedOutputs, layers: Layers, group: int) -> Backward:
     n, t, k = found.shape
     units = jnp.eye(t * k, dtype=found.dtype).reshape(t, k, t, k)
     of_unit = lambda unit: pull(jnp.broadcast_to(unit[None], (n, t, k)))[0]  # noqa: E731
-    return Backward(layers, activations, jax.vmap(jax.vmap(of_unit))(units), found)
+    multipliers = multipliers_of(outputs, layers)
+    return Backward(layers, multipliers, activations, jax.vmap(jax.vmap(of_unit))(units), found)
 
 
 def _slope_elsewhere(outputs: ValuedOutputs, names: set[str]) -> Float[Array, ""]:
     """Of the outputs along a random direction of the sites that are no arrays of layers."""
     posterior, u = outputs.posterior, outputs.u
-    tangent = jax.random.normal(jax.random.key(0), u.shape, u.dtype)
+    if names.issuperset(posterior.names):
+        return jnp.zeros((), u.dtype)
+    tangent = scattered(1, u.size, u.dtype)[0]
     for name in names:
         tangent = tangent.at[posterior.layout.site(name).segment].set(0.0)
     of_u = lambda u: outputs.of_values(posterior.values(u))[0]  # noqa: E731
