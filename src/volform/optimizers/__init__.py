@@ -22,11 +22,6 @@ from volform.optimizers.flows import (
     compare_paths as compare_paths,
     gradient_flow as gradient_flow,
 )
-from volform.optimizers.function_space import (
-    function_space_distance as function_space_distance,
-    gn_hvp as gn_hvp,
-    pullback_mvp as pullback_mvp,
-)
 from volform.optimizers.geodesic_steps import along_geodesics as along_geodesics
 from volform.optimizers.guides import (
     GuideFisher as GuideFisher,
@@ -36,6 +31,11 @@ from volform.optimizers.newton_steps import (
     TrustRegionState as TrustRegionState,
     damped_newton as damped_newton,
     trust_region as trust_region,
+)
+from volform.optimizers.output_distances import (
+    function_space_distance as function_space_distance,
+    gn_hvp as gn_hvp,
+    pullback_mvp as pullback_mvp,
 )
 from volform.optimizers.preconditioning import (
     natural_gradient as natural_gradient,

@@ -22,7 +22,7 @@ from volform.inference.laplace.jacobian_rows import (
 from volform.inference.laplace.layer_kernel import uniform_sites
 from volform.inference.laplace.output_roots import require_roots
 from volform.inference.laplace.structure import Structure
-from volform.inference.laplace.sums import comes_in_batches, in_chunks, over_chunks, some_of
+from volform.inference.laplace.sums import comes_in_batches, over_chunks, some_of, stacked_chunks
 from volform.linalg.operator import fits, gib_of
 from volform.results import Regime
 
@@ -76,7 +76,7 @@ class FunctionSpace(Structure):
 
 
 class Nystrom(Structure):
-    """What the data say along some rows of the Jacobian: `FunctionSpace()` for many examples.
+    """Curvature of the data along some rows of the Jacobian: `FunctionSpace()` for many examples.
 
     A row is the gradient of one column of the root S of L, as of `FunctionSpace`, at one example.
     With `C = S^T J R^(-1/2)` and V an orthonormal basis of some of its rows,
@@ -189,13 +189,16 @@ def _require_room(structure: Structure, rows: int, split: DataPriorSplit) -> Non
 
 
 def _require_examples(structure: Structure, number: int, split: DataPriorSplit) -> None:
-    chosen = jnp.zeros(number, int)
-    found, _ = number_of_rows(some_of(split, chosen))
+    reason, found = "it gives all of them", -1
+    try:
+        found, _ = number_of_rows(some_of(split, jnp.zeros(number, int)))
+    except Exception as error:  # whatever a model raises that insists on its number of rows
+        reason = f"it raises {type(error).__name__}: {error}".rstrip(".")
     if found != number:
         raise StructureError(
             f"`structure={structure}` runs the model on some of its {split.count} examples, the "
-            "rows of those arguments that have as many, and here it gives all of them. Give the "
-            "data as arguments of the model, or use `FunctionSpace()`."
+            f"rows of those arguments that have as many, and here {reason}. Give the data as "
+            "arguments of the model, or use `FunctionSpace()`."
         )
 
 
@@ -248,5 +251,5 @@ def _leverages(found: JacobianUpdate, split: DataPriorSplit) -> Float[Array, " m
         return jnp.sum(found.solved(cross) ** 2, 0).reshape(number_of_rows(part)[0], -1)
 
     squares = squared_lengths(JacobianRows(split, None, found.rows.uniform), 1.0 / found.rest)
-    left = squares - in_chunks(split, taken).ravel()
+    left = squares - stacked_chunks(split, taken).ravel()
     return jnp.maximum(left, jnp.finfo(left.dtype).eps * squares)

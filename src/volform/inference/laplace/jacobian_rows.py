@@ -19,9 +19,16 @@ from volform.inference.laplace.layer_kernel import (
     layer_squares,
     root_flow,
 )
+from volform.inference.laplace.output_covariance import (
+    Covariance,
+    OutputPrecision,
+    backward_of,
+    covariance_by_factors,
+)
 from volform.inference.laplace.output_roots import OutputRoots, output_roots, picked
-from volform.inference.laplace.sums import in_chunks, over_rows, some_of
-from volform.linalg.operator import Operator, linearized, register_operator
+from volform.inference.laplace.pieces import ValuedOutputs
+from volform.inference.laplace.sums import over_rows, some_of, stacked_chunks
+from volform.linalg.operator import linearized, register_operator
 from volform.linalg.structured import exact_logdet, whiten
 
 _AT_ONCE = 2**22  # numbers of the rows of J that are held
@@ -51,7 +58,7 @@ class JacobianRows(eqx.Module):
         split, count = self.split, self.split.count
 
         def push(v: Array) -> Array:
-            return in_chunks(split, lambda own: _maps(own, None)[0](v)).ravel()
+            return stacked_chunks(split, lambda own: _maps(own, None)[0](v)).ravel()
 
         def pull(w: Array) -> Array:
             rows = w.reshape(count, -1)
@@ -60,7 +67,7 @@ class JacobianRows(eqx.Module):
         return push, pull
 
     def flow(self) -> PieceFlow:
-        """What flows back through the layers from the rows, with all of them in memory."""
+        """Flow back through the layers from the rows, with all of them in memory."""
         return root_flow(dataclasses.replace(self.split, chunk=None), self.columns)
 
 
@@ -120,9 +127,9 @@ def kernel_between(
             assert found is not None  # of examples of one model
             return jnp.transpose(found, (2, 3, 0, 1))
 
-        return jnp.transpose(in_chunks(right.split, of_right), (2, 3, 0, 1))
+        return jnp.transpose(stacked_chunks(right.split, of_right), (2, 3, 0, 1))
 
-    found = in_chunks(left.split, of_left)
+    found = stacked_chunks(left.split, of_left)
     return found.reshape(found.shape[0] * found.shape[1], -1)
 
 
@@ -149,7 +156,7 @@ def squared_lengths(rows: JacobianRows, weights: Float[Array, " d"]) -> Float[Ar
     uniform, layout = rows.uniform, rows.split.posterior.layout
     if uniform is not None:
         own = lambda split: layer_squares(root_flow(split, None), layout, weights, uniform)  # noqa: E731
-        return in_chunks(rows.split, own).ravel()
+        return stacked_chunks(rows.split, own).ravel()
     count, columns = number_of_rows(rows.split)
 
     def of_example(number: Array) -> Float[Array, " o"]:
@@ -161,7 +168,7 @@ def squared_lengths(rows: JacobianRows, weights: Float[Array, " d"]) -> Float[Ar
     return jax.lax.map(of_example, jnp.arange(count), batch_size=batch).ravel()
 
 
-class JacobianUpdate(Operator):
+class JacobianUpdate(OutputPrecision):
     """`P = R + c J^T S F^T F S^T J` on flat vectors, with R diagonal, by the kernel of the rows.
 
     With `C = c^(1/2) F S^T J R^(-1/2)` and `I + C C^T = L L^T`: `log det P = log det R + 2 log det
@@ -213,6 +220,53 @@ class JacobianUpdate(Operator):
         """`L^-1 C R^(-1/2) j` of `S^T J R^-1 j`, whose square the data take from a variance."""
         mixed = cross if self.mix is None else self.mix @ cross
         return solve_triangular(self.factor, jnp.sqrt(self.weight) * mixed, lower=True)
+
+    def prepared(self) -> PieceFlow | None:
+        """Flow through the layers at the data, but in chunks."""
+        is_held = self.rows.uniform is None or self.rows.split.chunk is not None
+        return None if is_held else self.rows.flow()
+
+    def covariance_of(
+        self, outputs: ValuedOutputs, known: PieceFlow | None, group: int
+    ) -> Covariance | None:
+        """That of the priors less what the data take, by the kernel between new and old examples.
+
+        None where the layers are not those of the data.
+        """
+        if self.rows.uniform is None:
+            return None
+        flow = backward_of(outputs, group)
+        of_prior = lx.DiagonalLinearOperator(self.rest)
+        prior = covariance_by_factors(outputs, of_prior, group, flow)
+        if prior is None:
+            return None
+        covariance, values, is_all = prior
+        n, t, k = values.shape
+        deltas = {number: d.reshape(t * k, *d.shape[2:]) for number, d in flow.deltas.items()}
+        multipliers = [pair[0] for pair in flow.multipliers if pair]
+        cross = self._cross(PieceFlow(flow.layers, flow.activations, deltas, multipliers), known)
+        if cross is None:
+            return None
+        solved = self.solved(cross.reshape(n * t * k, -1).T).reshape(-1, n, t, k)
+        return covariance - jnp.einsum("rnti,rntj->ntij", solved, solved), values, is_all
+
+    def _cross(self, new: PieceFlow, known: PieceFlow | None) -> Float[Array, "n q m r"] | None:
+        uniform, layout = self.rows.uniform, self.rows.split.posterior.layout
+        assert uniform is not None  # checked before
+        if known is not None:
+            return layer_kernel(new, known, layout, 1.0 / self.rest, uniform)
+        is_other = []
+
+        def of_chunk(split: DataPriorSplit) -> Float[Array, "m r n q"]:
+            old = root_flow(split, self.rows.columns)
+            found = layer_kernel(new, old, layout, 1.0 / self.rest, uniform)
+            is_other.append(found is None)
+            if found is None:
+                return jnp.zeros((old.layers.count, 1, 1, 1), self.rest.dtype)
+            return jnp.transpose(found, (2, 3, 0, 1))
+
+        found = stacked_chunks(self.rows.split, of_chunk)
+        return None if any(is_other) else jnp.transpose(found, (2, 3, 0, 1))
 
 
 register_operator(JacobianUpdate, symmetric=True, semidefinite=True)

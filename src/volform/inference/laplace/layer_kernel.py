@@ -28,7 +28,7 @@ _AT_ONCE = 2**22  # numbers of the gradients of one array that are held
 
 
 class PieceFlow(NamedTuple):
-    """What flows through the layers for some gradients of each example.
+    """Features and slopes of the layers for some gradients of each example.
 
     Attributes:
         layers: of the program.
@@ -95,7 +95,7 @@ def _moves_with_others(split: DataPriorSplit, names: set[str]) -> bool:
 
 
 def root_flow(split: DataPriorSplit, columns: Int[Array, " n"] | None) -> PieceFlow:
-    """What flows back from the columns of a root of L, or from one of each example."""
+    """Features, and slopes from the columns of a root of L, or from one of each example."""
     flow = flow_of(split)
     deltas = jax.vmap(flow.deltas)(picked(flow.roots, columns))
     found = multipliers_of(split, flow.layers)

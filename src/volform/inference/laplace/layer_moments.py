@@ -110,7 +110,7 @@ class Backpropagated(NamedTuple):
 
 
 def flow_of(split: DataPriorSplit) -> Backpropagated:
-    """What flows through the layers of all examples of a split, forth and back."""
+    """Activations and derivatives that flow through the layers of all examples of a split."""
     values = split.posterior.values(split.u)
     layers = layers_of(split.of_values, values)
     zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}

@@ -16,10 +16,8 @@ from numpyro import handlers
 
 from volform.compilation import steady
 from volform.errors import DataError, ModelError, VolformError
-from volform.inference.laplace.jacobian_rows import JacobianUpdate
-from volform.inference.laplace.kernel_covariance import covariance_by_kernel
 from volform.inference.laplace.links import Link, Probit
-from volform.inference.laplace.output_covariance import covariance_by_factors
+from volform.inference.laplace.output_covariance import OutputPrecision, covariance_by_factors
 from volform.linalg.under_metric import whitening_maps
 from volform.models.data_checks import advice_on, core_of
 from volform.models.model_with_data import UNTRACEABLE, ById, ModelWithData, make_program
@@ -239,12 +237,10 @@ def _covariance(
 
 @steady
 def _by_kernel(outputs: _Outputs, precision: Any, chunk: int, group: int) -> Any:
-    if not isinstance(precision, JacobianUpdate) or precision.rows.uniform is None:
+    if not isinstance(precision, OutputPrecision):
         return None
-    of_training = None if precision.rows.split.chunk else precision.rows.flow()
-    return _in_batches(
-        outputs, chunk, lambda own: covariance_by_kernel(own, precision, of_training, group)
-    )
+    known = precision.prepared()
+    return _in_batches(outputs, chunk, lambda own: precision.covariance_of(own, known, group))
 
 
 @steady

@@ -1,5 +1,6 @@
 """Covariance of the outputs of a model that is linear in its parameters, in the form of factors."""
 
+import abc
 import functools
 import math
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from volform.inference.laplace.pieces import (
     scattered,
     slopes_of,
 )
+from volform.linalg.operator import Operator
 from volform.linalg.precision import KroneckerSum, RotatedDiagonal
 from volform.linalg.structured import DenseOperator, FlatBlocks
 from volform.linalg.under_metric import whitening_maps
@@ -28,6 +30,26 @@ from volform.models.layout import Site
 from volform.networks.programs import read
 
 _AT_ONCE = 2**22  # numbers of the gradients of one matrix that are held
+
+Covariance = tuple[Float[Array, "n t k k"], Float[Array, "n t k"], Bool[Array, ""]]
+
+
+class OutputPrecision(Operator):
+    """A precision matrix that gives the covariance of outputs by itself."""
+
+    @abc.abstractmethod
+    def prepared(self) -> Any:
+        """Whatever of it is the same for all outputs; None where there is nothing."""
+
+    @abc.abstractmethod
+    def covariance_of(self, outputs: ValuedOutputs, known: Any, group: int) -> "Covariance | None":
+        """`J P^-1 J^T` as `covariance_by_factors` gives it.
+
+        Args:
+            outputs: of a batch of examples.
+            known: `prepared`.
+            group: number k of outputs whose covariance is asked for; t groups follow each other.
+        """
 
 
 @steady
@@ -139,7 +161,7 @@ def covariance_by_factors(
     precision: lx.AbstractLinearOperator,
     group: int,
     known: Backward | None = None,
-) -> tuple[Float[Array, "n t k k"], Float[Array, "n t k"], Bool[Array, ""]] | None:
+) -> Covariance | None:
     """`J P^-1 J^T` of groups of outputs of each example; the outputs; whether this is all of it.
 
     It is where the outputs move with the arrays of the layers alone, and those are multiples of
@@ -174,7 +196,7 @@ def covariance_by_factors(
 
 
 def backward_of(outputs: ValuedOutputs, group: int) -> Backward:
-    """What flows through the layers, back from groups of outputs."""
+    """Activations, and slopes that flow back from groups of outputs."""
     layers = layers_of(outputs.of_values, outputs.posterior.values(outputs.u))
     zero = {r.equation: jnp.zeros(r.result.shape, r.result.dtype) for r in layers.readings}
     values = outputs.posterior.values(outputs.u)

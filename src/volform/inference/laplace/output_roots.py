@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from volform.errors import StructureError
-from volform.inference.laplace.gauss_newton import DataPriorSplit, OutputProduct
 from volform.inference.laplace.observed_sites import SiteOutputs
+from volform.inference.laplace.sums import Split
 
 
 class OutputRoots(NamedTuple):
@@ -30,7 +30,7 @@ class OutputRoots(NamedTuple):
     factorization_error: Float[Array, " 3"]
 
 
-def output_roots(split: DataPriorSplit, z: SiteOutputs, flags: Any, count: int) -> OutputRoots:
+def output_roots(split: Split, z: SiteOutputs, flags: Any, count: int) -> OutputRoots:
     """The root of the curvature of a split.
 
     Args:
@@ -76,7 +76,10 @@ def output_roots(split: DataPriorSplit, z: SiteOutputs, flags: Any, count: int) 
 
 
 def _roots(
-    product: OutputProduct, flat: Any, laid_out: Any, like: Float[Array, "n k"]
+    product: Callable[[SiteOutputs], SiteOutputs],
+    flat: Any,
+    laid_out: Any,
+    like: Float[Array, "n k"],
 ) -> tuple[Float[Array, "k n k"], Float[Array, " 3"]]:
     """Roots of the blocks of L for each example, and the error of taking L for its blocks."""
     weigh = lambda v: flat(product(laid_out(v)))  # noqa: E731

@@ -101,7 +101,7 @@ def over_rows(
     return combine(total, of_chunk(whole * chunk, left, whole)) if left else total
 
 
-def in_chunks(split: Split, part: Callable[[Split], Array]) -> Array:
+def stacked_chunks(split: Split, part: Callable[[Split], Array]) -> Array:
     """An array with the examples along its first axis, out of that of each chunk."""
     chunk, count = split.chunk, split.count if split.chunk is not None else 0
     if chunk is None or count <= chunk:
