@@ -41,13 +41,13 @@ CLASSES = vf.condition(nn.classification(NET), X, jnp.arange(12) % 3)
 
 def curved(a, x, y=None):
     """No network: what multiplies the data is no multiple of a site."""
-    w = numpyro.sample("w", dist.Normal(jnp.zeros(3), jnp.asarray([0.5, 1.0, 2.0])))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros(3), jnp.asarray([0.5, 1.0, 2.0])))
     numpyro.sample("y", dist.Normal(a * jnp.tanh(w[0]) + x * w[1] * w[2], 0.3), obs=y)
 
 
 def fourier(x, y=None):
     """Two outputs, linear in 30 features of an interval."""
-    w = numpyro.sample("w", dist.Normal(jnp.zeros((30, 2)), 1.0).to_event(2))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros((30, 2)), 1.0).to_event(2))
     k = jnp.arange(1.0, 31.0)
     features = jnp.cos(x[:, None] * k[None]) / k[None]
     numpyro.sample("y", dist.Normal(features @ w, jnp.asarray([0.3, 0.1])), obs=y)
@@ -115,7 +115,8 @@ def test_a_model_without_layers():
     at = {"w": jnp.asarray([0.3, 0.7, -0.4])}
     posterior = vf.condition(curved, a, x, jnp.sin(x))
     full, found = of_one(posterior, at, None), of_one(posterior, at, FunctionSpace())
-    assert found.precision.rows.uniform is None
+    precision: Any = found.precision
+    assert precision.rows.uniform is None
     assert_allclose(found.evidence.log_z, full.evidence.log_z, rtol=1e-11)
     ours, theirs = (f.predictive(a, x, by=Linearized())["y"].variance for f in (found, full))
     assert_allclose(ours, theirs, rtol=1e-9)
@@ -123,16 +124,18 @@ def test_a_model_without_layers():
 
 def images(x, y=None):
     """A convolution, the last of whose sites has a prior scale for each entry."""
-    w = numpyro.sample("w", dist.Normal(jnp.zeros((2, 1, 3, 3)), 0.5))
-    v = numpyro.sample("v", dist.Normal(jnp.zeros((2, 2)), jnp.asarray([[1.0, 2.0], [0.5, 1.0]])))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros((2, 1, 3, 3)), 0.5))
+    v: Any = numpyro.sample(
+        "v", dist.Normal(jnp.zeros((2, 2)), jnp.asarray([[1.0, 2.0], [0.5, 1.0]]))
+    )
     h = jax.lax.conv(x, w, (1, 1), "VALID")
     numpyro.sample("y", dist.Normal(jnp.tanh(h).mean((2, 3)) @ v, 0.3), obs=y)
 
 
 def sequences(x, y=None):
     """A table of rows, at two positions of which one may be the same, and a layer of both."""
-    e = numpyro.sample("e", dist.Normal(jnp.zeros((5, 3)), 0.5))
-    w = numpyro.sample("w", dist.Normal(jnp.zeros((3, 2)), 2.0))
+    e: Any = numpyro.sample("e", dist.Normal(jnp.zeros((5, 3)), 0.5))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros((3, 2)), 2.0))
     numpyro.sample("y", dist.Normal((jnp.tanh(e[x]) @ w).mean(1), 0.3), obs=y)
 
 
@@ -283,7 +286,7 @@ def test_a_kernel_that_single_precision_cannot_factorize():
 
 def two(x, y=None):
     """Location and scale by a network: GGN is indefinite."""
-    w = numpyro.sample("w", dist.Normal(jnp.zeros((2, 2)), 1.0).to_event(2))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros((2, 2)), 1.0).to_event(2))
     z = x @ w
     numpyro.sample("y", dist.Normal(z[:, 0], jnp.exp(z[:, 1])), obs=y)
 
@@ -297,34 +300,34 @@ def test_a_network_that_says_its_noise():
 
 
 def correlated(x, y=None):
-    w = numpyro.sample(
+    w: Any = numpyro.sample(
         "w", dist.MultivariateNormal(jnp.zeros(2), jnp.asarray([[1.0, 0.5], [0.5, 1]]))
     )
     numpyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
 
 
 def scalar(y):
-    w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+    w: Any = numpyro.sample("w", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(w, 1.0), obs=y)
 
 
 def held(y):
-    w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
     numpyro.sample("y", dist.Normal(X @ w, 1.0), obs=y)
 
 
 def closed():
-    w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
     numpyro.sample("y", dist.Normal(X @ w, 1.0), obs=X[:, 0])
 
 
 def joint(x, y=None):
-    w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    w: Any = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
     numpyro.sample("y", dist.MultivariateNormal(x @ w, 0.5 * jnp.eye(12) + 0.5), obs=y)
 
 
 def wide(y):
-    w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+    w: Any = numpyro.sample("w", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(w * jnp.ones(40_000), 1.0).to_event(1), obs=y)
 
 

@@ -63,7 +63,7 @@ class FunctionSpace(Structure):
     True
     """
 
-    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+    def precision(self, split: DataPriorSplit) -> JacobianUpdate:
         """The priors, with a direction for each row of the Jacobian."""
         rest, uniform = _prepared(self, split)
         count, columns = number_of_rows(split)
@@ -125,7 +125,7 @@ class Nystrom(Structure):
                 "rows are chosen by their leverage."
             )
 
-    def precision(self, split: DataPriorSplit) -> lx.AbstractLinearOperator:
+    def precision(self, split: DataPriorSplit) -> JacobianUpdate:
         """The priors, with the directions of the chosen rows."""
         rest, uniform = _prepared(self, split)
         count, columns = number_of_rows(split)
