@@ -4,7 +4,7 @@ Two networks on scikit-learn's digits, a plain function of a dict of arrays and 
 trained by Adam; then a Laplace approximation of each structure at the same weights, each in a
 process of its own: first call and a later one of evidence and linearized predictive, and memory.
 
-    python benchmarks/study.py --out docs
+    python benchmarks/study.py --out folder
 """
 
 import argparse
@@ -43,7 +43,6 @@ STRUCTURES = {
     "`Kronecker(corrected=True)`": Kronecker(corrected=True),
     "`LastLayer()`": LastLayer(),
 }
-BEGIN, END = "<!-- study -->\n", "<!-- end of study -->\n"
 
 
 def plain() -> tuple[Any, dict[str, Array]]:
@@ -109,6 +108,7 @@ def one(name: str, structure: str, train: int, weights: str) -> dict[str, Any]:
     posterior = vf.condition(nn.classification(network), x, y)
     at = posterior.values(jnp.load(weights))
     kept, seconds, log_z, before = STRUCTURES[structure], [], None, peak()
+    predicted: Any = None
     link = Linearized(link=AtMode()) if kept is None else Linearized()
     for _ in range(2 if isinstance(kept, Full) else 3):
         begin = time.process_time()
@@ -155,11 +155,11 @@ def table(train: int, steps: int) -> str:
 
 
 def main() -> None:
-    """Print the table, and put it between its marks in networks.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the table, and write it to study.md."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--train", type=int, default=100, help="digits that are trained on")
     parser.add_argument("--steps", type=int, default=1500, help="of Adam")
-    parser.add_argument("--out", type=Path, help="folder of networks.md")
+    parser.add_argument("--out", type=Path, help="folder of study.md")
     parser.add_argument("--one", help="one row, for the process that asks")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -168,9 +168,7 @@ def main() -> None:
         return
     found = table(args.train, args.steps)
     if args.out:
-        page = args.out / "networks.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(before + BEGIN + found + END + rest.split(END)[1])
+        (args.out / "study.md").write_text(found)
 
 
 if __name__ == "__main__":
