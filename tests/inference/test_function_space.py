@@ -213,7 +213,7 @@ def test_leverage_is_the_diagonal_of_the_smoother():
         found = jacobian_update(rest, JacobianRows(split, None, known))
         assert_allclose(_leverages(found, split), variances, rtol=1e-8)
     # Rows of the output whose noise is small are chosen oftener than the half of a uniform choice.
-    chosen = [
+    chosen: list[Any] = [
         Nystrom(8, jax.random.key(k), leverage=True).precision(split).rows.columns
         for k in range(20)
     ]
