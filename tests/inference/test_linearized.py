@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 import volform as vf
 from volform import networks as nn
 from volform.errors import DataError, ModelError
-from volform.inference import GGN, Kronecker, Linearized
+from volform.inference import GGN, Full, FunctionSpace, Kronecker, Linearized
 
 RNG = np.random.default_rng(5)
 X, NEW = jnp.asarray(RNG.normal(size=(9, 2))), jnp.asarray(RNG.normal(size=(4, 2)))
@@ -88,3 +88,26 @@ def test_what_has_no_closed_form() -> None:
         approx.predictive(NEW[:, 0])
     with pytest.raises(DataError, match="`chunk` of Linearized is 0"):
         Linearized(chunk=0)
+
+
+@pytest.mark.parametrize("structure", [Kronecker(), FunctionSpace(), Full()], ids=repr)
+def test_all_examples_together(structure: Any) -> None:
+    """Covariance between examples, beside the variances of each."""
+    y = jnp.sin(X @ jnp.ones((2, 3)))
+    posterior = vf.condition(nn.regression(NET, 0.3), X, y)
+    approx = vf.laplace(posterior, at=AT, curvature=GGN(), structure=structure)
+    found = approx.predictive(NEW, by=Linearized(joint=True))["y"]
+    each = approx.predictive(NEW, by=Linearized())["y"]
+    J = jax.jacfwd(lambda u: NET.apply(posterior.values(u), NEW).ravel())(approx.at.u)
+    expected = J @ approx.covariance @ J.T + 0.09 * jnp.eye(len(J))
+    assert_allclose(found.covariance_matrix, expected, rtol=1e-10, atol=1e-12)
+    assert_allclose(found.mean, each.mean.ravel(), rtol=1e-12)
+    assert_allclose(found.variance, each.variance.ravel(), rtol=1e-10)
+
+
+def test_together_are_normals_alone() -> None:
+    approx = vf.laplace(classified(), at=AT, curvature=GGN())
+    with pytest.raises(ModelError, match="`joint=True` of Linearized is for a Normal, and `y` is"):
+        approx.predictive(NEW, by=Linearized(joint=True))
+    with pytest.raises(ModelError, match="`joint` of Linearized is 'yes'"):
+        Linearized(joint="yes")  # pyright: ignore[reportArgumentType]

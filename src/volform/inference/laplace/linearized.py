@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from volform.compilation import steady
-from volform.errors import DataError, ModelError, VolformError
+from volform.errors import DataError, ModelError, SizeError, VolformError
 from volform.inference.laplace.links import Link, Probit
 from volform.inference.laplace.output_covariance import OutputPrecision, covariance_by_factors
+from volform.linalg.operator import fits, gib_of
 from volform.linalg.under_metric import whitening_maps
 from volform.models.data_checks import advice_on, core_of
 from volform.models.model_with_data import UNTRACEABLE, ById, ModelWithData, make_program
@@ -40,6 +41,9 @@ class Linearized(eqx.Module):
         chunk: examples worked on at once, which bounds the memory.
         link: probabilities of classes from the logits' covariance `J P^-1 J^T`: `Probit()` as
             above, `LaplaceBridge()`, `MeanField(order)`, `LogitDraws(key)`.
+        joint: whether y of all examples is one `MultivariateNormal`, of the outputs in a row, with
+            what they share in its covariance `J P^-1 J^T`; of Normal sites alone. It takes the
+            square of the number of outputs, and a row of J for each.
 
     With `Kronecker()`, `Diagonal()` and a layer's own blocks the covariance is that of the factors,
     from what flows through the layers forth and back, and with `FunctionSpace()` and `Nystrom()`
@@ -64,8 +68,13 @@ class Linearized(eqx.Module):
 
     chunk: int = eqx.field(static=True, default=32)
     link: Link = Probit()
+    joint: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self) -> None:
+        if not isinstance(self.joint, bool):
+            raise ModelError(
+                f"`joint` of Linearized is {self.joint!r}; it should be True or False."
+            )
         if isinstance(self.chunk, bool) or not isinstance(self.chunk, int) or self.chunk < 1:
             raise DataError(
                 f"`chunk` of Linearized is {self.chunk!r}; it should be the number of examples to "
@@ -104,11 +113,38 @@ def linearized_predictive(
         fn = _likelihood(outputs, program)
         center = _linear(fn, name)
         _require_known(center, name, program)
+        if by.joint:
+            found[name] = _jointly(outputs, precision, fn, center)
+            continue
         is_joint = isinstance(fn, dist.CategoricalLogits) and by.link.is_joint
         covariance = _covariance(outputs, precision, center, by.chunk, is_joint)
         _require_known(covariance, name, program)
         found[name] = _spread_out(fn, center, covariance, by.link)
     return found
+
+
+def _jointly(outputs: "_Outputs", precision: Any, fn: Any, center: Array) -> Any:
+    """The predictive distribution of all outputs of a site together.
+
+    Raises:
+        ModelError: when the site is no Normal.
+        SizeError: when the rows of the Jacobian do not fit.
+    """
+    if not isinstance(fn, dist.Normal):
+        raise ModelError(
+            f"`joint=True` of Linearized is for a Normal, and `{outputs.name}` is a "
+            f"{type(fn).__name__}; of classes take draws, `approx.predictive(key, ...)`, which are "
+            "of all examples together."
+        )
+    if not fits(center.size, outputs.u.size, center.dtype):
+        raise SizeError(
+            f"`joint=True` of {center.size:,} outputs of `{outputs.name}` takes a row of the "
+            f"Jacobian for each, {gib_of(center.size, outputs.u.size, center.dtype):.3g} GiB "
+            "together: predict fewer examples at once, or take draws."
+        )
+    covariance = _together(outputs, precision, 1, max(center.size, 1))[0]
+    noise = jnp.broadcast_to(fn.scale, center.shape).ravel() ** 2
+    return dist.MultivariateNormal(center.ravel(), covariance + jnp.diag(noise))
 
 
 def _likelihood(outputs: "_Outputs", program: ModelWithData) -> Any:
