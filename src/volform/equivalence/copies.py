@@ -105,6 +105,8 @@ def _has_more(
     """
     fixed = dict.fromkeys(f for own in factors for f in own if f.fixed and f.size > 1)
     tried = [(f, part) for f in fixed for part in ([0, 1], [-2, -1], [*range(f.size)])]
+    if not tried:
+        return False
     at, other = arrays[-1], arrays[0]
     moved = [_along(factors, at, f, lambda x, i=part: _rolled(x, i)) for f, part in tried]
     before, *after = values([at, *moved])
