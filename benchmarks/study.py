@@ -34,10 +34,12 @@ from volform.inference import (
     Full,
     FunctionSpace,
     Kronecker,
+    LaplaceBridge,
     LastLayer,
     Linearized,
     Nystrom,
     PerLayer,
+    Probit,
 )
 
 WIDTHS = 64, 40, 10
@@ -119,18 +121,22 @@ def one(name: str, structure: str, train: int, weights: str) -> dict[str, Any]:
     at = posterior.values(jnp.load(weights))
     kept, seconds, log_z, before = STRUCTURES[structure], [], None, peak()
     predicted: Any = None
-    link = Linearized(link=AtMode()) if kept is None else Linearized()
-    for _ in range(3):
+    link = AtMode() if kept is None else Probit()
+    for _ in range(2):
         begin = time.process_time()
         approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=kept or LastLayer())
         if kept is not None:
             tuned = vf.tune(approx, scales=PerLayer())
             approx, log_z = tuned.approx, tuned.log_z[1]
-        predicted = approx.predictive(x_new, by=link)["y"]
+        predicted = approx.predictive(x_new, by=Linearized(link=link))["y"]
         jax.block_until_ready(predicted.logits)
         seconds.append(time.process_time() - begin)
-    own = vf.inference.class_scores({"own": predicted}, y_new)["own"]
-    scores = {key: str(getattr(own, key)) for key in ("nll", "ece", "accuracy")}
+    several = {"probit": predicted}
+    if kept is not None:
+        by = Linearized(link=LaplaceBridge())
+        several["bridge"] = approx.predictive(x_new, by=by)["y"]
+    found = vf.inference.class_scores(several, y_new)
+    scores = {f"{key} {n}": str(getattr(found[n], key)) for n in several for key in ("nll", "ece")}
     times = {"first": seconds[0], "later": seconds[-1], "memory": peak() - before}
     return {"log_z": log_z, **scores, **(times if kept is not None else {})}
 
@@ -141,9 +147,7 @@ def row(name: str, structure: str, train: int, weights: str) -> str:
     found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     numbers = [
         "" if found["log_z"] is None else f"{found['log_z']:,.1f}".replace("-", "−"),
-        found["nll"],
-        found["ece"],
-        found["accuracy"],
+        *(found.get(f"{key} {n}", "") for n in ("probit", "bridge") for key in ("nll", "ece")),
         *(f"{found[key]:.2g}" if key in found else "" for key in ("first", "later")),
         f"{found['memory']:.0f}" if "memory" in found else "",
     ]
@@ -152,7 +156,8 @@ def row(name: str, structure: str, train: int, weights: str) -> str:
 
 def table(train: int, steps: int) -> str:
     """The table in Markdown."""
-    heads = ["network", "kept", "log Z", "NLL", "ECE", "accuracy", "first, s", "later, s", "MiB"]
+    scores = [f"{key}, {link}" for link in ("probit", "bridge") for key in ("NLL", "ECE")]
+    heads = ["network", "kept", "log Z", *scores, "first, s", "later, s", "MiB"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     with tempfile.TemporaryDirectory() as folder:
         for name, build in NETWORKS.items():

@@ -366,3 +366,24 @@ def test_tables_and_pictures_name_elements_by_their_labels() -> None:
     assert list(approx.summary()["mu"].to_dataframe().index) == expected
     plain = vf.laplace(vf.condition(plated, FRAME["y"].to_numpy()), second_order=False)
     assert list(plain.summary().to_dataframe().index) == ["mu[0]", "mu[1]", "mu[2]"]
+
+
+def test_the_outer_of_two_plates_has_the_labels_of_its_axis() -> None:
+    """Its sites have an axis of length one for the inner plate."""
+
+    def model(y: Any) -> None:
+        with numpyro.plate("outer", 3, dim=-2):
+            a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+            with numpyro.plate("inner", 2, dim=-1):
+                numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    table = xr.DataArray(
+        np.arange(6.0).reshape(3, 2), dims=("town", "year"), coords={"town": NAMES}
+    )
+    posterior = vf.condition(model, table)
+    data = exported(posterior)
+    assert data["posterior"]["a"].dims == ("chain", "draw", "town", "a_dim_1")
+    assert labels(data, "posterior", "town") == NAMES
+    assert data["observed_data"]["y"].dims == ("town", "year")
+    index = vf.laplace(posterior, second_order=False).summary().to_dataframe().index
+    assert list(index) == [f"a[{name}, 0]" for name in NAMES]

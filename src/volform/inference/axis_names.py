@@ -99,11 +99,14 @@ def _are_numbers(value: Any) -> bool:
 
 
 def plates_of(site: dict[str, Any], ndim: int) -> list[str] | None:
-    """Names of the plates along the leading dimensions of a site's value."""
+    """Names of the plates along the leading dimensions of a site's value.
+
+    Between plates, as behind the outer of two, an axis of length one has ArviZ's own name.
+    """
     frames = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
     event = len(site["fn"].event_shape) if "fn" in site else 0
     batch = ndim - event
     names = [frames.get(axis - batch) for axis in range(batch)]
-    if not names or None in names:
+    if not any(names):
         return None
-    return [str(name) for name in names]
+    return [str(name or f"{site['name']}_dim_{axis}") for axis, name in enumerate(names)]

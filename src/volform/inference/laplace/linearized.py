@@ -143,7 +143,8 @@ def _jointly(outputs: "_Outputs", precision: Any, fn: Any, center: Array) -> Any
             "together: predict fewer examples at once, or take draws."
         )
     covariance = _together(outputs, precision, 1, max(center.size, 1))[0]
-    noise = jnp.broadcast_to(fn.scale, center.shape).ravel() ** 2
+    scale: Any = fn.scale
+    noise = jnp.broadcast_to(scale, center.shape).ravel() ** 2
     return dist.MultivariateNormal(center.ravel(), covariance + jnp.diag(noise))
 
 
