@@ -1,6 +1,7 @@
 """Names and labels of the axes of data, from `condition` to the ArviZ object."""
 
 import pickle
+import warnings
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from numpyro.handlers import scope
 from tests.compilations import compilations
 
 import volform as vf
+from volform.errors import TrustWarning
 from volform.models import with_arguments, with_model, with_sites_fixed
 
 NAMES = ["Uppsala", "Lund", "Visby"]
@@ -387,3 +389,13 @@ def test_the_outer_of_two_plates_has_the_labels_of_its_axis() -> None:
     assert data["observed_data"]["y"].dims == ("town", "year")
     index = vf.laplace(posterior, second_order=False).summary().to_dataframe().index
     assert list(index) == [f"a[{name}, 0]" for name in NAMES]
+
+
+def test_labels_in_another_order_are_said() -> None:
+    """Data are taken by their place: of Lund in x and Visby in y."""
+    turned = FRAME["y"].iloc[::-1]
+    with pytest.warns(TrustWarning, match=r"'sigma'.* and .*'y'.* along 'town' in another order"):
+        vf.condition(towns, FRAME["sigma"], y=turned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vf.condition(towns, FRAME["sigma"], y=FRAME["y"])

@@ -74,6 +74,36 @@ def test_layers_of_one_unit_have_signs_too(layers: tuple[nn.Layer, ...], count: 
     assert not posterior.provenance.uncounted
 
 
+def _branch(n: int) -> nn.Layer:
+    return nn.serial(nn.Dense(n), nn.Erf(), nn.Dense(1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        ((nn.summed(_branch(2), _branch(2)),), 64),  # of 384
+        ((nn.concatenated(nn.Dense(2), nn.Dense(2)), nn.Erf(), nn.Dense(1)), 2),
+        ((nn.multiplied(nn.Dense(2), nn.Dense(2)), nn.Dense(1)), 32),  # of 128
+    ],
+    ids=["summed", "concatenated", "multiplied"],
+)
+def test_exchanges_of_branches_are_said_not_to_be_counted(
+    layers: tuple[nn.Layer, ...], count: int
+) -> None:
+    posterior = _posterior(*layers, y=np.exp(X))
+    assert posterior.provenance.equivalent_modes == count
+    assert posterior.provenance.uncounted
+
+
+def test_arrays_that_are_added_are_no_branches() -> None:
+    """Of the two the data see the sum alone: their exchange leaves the mode in place."""
+    network = nn.from_function(
+        lambda p, x: (p["a"] + p["b"]) * x, {"a": np.ones(()), "b": np.ones(())}
+    )
+    posterior = vf.condition(nn.regression(network, 0.5), X, X)
+    assert not posterior.provenance.uncounted
+
+
 def test_one_tanh_unit_by_laplace_and_by_a_grid() -> None:
     """Two weights: log Z by the rule of trapezoids."""
     y = np.tanh(3.0 * X) + 0.1 * np.sin(40.0 * X)

@@ -1,5 +1,6 @@
 """Number of equivalent modes that the units of a network make of one."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from volform.equivalence.group import Group, Units, arrays_of, independent, name
 from volform.equivalence.signs import defects, group_of, rounding_of, with_signs
 from volform.equivalence.tracing import traced
 
+_MOST_TRIED = 200  # exchanges of whole arrays
 _ANGLE = 0.7  # of the rotation of two units by which a continuum is told
 
 
@@ -92,7 +94,59 @@ def _counted(
     if not _keeps(group, arrays[-1], values):
         each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
         group = _without(group, [number for number, one in enumerate(each) if not one])
-    return group, arrays, not unknown and not _has_more(factors, arrays, values)
+    is_all = not unknown and not _has_more(factors, arrays, values)
+    return group, arrays, is_all and not _has_branches(arrays, values)
+
+
+def _has_branches(arrays: Sequence[list[np.ndarray]], values: Any) -> bool:
+    """Tell whether exchanges of whole arrays leave the density as it is.
+
+    As of branches that are summed or multiplied. Arrays of which the density sees the mean alone,
+    as two biases that are added, are no copies.
+    """
+    shapes = [x.shape for x in arrays[0]]
+    pairs = [
+        p
+        for p in itertools.combinations(range(len(shapes)), 2)
+        if len({*map(shapes.__getitem__, p)}) == 1
+    ]
+    several = (c for k in (1, 2, 3, 4) for c in itertools.combinations(pairs, k))
+    tried = [c for c in itertools.islice(several, _MOST_TRIED) if len({*sum(c, ())}) == 2 * len(c)]
+    if not tried:
+        return False
+    at, other = arrays[-1], arrays[0]
+    before, *after = values([at, *(_exchanged(at, several) for several in tried)])
+    changes = defects(np.reshape(after, (len(tried), -1)), before)
+    for several in (
+        one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)
+    ):
+        before, *changed = values(
+            [other, _exchanged(other, several), _exchanged(other, several, 6)]
+        )
+        is_same = defects(np.reshape(changed, (2, -1)), before) <= rounding_of(other)
+        if is_same[0] and not is_same[1]:
+            return True
+    return False
+
+
+def _exchanged(
+    at: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], seed: int | None = None
+) -> list[np.ndarray]:
+    """The arrays with pairs exchanged, or by a seed reflected together about their means."""
+    found = list(at)
+    both = [np.concatenate([np.ravel(at[p[side]]) for p in pairs]) for side in (0, 1)]
+    mean, apart = 0.5 * (both[0] + both[1]), 0.5 * (both[0] - both[1])
+    turned = -apart
+    if seed is not None:
+        normal = np.random.default_rng(seed).normal(size=len(apart))
+        normal = (normal / np.linalg.norm(normal)).astype(apart.dtype)
+        turned = apart - 2.0 * (apart @ normal) * normal
+    ends = np.cumsum([at[i].size for i, _ in pairs])[:-1]
+    for (i, j), a, b in zip(
+        pairs, np.split(mean + turned, ends), np.split(mean - turned, ends), strict=True
+    ):
+        found[i], found[j] = a.reshape(at[i].shape), b.reshape(at[j].shape)
+    return found
 
 
 def _has_more(

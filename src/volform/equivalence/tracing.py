@@ -196,6 +196,9 @@ def _cut(walk: _Walk, eqn: JaxprEqn, given: list[Axes]) -> list[Axes]:
     for axis, size in enumerate(shape):
         mixed = any(own[axis] != size for own in sizes) or _is_moved(eqn, axis)
         if mixed:
+            joined = [f for axes in whole for f in atoms(axes[axis]) if not f.fixed]
+            if joined and eqn.primitive.name == "concatenate":  # units side by side: not followed
+                walk.unknown.add("concatenate")
             fix(*(axes[axis] for axes in whole))
         for other in [] if mixed else whole[1:]:
             tie(whole[0][axis], other[axis])

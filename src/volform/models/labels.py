@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -56,6 +57,21 @@ class Labels:
     def __hash__(self) -> int:
         return hash(Labels)
 
+    def conflicts(self) -> list[str]:
+        """Arguments whose labels along one axis are the same in another order, in words."""
+        found = [
+            (path, axis)
+            for path, axes in self.axes.items()
+            for axis in axes
+            if axis.labels is not None
+        ]
+        return [
+            f"{one} and {other} have the same labels{_along(axis)} in another order: data are "
+            "taken by their place, and not by their label; sort both, as by `reindex`"
+            for (one, axis), (other, against) in itertools.combinations(found, 2)
+            if one != other and _is_in_another_order(axis, against)
+        ]
+
     def of_argument(self, name: str, value: np.ndarray) -> tuple[NamedAxis, ...]:
         """Axes of the argument called `name`; none where it has none, or another shape now."""
         return self._fitting(keystr((DictKey(name),)), value)
@@ -88,6 +104,17 @@ class Labels:
             return ()
         sized = zip(axes, value.shape, strict=True)
         return axes if all(a.labels is None or len(a.labels) == n for a, n in sized) else ()
+
+
+def _along(axis: NamedAxis) -> str:
+    return "" if axis.name is None else f" along {axis.name!r}"
+
+
+def _is_in_another_order(one: NamedAxis, other: NamedAxis) -> bool:
+    if one.name != other.name or one.labels is None or other.labels is None:
+        return False
+    same = np.array_equal(np.sort(one.labels.astype(str)), np.sort(other.labels.astype(str)))
+    return same and not np.array_equal(one.labels, other.labels)
 
 
 def labels_of(arguments: Mapping[str, Any]) -> Labels:

@@ -216,8 +216,7 @@ class Posterior(eqx.Module):
 
     __deepcopy__ = __copy__
 
-    # By identity, since arrays have no hash: `jax.jit(posterior.log_density)` asks for one.
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # arrays have none, and `jax.jit(posterior.log_density)` asks
 
     def _repr_html_(self) -> str:
         sites = [[site.name, str(site.shape), str(site.size)] for site in self.layout.sites]
@@ -259,7 +258,8 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
         A `Posterior`: densities and metric as functions of an unconstrained point.
 
     Warns:
-        TrustWarning: when the density depends on a `numpyro.param` or a `numpyro.prng_key`.
+        TrustWarning: the density depends on a `numpyro.param` or a `numpyro.prng_key`, or labels of
+            two arguments are the same in another order.
 
     Raises:
         ModelError: discrete or subsampled latent sites, no latent site; a model
@@ -283,7 +283,7 @@ def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:
     with waiting("condition", show=True):
         labels = labels_of(named_arguments(model, args, kwargs))
         posterior = conditioned(model, args, kwargs, frozenset(), labels)
-    for note in notes_on_held(posterior.held):
+    for note in (*notes_on_held(posterior.held), *labels.conflicts()):
         warnings.warn(f"`{posterior.program.name}`: {note}", TrustWarning, stacklevel=2)
     return posterior
 

@@ -55,9 +55,9 @@ def note_on(target: ExpansionPoint, curvature: Curvature | None, given: bool, re
         advice = f"Try more `starts=` or `max_steps=` in `find_map`, another metric, {other}"
         if isinstance(verdict, Edge):
             advice = (
-                f"Attach `vf.Unconstrained()` to `{'`, `'.join(verdict.sites)}`, of which an edge "
-                "is no part, or take `vf.evidence(posterior)`, which falls back on methods that "
-                "need no mode"
+                f"Another metric may have a mode, as `vf.JointFisher()` of a hierarchy, or "
+                f"`vf.Unconstrained()` for `{'`, `'.join(verdict.sites)}`; or take "
+                "`vf.evidence(posterior)`, which falls back on methods that need no mode"
             )
         raise (SaddleError if is_indefinite else ConvergenceError)(
             f"The MAP under `{target.posterior.metric_name}` is no strict mode, so the Laplace "
