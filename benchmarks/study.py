@@ -174,7 +174,7 @@ def table(train: int, steps: int) -> str:
 def main() -> None:
     """Print the table, and write it to study.md."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--train", type=int, default=1000, help="digits that are trained on")
+    parser.add_argument("--train", type=int, default=300, help="digits that are trained on")
     parser.add_argument("--steps", type=int, default=1500, help="of Adam")
     parser.add_argument("--out", type=Path, help="folder of study.md")
     parser.add_argument("--one", help="one row, for the process that asks")
