@@ -208,7 +208,7 @@ def test_pytrees_and_structure():
     metric = vf.geometry.Product(
         {"b": vf.geometry.DiagonalField(lambda b: b**2), "a": vf.Euclidean(0.5)}
     )
-    h = covariant_hessian(metric, lambda a, b: a * b[0] + jnp.sum(b**3), point)
+    h = covariant_hessian(metric, lambda p: p["a"] * p["b"][0] + jnp.sum(p["b"] ** 3), point)
     # Gamma^k_kk = 1/b_k for G = b^2, and dL/db = (a + 3 b_0^2, 3 b_1^2).
     close(h, [[0.0, 1.0, 0.0], [1.0, 6.0 - 6.0, 0.0], [0.0, 0.0, 12.0 - 6.0]])
     close(relative(metric, point, h), np.diag([1 / 4, 1.0, 1 / 4]) @ h)

@@ -187,7 +187,9 @@ def test_vectors_go_along_geodesics():
 # --- Points of all kinds; jit, vmap, grad
 
 
-def cost(loc, scale):
+def cost(point):
+    """Of the point whole, where a change of coordinates is given its entries."""
+    loc, scale = jax.tree.leaves(point)
     return jnp.log(scale) ** 2 + loc**2 / scale
 
 
@@ -212,6 +214,8 @@ def test_pytrees(point):
     there = slope.to(logarithms)
     close(there.components["log"], 2.0 * jax.tree.leaves(slope.components)[1])
     close(there.sharp(back).components, step.to(logarithms).components)
+    tx = vf.optimizers.damped_newton()  # the same function, as its loss
+    tx.update(slope.components, tx.init(here.point), here.point, value_fn=cost)
     moved = point - 0.1 * step
     expected = jax.tree.map(lambda x, v: x - 0.1 * v, here.point, step.components)
     close(moved, expected)
@@ -251,6 +255,72 @@ def test_under_jit_vmap_and_grad():
     close(total.components, 2.0 * COVECTOR)
 
 
+def test_derivatives_by_a_tensor():
+    """What `jax.grad` returns is laid out like the tensor, of another kind and at no point."""
+    here = TangentSpace(POINT, "theta")
+    v = here.vector(VECTOR)
+
+    def energy(v):
+        return 0.5 * inner(CURVED, v.space, v, v)
+
+    # The advice of the message: the momentum of a velocity, the velocity of a momentum.
+    momentum = here.covector(jax.grad(lambda c: energy(here.vector(c)))(v.components))
+    close(momentum.components, v.flat(CURVED).components)
+
+    def of_momentum(c):
+        w = here.covector(c)
+        return 0.5 * w(w.sharp(CURVED))
+
+    close(here.vector(jax.grad(of_momentum)(momentum.components)).components, VECTOR)
+    found = jax.grad(energy)(v)
+    assert repr(found) == "<derivative by the components of a TangentVector, and none itself>"
+    uses = {
+        "added": lambda: v + found,
+        "a step": lambda: POINT + found,
+        "lowered": lambda: found.flat(CURVED),
+        "carried": lambda: found.to(PHI),
+        "halved": lambda: 0.5 * found,
+        "of a space": lambda: jax.grad(lambda s: s.differential(jnp.sum)(v))(here).vector(VECTOR),
+        "of a covector": lambda: jax.grad(lambda w: w(v))(v.flat(CURVED))(v),
+        "of a form": lambda: jax.grad(lambda h: h(v, v))(here.form(HESSIAN)).trace(CURVED),
+        "of an operator": lambda: jax.grad(lambda e: e.trace())(here.operator(HESSIAN)).trace(),
+    }
+    for name, use in uses.items():
+        with pytest.raises(TensorError, match=r"came out of `jax.grad`.*`space.covector\(jax.grad"):
+            print(name, use())
+    assert jnp.isnan(jax.jit(lambda v: jax.grad(energy)(v).flat(CURVED).components)(v)).all()
+    origin = TangentSpace(jnp.zeros(2)).vector(VECTOR)  # whose derivative by the point is there too
+    assert jnp.isnan(jax.jit(lambda v: (v + jax.grad(energy)(v)).components)(origin)).all()
+
+
+def scaled_by(factor):
+    def scaled(x):
+        return factor @ x if np.ndim(factor) else factor * x
+
+    return scaled
+
+
+def test_maps_of_one_name():
+    """Charts that are named by maps are one where the maps have one Jacobian, as far as it goes."""
+    v = TangentSpace(jnp.zeros(2), "minutes").vector(VECTOR)  # zero is zero in all of them
+    minute, hour = scaled_by(60.0), scaled_by(3600.0)
+    seconds, again = v.to(minute), v.to(scaled_by(60.0))
+    close((seconds + again).components, 120.0 * VECTOR)
+    close((seconds.to(minute) + v.to(hour).to(scaled_by(1.0))).components, 7200.0 * VECTOR)
+    close(jnp.zeros(2) + seconds, 60.0 * VECTOR)
+    by_hand = TangentSpace(jnp.zeros(2), "scaled(minutes)").vector(VECTOR)  # the name is trusted
+    close((seconds + by_hand).components, 61.0 * VECTOR)
+    swap = scaled_by(jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+    two = [lambda: seconds + v.to(hour), lambda: v.to(minute).to(hour) + v.to(minute).to(minute)]
+    for case in two:
+        with pytest.raises(TensorError, match=r"maps of one name.*`.to\(phi, chart\)`"):
+            case()
+    assert jnp.isnan(jax.jit(lambda a, b: a + b)(seconds, v.to(hour)).components).all()
+    close((v.to(minute, "a") - v.to(minute, "a")).components, 0.0, size=1.0)
+    assert v.to(swap).chart == "scaled(minutes)"
+    close(sharp(vf.Euclidean(), jnp.zeros(2), seconds.flat(vf.Euclidean())).components, 60 * VECTOR)
+
+
 def test_points_that_are_traced_are_compared_as_the_program_runs():
     v, w = TangentSpace(POINT).vector(VECTOR), TangentSpace(POINT + 1.0).covector(COVECTOR)
     again = TangentSpace(PHI.inv(PHI(POINT))).covector(COVECTOR)  # the same, but for rounding
@@ -286,6 +356,7 @@ def test_single_precision():
 def test_shown():
     here = TangentSpace({"mu": 0.5, "sigma": 2.0}, "mu, sigma")
     assert repr(here) == "TangentSpace at mu = 0.5, sigma = 2., chart mu, sigma"
+    assert str(here) == repr(here)
     w = here.covector({"mu": 1.0, "sigma": -1.0})
     assert repr(w) == "Covector(mu = 1., sigma = -1.) at mu = 0.5, sigma = 2., chart mu, sigma"
     form = TangentSpace(jnp.ones(2)).form(jnp.eye(2))
@@ -402,9 +473,14 @@ REFUSED = {
     "no change of coordinates": (lambda: V.to(2.0, "psi"), TensorError, r"`phi` of `to` is 2\.0"),
     "no diffeomorphism": (lambda: W.to(jnp.sum), VolformError, "maps 2 coordinates to 1"),
     "a singular Jacobian": (
-        lambda: TangentSpace(0.0).covector(1.0).to(jnp.square),
+        lambda: TangentSpace(0.0).covector(1.0).to(jnp.square, "square"),
         TensorError,
         "`components` of Covector.*Jacobian",
+    ),
+    "a Jacobian of zeros": (
+        lambda: TangentSpace(0.0).vector(1.0).to(jnp.square),
+        TensorError,
+        "`phi` of `to` has a Jacobian of zeros",
     ),
     "outside of a chart": (lambda: V.to(jnp.log), TensorError, "`point` of TangentSpace.*finite"),
     "a singular metric": (lambda: W.sharp(SINGULAR), TensorError, "where a metric is singular"),
@@ -424,10 +500,55 @@ REFUSED = {
         "sign of the determinant is -1",
     ),
     # multiples
-    "times an array": (lambda: VECTOR * V, TensorError, "one real number, and `factor` is"),
+    "times an array": (lambda: VECTOR * V, TensorError, "one finite real number.* `factor` is"),
     "times None": (lambda: V * None, TensorError, "`factor` is None"),
     "times text": (lambda: V * "2", TensorError, "`factor` is '2'"),
-    "over a vector": (lambda: V / V, TensorError, "one real number|`v.flat"),
+    "over a vector": (lambda: V / V, TensorError, "missing for two vectors, `v.flat"),
+    "divided by zero": (lambda: V / 0, TensorError, "where that is not 0, and `factor` is 0"),
+    "by a zero array": (lambda: V / jnp.array(0.0), TensorError, r"`factor` is Array\(0"),
+    "by infinity": (lambda: V / np.inf, TensorError, "`factor` is inf"),
+    "times NaN": (lambda: np.nan * W, TensorError, "one finite real number.*`factor` is nan"),
+    "a power": (lambda: V**2, TensorError, r"power 2.*`vector.flat\(metric\)\(vector\)`"),
+    "its length": (lambda: abs(V), TensorError, "`abs` of `TangentVector`.*`vf.geometry.norm"),
+    "one over it": (lambda: 1.0 / W, TensorError, "Nothing is divided by `Covector`: a metric"),
+    "array @ v": (lambda: HESSIAN @ V, TensorError, "`@` of ndarray and TangentVector"),
+    "JAX's array @ v": (lambda: jnp.eye(2) @ V, TensorError, "`@` of ArrayImpl and TangentVec"),
+    # forms where something else should be
+    "sharp of a form": (lambda: sharp(FLAT, HERE, H), TensorError, r"`form.under\(metric\)`"),
+    "flat of a form": (lambda: flat(FLAT, HERE, H), TensorError, r"`form.under\(metric\)`, and"),
+    "sharp of an operator": (lambda: sharp(FLAT, HERE, E), TensorError, r"`operator\(vector\)`"),
+    "flat of an operator": (lambda: flat(FLAT, HERE, E), TensorError, r"`operator\(vector\)`"),
+    "a form for a metric": (lambda: H.trace(H), MetricError, "`metric` of `trace` is Bilin.*point"),
+    "sharp by a form": (lambda: W.sharp(H), MetricError, r"`metric` of `sharp`.*`space.form\("),
+    # functions that have no differential
+    "a map": (lambda: HERE.differential(PHI), TensorError, r"differential` is float64\[2\].*sum"),
+    "two values": (
+        lambda: gradient(FLAT, lambda x: (x[0], x[1]), HERE),
+        TensorError,
+        "`function` of `gradient` is of type tuple.*pushforward",
+    ),
+    "a whole number": (lambda: HERE.differential(lambda x: 3), TensorError, "is of type int"),
+    "integers": (
+        lambda: gradient(FLAT, lambda x: jnp.argmax(x), POINT),
+        TensorError,
+        r"`gradient` is int64\[\]",
+    ),
+    "Hessian of a map": (
+        lambda: covariant_hessian(FLAT, PHI, POINT),
+        TensorError,
+        r"`function` of `covariant_hessian` is float64\[2\]",
+    ),
+    "no function": (lambda: HERE.differential(3.0), TensorError, r"is 3\.0, no function"),
+    "a function of entries": (
+        lambda: TangentSpace({"a": 1.0, "b": 2.0}).differential(lambda a, b: a * b),
+        TensorError,
+        r"argument: 'b': it is called with the point whole, `function\(point\)`",
+    ),
+    "a map of the point whole": (
+        lambda: TangentSpace({"a": 1.0}).to(lambda p: p, "psi"),
+        TensorError,
+        "`phi` of `to` does not fit the point.*entries of a dict by name",
+    ),
     "times a space": (lambda: V * HERE, TensorError, "TangentVector and TangentSpace"),
 }
 

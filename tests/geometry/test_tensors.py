@@ -208,7 +208,7 @@ def test_points_are_pytrees():
     close(jtw["a"], 0.5 * jnp.exp(1.5) + TREE["b"] @ w["d"])
     close(jnp.append(back["d"], back["c"]), jnp.append(w["d"], w["c"]))
     metric = vf.Euclidean(2.0)
-    slope = gradient(metric, lambda a, b: a**2 + b @ b, TREE)
+    slope = gradient(metric, lambda p: p["a"] ** 2 + p["b"] @ p["b"], TREE)
     close(slope["a"], 12.0)
     close(slope["b"], 8.0 * TREE["b"])
 
@@ -260,7 +260,7 @@ def test_diagonal_metrics_cost_linear_memory():
     n = 1_000_000  # a matrix would take 8 TB
     point = {"a": jnp.ones(n), "b": jnp.ones(())}
     metric = vf.geometry.Product({"a": vf.Euclidean(2.0), "b": vf.Euclidean()})
-    slope = gradient(metric, lambda a, b: a @ a + b, point)
+    slope = gradient(metric, lambda p: p["a"] @ p["a"] + p["b"], point)
     assert float(slope["a"][-1]) == 8.0
 
 

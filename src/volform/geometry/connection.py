@@ -1,7 +1,7 @@
 """The Levi-Civita connection of a metric by automatic differentiation, and Hessians with it.
 
 All arrays are dense and in `ravel_pytree` order, with n the number of coordinates of the point.
-Functions of a point are called as those in `volform.geometry.tensors` are.
+Functions take the point whole, as those in `volform.geometry.tensors` do.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
-from volform.geometry.metric import Metric, call_at
-from volform.geometry.tensors import gradient, sharp, space_of
+from volform.geometry.metric import Metric
+from volform.geometry.tensors import gradient, scalar_of, sharp, space_of
 from volform.linalg.generalized import whitened_form
 from volform.linalg.structured import Point, whiten
 
@@ -58,11 +58,14 @@ def covariant_hessian(
 
     Args:
         metric: a metric.
-        function: L, from a point to a scalar.
+        function: L, from a point to a scalar, called as `L(point)`.
         point: where to evaluate it.
 
     Returns:
         H, shape (n, n), symmetric; a `BilinearForm` at a `TangentSpace`.
+
+    Raises:
+        TensorError: for a function of several arguments, or whose value is no real number.
 
     References:
         do Carmo (1992), Riemannian Geometry, chapter 6; Kristiadi et al. (2023), Eq. (6).
@@ -75,7 +78,8 @@ def covariant_hessian(
     if (space := space_of(point)) is not None:
         return space.form(covariant_hessian(metric, function, space.point))
     x, unravel = ravel_pytree(point)
-    plain = jax.hessian(lambda x: call_at(function, unravel(x)))(x)
+    scalar = scalar_of(function, "covariant_hessian")
+    plain = jax.hessian(lambda x: scalar(unravel(x)))(x)
     return plain - christoffel_along(metric, point, gradient(metric, function, point))
 
 

@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from volform.compilation import STEADY, Compiled, is_traced
@@ -387,6 +386,7 @@ def shown(point: Point) -> str:
         return ", ".join(f"{name} = {shown(value)}" for name, value in point.items())
     if isinstance(point, tuple):
         return "(" + ", ".join(shown(value) for value in point) + ")"
-    flat = np.asarray(ravel_pytree(point)[0])
+    leaves = [np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(point)]
+    flat = np.concatenate(leaves) if leaves else np.zeros(0)  # by NumPy: JAX's are traced in `jit`
     text = np.array2string(flat, precision=4, threshold=8, separator=", ")
     return text[1:-1].strip() if flat.size == 1 else text

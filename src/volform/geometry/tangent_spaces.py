@@ -20,7 +20,7 @@ from volform.checks import require_names
 from volform.errors import TensorError
 from volform.geometry.connection import generalized_eigenvalues, raise_index
 from volform.geometry.metric import Metric, call_at
-from volform.geometry.tensor_arithmetic import Tensor, components_at
+from volform.geometry.tensor_arithmetic import Tensor, components_at, product
 from volform.geometry.tensor_checks import (
     finite_or_traced,
     floats,
@@ -30,6 +30,11 @@ from volform.geometry.tensor_checks import (
     nan_unless,
     point_in_words,
     positive,
+    require_moved,
+    require_no_derivative,
+    require_takes,
+    square,
+    witness_of,
 )
 from volform.geometry.tensors import (
     Matrix,
@@ -40,9 +45,10 @@ from volform.geometry.tensors import (
     push_covector,
     push_operator,
     pushforward,
+    scalar_of,
     sharp,
 )
-from volform.linalg.structured import Point, size_of
+from volform.linalg.structured import Point
 
 Change = Callable[..., Any]
 
@@ -57,6 +63,7 @@ class TangentSpace(Typed):
     Args:
         point: a pytree of floating-point arrays.
         chart: name of the coordinates, such as "minutes" or "log sigma".
+        witness: left out but by `.to`: what maps have made of a vector that is always the same.
 
     Raises:
         TensorError: for a point without numbers or not finite, and a chart that is no text.
@@ -77,8 +84,12 @@ class TangentSpace(Typed):
     point: Point
     chart: str | None = eqx.field(static=True)
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    # Tensors go by the Jacobian alone, so that charts which agree on it at a point, and so on what
+    # it makes of a vector without symmetries, are one there. `jax.grad` returns zeros here.
+    witness: Point
+    is_named_by_map: bool = eqx.field(static=True)
 
-    def __init__(self, point: Point, chart: str | None = None):
+    def __init__(self, point: Point, chart: str | None = None, *, witness: Point | None = None):
         if chart is not None:
             require_names([chart], "chart", "TangentSpace", TensorError)
         if isinstance(point, Typed):
@@ -89,6 +100,8 @@ class TangentSpace(Typed):
         self.point = floats(point, "point", "TangentSpace")
         self.chart = chart
         self.shapes = _shapes(self.point)
+        self.witness = witness_of(self.point) if witness is None else witness
+        self.is_named_by_map = witness is not None
 
     @property
     def space(self) -> "TangentSpace":
@@ -121,18 +134,21 @@ class TangentSpace(Typed):
     def differential(self, function: Callable[..., Scalar]) -> "Covector":
         """Differential `dL` of a function of the point, with the numbers that `jax.grad` returns.
 
+        The function takes the point whole, `function(point)`, as a loss in `vf.optimizers`.
+
         >>> import jax.numpy as jnp, volform as vf
         >>> vf.geometry.TangentSpace(jnp.array([1.0, 2.0])).differential(lambda x: x @ x)
         Covector([2., 4.]) at [1., 2.]
         """
         self.require_single()
-        return Covector(self, jax.grad(lambda x: call_at(function, x))(self.point))
+        return Covector(self, jax.grad(scalar_of(function, "differential"))(self.point))
 
     def to(self, phi: Change, chart: str | None = None) -> "TangentSpace":
         """The tangent space at `phi(point)`, in the chart that phi leads to.
 
         Args:
-            phi: a diffeomorphism from these coordinates to others.
+            phi: a diffeomorphism from these coordinates to others, called as by `vf.pullback`: the
+                entries of a dict by name, those of a tuple one by one.
             chart: name of the others; by default it is made of the name of phi.
 
         >>> import jax.numpy as jnp, volform as vf
@@ -147,9 +163,18 @@ class TangentSpace(Typed):
                 f"`phi` of `to` is {phi!r} and names no chart; give a function and the name of the "
                 "coordinates that it leads to, as `.to(lambda minutes: 60.0 * minutes, 'seconds')`."
             )
-        if chart is None:
-            chart = name if self.chart is None else f"{name}({self.chart})"
-        return TangentSpace(call_at(phi, self.point), chart)
+        require_takes(phi, self.point)
+        if chart is not None:
+            return TangentSpace(call_at(phi, self.point), chart)
+        chart = name if self.chart is None else f"{name}({self.chart})"
+        end, witness = jax.jvp(lambda x: call_at(phi, x), (self.point,), (self.witness,))
+        require_moved(witness)
+        return TangentSpace(end, chart, witness=witness)
+
+    def at(self, point: Point) -> "TangentSpace":
+        """The tangent space of the same chart at another point, plain and laid out alike."""
+        witness = self.witness if self.is_named_by_map else None
+        return TangentSpace(point, self.chart, witness=witness)
 
     def require_single(self) -> None:
         """Check that this is one point, and no batch out of `jax.vmap`.
@@ -163,18 +188,21 @@ class TangentSpace(Typed):
                 "tangent space was made: it is a batch, or an element of one. Make the space, and "
                 "ask for what you want of it, inside of `jax.vmap`."
             )
+        require_no_derivative(self.witness)
 
     def _made(self, kind: Any, components: Any) -> Any:
         if isinstance(components, Typed):
             components = components_at(self, kind, components, "What is given for `components`")
         return kind(self, components)
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
+        """Point and chart, in words."""
         chart = "" if self.chart is None else f", chart {self.chart}"
         return f" at {point_in_words(self.point)}{chart}"
 
     def __repr__(self) -> str:
-        return f"TangentSpace{self}"
+        return f"TangentSpace{self.where}"
 
 
 class TangentVector(Tensor):
@@ -213,7 +241,7 @@ class TangentVector(Tensor):
         )
 
     def __radd__(self, point: Any) -> Point:
-        start = TangentSpace(point, self.chart)
+        start = self.space.at(point)
         held = components_at(start, TangentVector, self, "The step from `point`")
         return jax.tree.map(jnp.add, start.point, held)
 
@@ -272,7 +300,7 @@ class BilinearForm(Tensor):
     @classmethod
     def checked(cls, space: Any, components: Any) -> Matrix:
         """A symmetric matrix with a row for each coordinate."""
-        matrix = _square(space, components, "BilinearForm")
+        matrix = square(space.point, components, "BilinearForm")
         return nan_unless(
             is_alike(matrix, matrix.T),
             matrix,
@@ -314,7 +342,7 @@ class BilinearForm(Tensor):
 
     def __call__(self, left: TangentVector, right: TangentVector | None = None) -> Any:
         """The number `B(v, w)`; of one vector the covector `B(v, .)`."""
-        lowered = Covector(self.space, _product(self, left))
+        lowered = Covector(self.space, product(self, TangentVector, left))
         return lowered if right is None else lowered(right)
 
 
@@ -334,7 +362,7 @@ class Endomorphism(Tensor):
     @classmethod
     def checked(cls, space: Any, components: Any) -> Matrix:
         """A matrix with a row for each coordinate."""
-        return _square(space, components, "Endomorphism")
+        return square(space.point, components, "Endomorphism")
 
     def trace(self) -> Scalar:
         """Trace `tr E`."""
@@ -358,7 +386,7 @@ class Endomorphism(Tensor):
 
     def __call__(self, vector: TangentVector) -> TangentVector:
         """The vector `E v`."""
-        return TangentVector(self.space, _product(self, vector))
+        return TangentVector(self.space, product(self, TangentVector, vector))
 
     def __matmul__(self, other: Any) -> "Endomorphism":
         if not isinstance(other, Tensor):
@@ -369,21 +397,3 @@ class Endomorphism(Tensor):
 
 def _shapes(point: Point) -> tuple[tuple[int, ...], ...]:
     return tuple(np.shape(leaf) for leaf in jax.tree.leaves(point))
-
-
-def _square(space: TangentSpace, components: Any, kind: str) -> Matrix:
-    size, dtype = size_of(space.point), ravel_pytree(space.point)[0].dtype
-    if np.shape(components) != (size, size):
-        raise TensorError(
-            f"`components` of {kind} have the shape {np.shape(components)}; at this point they "
-            f"should be a matrix with a row for each coordinate, ({size}, {size})."
-        )
-    return floats_like(components, np.empty((size, size), dtype), "components", kind)
-
-
-def _product(tensor: Tensor, vector: Any) -> PyTree:
-    """The matrix of a tensor times a vector, laid out like the point."""
-    argument = f"The argument of `{type(tensor).__name__}`"
-    held = components_at(tensor.space, TangentVector, vector, argument)
-    numbers, unravel = ravel_pytree(held)
-    return unravel(tensor.components @ numbers)

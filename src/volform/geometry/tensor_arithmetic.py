@@ -6,10 +6,19 @@ from typing import Any, NoReturn, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from volform.errors import TensorError
-from volform.geometry.tensor_checks import is_alike, is_real, nan_unless, point_in_words
+from volform.geometry.tensor_checks import (
+    is_alike,
+    is_derivative,
+    is_real,
+    is_zero,
+    nan_unless,
+    point_in_words,
+)
 from volform.geometry.tensors import Typed
 from volform.linalg.structured import Point
 
@@ -19,7 +28,17 @@ _REMEDIES = {
     ("Covector", "TangentVector"): "a metric is missing, `covector.sharp(metric)` is a vector",
     ("BilinearForm", "Endomorphism"): "a metric is missing, `form.under(metric)` is an operator",
     ("Endomorphism", "BilinearForm"): "a metric is missing that would make a form of it",
+    ("BilinearForm", "Covector"): "a form makes one of a vector, `form(vector)`, and a metric an "
+    "operator of a form, `form.under(metric)`",
+    ("BilinearForm", "TangentVector"): "a metric makes an operator of a form, "
+    "`form.under(metric)`, and that a vector of a vector",
+    ("Endomorphism", "TangentVector"): "an operator makes one of a vector, `operator(vector)`",
+    ("Endomorphism", "Covector"): "an operator makes a vector of a vector, `operator(vector)`",
 }
+_POWERS = (
+    "a metric makes the square of the length of a vector, `vector.flat(metric)(vector)`, and the "
+    "length, `vf.geometry.norm(metric, space, vector)`"
+)
 _MAKERS = {
     "TangentVector": "vector",
     "Covector": "covector",
@@ -49,7 +68,9 @@ class Tensor(Typed):
             )
         space.space.require_single()
         self.space = space
-        self.components = self.checked(space, components)
+        # Known not to be zero by now, unless traced.
+        whole = ~is_zero(self.space.witness)
+        self.components = nan_unless(whole, self.checked(space, components), lambda: "")
 
     @classmethod
     @abc.abstractmethod
@@ -80,7 +101,8 @@ class Tensor(Typed):
 
     def __radd__(self, point: Any) -> Any:
         kind = type(self).__name__
-        helps = _REMEDIES.get((kind, "TangentVector"), "only a TangentVector is one")
+        missing = _REMEDIES["Covector", "TangentVector"]
+        helps = missing if kind == "Covector" else "only a TangentVector is one"
         raise TensorError(
             f"`{kind}` is no step from a point, since in other units or charts it would be another "
             f"step: {helps}."
@@ -92,24 +114,49 @@ class Tensor(Typed):
     def __mul__(self, factor: Any) -> Self:
         if isinstance(factor, Typed):
             _no_product(self, factor)
-        if not is_real(factor) or np.ndim(factor):
-            raise TensorError(
-                f"`{type(self).__name__}` can be multiplied and divided by one real number, and "
-                f"`factor` is {factor!r}."
-            )
+        self._require_factor(factor)
         scaled = jax.tree.map(lambda c: c * jnp.asarray(factor, c.dtype), self.components)
         return type(self)(self.space, scaled)
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> Self:
-        return self * (1.0 / factor if is_real(factor) else factor)
+        if isinstance(factor, Typed):
+            _no_product(self, factor)
+        self._require_factor(factor, divides=True)
+        return self * (1.0 / factor)
+
+    def _require_factor(self, factor: Any, *, divides: bool = False) -> None:
+        is_number = is_real(factor) and not np.ndim(factor)
+        if is_number and not isinstance(factor, Tracer):
+            is_number = bool(np.isfinite(factor)) and not (divides and factor == 0)
+        if not is_number:
+            raise TensorError(
+                f"`{type(self).__name__}` can be multiplied by one finite real number, and divided "
+                f"where that is not 0, and `factor` is {factor!r}."
+            )
 
     def __matmul__(self, other: Any) -> Any:
         _no_product(self, other)
 
+    def __rmatmul__(self, other: Any) -> Any:
+        _no_product(other, self)
+
+    def __rtruediv__(self, other: Any) -> NoReturn:
+        raise TensorError(f"Nothing is divided by `{type(self).__name__}`: {_POWERS}.")
+
+    def __pow__(self, exponent: Any) -> NoReturn:
+        raise TensorError(
+            f"`{type(self).__name__}` to the power {exponent!r} is not defined: {_POWERS}."
+        )
+
+    def __abs__(self) -> NoReturn:
+        raise TensorError(f"`abs` of `{type(self).__name__}` is not defined: {_POWERS}.")
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({point_in_words(self.components)}){self.space}"
+        if is_derivative(self.space.witness):
+            return f"<derivative by the components of a {type(self).__name__}, and none itself>"
+        return f"{type(self).__name__}({point_in_words(self.components)}){self.space.where}"
 
 
 def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> PyTree:
@@ -138,23 +185,43 @@ def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> 
     for each in (space, there):
         each.require_single()
     layouts = [jax.tree.structure(each.point) for each in (space, there)]
+
+    def lives() -> str:
+        return f"{argument} lives{there.where}, and should live{space.where}"
+
     if there.chart != space.chart or there.shapes != space.shapes or layouts[0] != layouts[1]:
         raise TensorError(
-            f"{argument} lives{there}, and should live{space}: numbers of two charts do not meet. "
-            "`.to(phi, chart)` carries points and tensors from one chart to another."
+            f"{lives()}: numbers of two charts do not meet. `.to(phi, chart)` carries points and "
+            "tensors from one chart to another."
         )
-    return nan_unless(
+    held = nan_unless(
         is_alike(space.point, there.point),
         thing.components,
         lambda: (
-            f"{argument} lives{there}, and should live{space}: between two points a metric is "
-            "missing, whose `vf.geometry.transport(metric, path, vector)` carries a vector "
-            "along a geodesic."
+            f"{lives()}: between two points a metric is missing, whose "
+            "`vf.geometry.transport(metric, path, vector)` carries a vector along a geodesic."
+        ),
+    )
+    if not (space.is_named_by_map and there.is_named_by_map):
+        return held
+    return nan_unless(
+        is_alike(space.witness, there.witness),
+        held,
+        lambda: (
+            f"{lives()}, and the two charts are not the same: maps of one name led there, of which "
+            "the derivatives differ at this point. Name the charts, `.to(phi, chart)`."
         ),
     )
 
 
-def _no_product(left: Tensor, right: Any) -> NoReturn:
+def product(tensor: Tensor, kind: type[Tensor], vector: Any) -> PyTree:
+    """The matrix of a tensor times a vector of a kind, laid out like the point."""
+    held = components_at(tensor.space, kind, vector, f"The argument of `{type(tensor).__name__}`")
+    numbers, unravel = ravel_pytree(held)
+    return unravel(tensor.components @ numbers)
+
+
+def _no_product(left: Any, right: Any) -> NoReturn:
     raise TensorError(
         f"`*` and `@` of {type(left).__name__} and {type(right).__name__} are not defined. "
         "Without a metric there are `covector(vector)`, `form(v, w)`, `operator(vector)` and "

@@ -1,5 +1,6 @@
 """Checks of points and components that `tangent_spaces` makes, also of numbers that are traced."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -7,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from volform.errors import IndefiniteError, MetricError, TensorError
 from volform.geometry.geodesics import shown
 from volform.geometry.metric import Metric
+from volform.geometry.tensors import Typed
+from volform.linalg.structured import Point, size_of
 
 CANCELLED = 64  # roundings of the largest entry, in an entry that is a difference of such
 
@@ -55,6 +59,21 @@ def floats_like(tree: PyTree, like: PyTree, argument: str, owner: str) -> PyTree
         )
     arrays = [jnp.asarray(leaf, at.dtype) for leaf, at in zip(leaves, models, strict=True)]
     return structure.unflatten(finite_or_traced(arrays, argument, owner))
+
+
+def square(point: Point, components: Any, kind: str) -> Any:
+    """A matrix with a row for each coordinate of a point.
+
+    Raises:
+        TensorError: for another shape, and what `floats_like` refuses.
+    """
+    size, dtype = size_of(point), ravel_pytree(point)[0].dtype
+    if np.shape(components) != (size, size):
+        raise TensorError(
+            f"`components` of {kind} have the shape {np.shape(components)}; at this point they "
+            f"should be a matrix with a row for each coordinate, ({size}, {size})."
+        )
+    return floats_like(components, np.empty((size, size), dtype), "components", kind)
 
 
 def is_real(leaf: Any) -> bool:
@@ -109,6 +128,76 @@ def is_alike(left: PyTree, right: PyTree) -> Any:
     return alike
 
 
+def witness_of(point: PyTree) -> PyTree:
+    """A fixed vector that a chart is known by: no entry is zero, and no two are alike."""
+    leaves, structure = jax.tree.flatten(point)
+    starts = np.cumsum([0, *(np.size(leaf) for leaf in leaves)])
+    found = [
+        (2.0 + np.sin(start + np.arange(np.size(leaf)))).reshape(np.shape(leaf)).astype(leaf.dtype)
+        for start, leaf in zip(starts, leaves, strict=False)
+    ]
+    return structure.unflatten(found)
+
+
+def is_zero(tree: PyTree) -> Any:
+    """Tell whether all numbers are zero; may be traced."""
+    leaves = jax.tree.leaves(tree)
+    xp: Any = jnp if any(isinstance(leaf, Tracer) for leaf in leaves) else np
+    return xp.all(xp.stack([xp.all(leaf == 0.0) for leaf in leaves]))
+
+
+def require_takes(phi: Callable[..., Any], point: PyTree) -> None:
+    """Check that a map can be called at a point.
+
+    Raises:
+        TensorError: when it takes other arguments.
+    """
+    named, each = (point, ()) if isinstance(point, dict) else ({}, point)
+    try:
+        inspect.signature(phi).bind(*(each if isinstance(each, tuple) else (each,)), **named)
+    except TypeError as error:
+        raise TensorError(
+            f"`phi` of `to` does not fit the point, {error}: it is called as by `vf.pullback`, "
+            "with the entries of a dict by name, and those of a tuple one by one."
+        ) from error
+    except ValueError:
+        pass  # of some builtins there is no signature
+
+
+def require_moved(witness: PyTree) -> None:
+    """Check that a map has not made zero of a witness.
+
+    Raises:
+        TensorError: when it has.
+    """
+    if is_derivative(witness):
+        raise TensorError(
+            "`phi` of `to` has a Jacobian of zeros at this point, and is no change of coordinates "
+            "there: no tensor can be carried along it."
+        )
+
+
+def is_derivative(witness: PyTree) -> bool:
+    """Tell whether a witness is one of `jax.grad`; False where it is traced."""
+    zero = is_zero(witness)
+    return not isinstance(zero, Tracer) and bool(zero)
+
+
+def require_no_derivative(witness: PyTree) -> None:
+    """Check that a witness is none of `jax.grad`.
+
+    Raises:
+        TensorError: when it is.
+    """
+    if is_derivative(witness):
+        raise TensorError(
+            "This came out of `jax.grad` with respect to a tensor, or a TangentSpace, and is none "
+            "itself. The derivative of a function f of vectors is a covector, "
+            "`space.covector(jax.grad(lambda v: f(space.vector(v)))(vector.components))`, and that "
+            "of a function of the point is `space.differential(f)`."
+        )
+
+
 def nan_unless(holds: Any, tree: PyTree, message: Callable[[], str]) -> PyTree:
     """A pytree if something holds; where that is known only as the program runs, else NaN.
 
@@ -139,6 +228,12 @@ def metric_for(metric: Any, method: str) -> Metric:
     Raises:
         MetricError: when there is none.
     """
+    if isinstance(metric, Typed):
+        raise MetricError(
+            f"`metric` of `{method}` is {metric!r}, which lives at one point; a metric is a "
+            "function of the point, such as `vf.Euclidean()`, and it is its own form there, "
+            "`space.form(metric)`."
+        )
     if not callable(metric) or isinstance(metric, type):
         raise MetricError(
             f"`metric` of `{method}` is {metric!r}: a metric is missing, such as `vf.Euclidean()` "

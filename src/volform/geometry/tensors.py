@@ -1,8 +1,9 @@
 """Transformation rules of tensors under a diffeomorphism, and of one into another by a metric.
 
 A point, a tangent vector and a covector are pytrees laid out alike; which of them a pytree is
-stands in the name of the function. Dense matrices are in `ravel_pytree` order. A map or function
-is called as `f(value)`, for a group of sites as `f(a, b)`, for named values as `f(a=..., b=...)`.
+stands in the name of the function. Dense matrices are in `ravel_pytree` order. A function L takes
+the point whole, `L(point)`, as losses of optimizers do. A map f takes its entries, as that of
+`pullback` does: `f(value)`, for a group of sites `f(a, b)`, for named values `f(a=..., b=...)`.
 For a map `f: theta -> psi` with Jacobian `J = d psi / d theta`, everything is evaluated at
 `theta = f^-1(psi)`:
 
@@ -19,6 +20,7 @@ reparametrization, section 2.2, with rule (d) and Example 3(b) read as above.
 """
 
 import abc
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,10 +28,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from volform.errors import VolformError
+from volform.errors import TensorError, VolformError
 from volform.geometry.metric import Euclidean, Metric, call_at, jacobian_of, pullback
 from volform.linalg.structured import Point, whiten
 
@@ -62,7 +65,51 @@ def space_of(point: Point, *tensors: Any) -> Any:
     space = next(spaces, None)
     if space is None or isinstance(point, Typed):
         return space
-    return type(space)(point, space.chart)
+    return space.at(point)
+
+
+def scalar_of(function: Callable[[Any], Any], owner: str) -> Callable[[Any], Scalar]:
+    """A function of a point, with a sentence where it cannot be differentiated.
+
+    Args:
+        function: L, called with the point whole.
+        owner: of the argument, for errors.
+
+    Raises:
+        TensorError: for what cannot be called with one argument; when it is called, for a value
+            that is no real number.
+    """
+    takes = "it is called with the point whole, `function(point)`, also where that is a dict"
+    if not callable(function):
+        raise TensorError(f"`function` of `{owner}` is {function!r}, no function; {takes}.")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise TensorError(f"`function` of `{owner}` does not fit, {error}: {takes}.") from error
+    except ValueError:
+        pass  # of some builtins there is no signature
+
+    def checked(point: Any) -> Scalar:
+        value: Any = function(point)
+        is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float)
+        if (
+            not is_array
+            or np.shape(value)
+            or not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        ):
+            gives = (
+                f"{jnp.result_type(value)}{list(np.shape(value))}"
+                if is_array
+                else (f"of type {type(value).__name__}")
+            )
+            raise TensorError(
+                f"The value of `function` of `{owner}` is {gives}, and only a real number, of "
+                "shape (), has a differential: sum or average a loss, and of a map take "
+                "`vf.geometry.pushforward`."
+            )
+        return jnp.asarray(value)
+
+    return checked
 
 
 def pushforward(f: Callable[..., Any], point: Point, vector: PyTree) -> PyTree:
@@ -284,11 +331,14 @@ def gradient(metric: Metric, function: Callable[..., Scalar], point: Point) -> P
 
     Args:
         metric: a metric.
-        function: L, from a point to a scalar.
+        function: L, from a point to a scalar, called as `L(point)`.
         point: where to evaluate it.
 
     Returns:
         Tangent vector laid out like `point`; a `TangentVector` at a `TangentSpace`.
+
+    Raises:
+        TensorError: for a function of several arguments, or whose value is no real number.
 
     References:
         Amari (1998), Natural gradient works efficiently in learning,
@@ -300,7 +350,7 @@ def gradient(metric: Metric, function: Callable[..., Scalar], point: Point) -> P
     """
     if (space := space_of(point)) is not None:
         return space.vector(gradient(metric, function, space.point))
-    return sharp(metric, point, jax.grad(partial(call_at, function))(point))
+    return sharp(metric, point, jax.grad(scalar_of(function, "gradient"))(point))
 
 
 def _square_jacobian(f: Callable[..., Any], point: Point) -> tuple[Any, Matrix]:
