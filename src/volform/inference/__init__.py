@@ -48,6 +48,10 @@ from volform.inference.evidence import (
     train_by_evidence as train_by_evidence,
     trust_of as trust_of,
 )
+from volform.inference.guide_check import (
+    GuideCheck as GuideCheck,
+    check_guide as check_guide,
+)
 from volform.inference.laplace import (
     GGN as GGN,
     AtMode as AtMode,
