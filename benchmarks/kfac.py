@@ -49,8 +49,8 @@ SHAPES = {
 BATCH, L2 = 256, 1e-4
 STOPS = (1, 3, 10, 30, 100)
 TUNED_AT, TIMED = 30, 30
-DAMPINGS = (0.01, 0.1)
-RATES = ((1.0, 0.0), (0.1, 0.9), (0.3, 0.9))  # with momentum
+DAMPINGS = (0.03, 0.1, 0.3)
+RATES = ((0.03, 0.9), (0.1, 0.9), (0.3, 0.9))  # with momentum
 EVERY = 10  # steps between two sets of factors, in one of the rows
 MARKS = "<!-- benchmarks/kfac.py -->\n", "<!-- end -->\n"
 
@@ -287,10 +287,11 @@ def table(losses, seconds, kfac_version) -> str:
         cells = " | ".join(f"{value:.4f}" for value in values)
         rows.append(f"| {name} | {cells} | {1e3 * seconds[name]:.1f} |")
     day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    backend = jax.default_backend().upper()
     count = sum(math.prod(shape) for shape in SHAPES.values())
     rows.append(
         f"\n{day}, kfac-jax {kfac_version}, jax {jax.__version__}, float32 on both sides, "
-        f"{count:,} weights,\nbatches of {BATCH}; processor time on a {jax.default_backend().upper()}."
+        f"{count:,} weights,\nbatches of {BATCH}; processor time on a {backend}."
     )
     return "\n".join(rows) + "\n"
 

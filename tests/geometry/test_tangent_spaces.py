@@ -508,9 +508,17 @@ REFUSED = {
     "by a zero array": (lambda: V / jnp.array(0.0), TensorError, r"`factor` is Array\(0"),
     "by infinity": (lambda: V / np.inf, TensorError, "`factor` is inf"),
     "times NaN": (lambda: np.nan * W, TensorError, "one finite real number.*`factor` is nan"),
-    "a power": (lambda: V**2, TensorError, r"power 2.*`vector.flat\(metric\)\(vector\)`"),
-    "its length": (lambda: abs(V), TensorError, "`abs` of `TangentVector`.*`vf.geometry.norm"),
-    "one over it": (lambda: 1.0 / W, TensorError, "Nothing is divided by `Covector`: a metric"),
+    "a power": (lambda: V**2, TensorError, r"`tensor \*\* 2` of Tang.*`vector.flat\(metric\)\(v"),
+    "its length": (
+        lambda: abs(V),
+        TensorError,
+        r"`abs\(tensor\)` of TangentVec.*`vf.geometry.norm",
+    ),
+    "one over it": (
+        lambda: 1.0 / W,
+        TensorError,
+        "`1 / tensor` of Covector is not defined.*metric",
+    ),
     "array @ v": (lambda: HESSIAN @ V, TensorError, "`@` of ndarray and TangentVector"),
     "JAX's array @ v": (lambda: jnp.eye(2) @ V, TensorError, "`@` of ArrayImpl and TangentVec"),
     # forms where something else should be

@@ -20,7 +20,7 @@ from volform.checks import require_names
 from volform.errors import TensorError
 from volform.geometry.connection import generalized_eigenvalues, raise_index
 from volform.geometry.metric import Metric, call_at
-from volform.geometry.tensor_arithmetic import Tensor, components_at, product
+from volform.geometry.tensor_arithmetic import Tensor, applied_to, components_at
 from volform.geometry.tensor_checks import (
     finite_or_traced,
     floats,
@@ -33,7 +33,7 @@ from volform.geometry.tensor_checks import (
     require_moved,
     require_no_derivative,
     require_takes,
-    square,
+    square_matrix,
     witness_of,
 )
 from volform.geometry.tensors import (
@@ -300,7 +300,7 @@ class BilinearForm(Tensor):
     @classmethod
     def checked(cls, space: Any, components: Any) -> Matrix:
         """A symmetric matrix with a row for each coordinate."""
-        matrix = square(space.point, components, "BilinearForm")
+        matrix = square_matrix(space.point, components, "BilinearForm")
         return nan_unless(
             is_alike(matrix, matrix.T),
             matrix,
@@ -342,7 +342,7 @@ class BilinearForm(Tensor):
 
     def __call__(self, left: TangentVector, right: TangentVector | None = None) -> Any:
         """The number `B(v, w)`; of one vector the covector `B(v, .)`."""
-        lowered = Covector(self.space, product(self, TangentVector, left))
+        lowered = Covector(self.space, applied_to(self, TangentVector, left))
         return lowered if right is None else lowered(right)
 
 
@@ -362,7 +362,7 @@ class Endomorphism(Tensor):
     @classmethod
     def checked(cls, space: Any, components: Any) -> Matrix:
         """A matrix with a row for each coordinate."""
-        return square(space.point, components, "Endomorphism")
+        return square_matrix(space.point, components, "Endomorphism")
 
     def trace(self) -> Scalar:
         """Trace `tr E`."""
@@ -386,7 +386,7 @@ class Endomorphism(Tensor):
 
     def __call__(self, vector: TangentVector) -> TangentVector:
         """The vector `E v`."""
-        return TangentVector(self.space, product(self, TangentVector, vector))
+        return TangentVector(self.space, applied_to(self, TangentVector, vector))
 
     def __matmul__(self, other: Any) -> "Endomorphism":
         if not isinstance(other, Tensor):

@@ -35,10 +35,6 @@ _REMEDIES = {
     ("Endomorphism", "TangentVector"): "an operator makes one of a vector, `operator(vector)`",
     ("Endomorphism", "Covector"): "an operator makes a vector of a vector, `operator(vector)`",
 }
-_POWERS = (
-    "a metric makes the square of the length of a vector, `vector.flat(metric)(vector)`, and the "
-    "length, `vf.geometry.norm(metric, space, vector)`"
-)
 _MAKERS = {
     "TangentVector": "vector",
     "Covector": "covector",
@@ -143,15 +139,20 @@ class Tensor(Typed):
         _no_product(other, self)
 
     def __rtruediv__(self, other: Any) -> NoReturn:
-        raise TensorError(f"Nothing is divided by `{type(self).__name__}`: {_POWERS}.")
+        self._refuse("1 / tensor")
 
     def __pow__(self, exponent: Any) -> NoReturn:
-        raise TensorError(
-            f"`{type(self).__name__}` to the power {exponent!r} is not defined: {_POWERS}."
-        )
+        self._refuse(f"tensor ** {exponent!r}")
 
     def __abs__(self) -> NoReturn:
-        raise TensorError(f"`abs` of `{type(self).__name__}` is not defined: {_POWERS}.")
+        self._refuse("abs(tensor)")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TensorError(
+            f"`{what}` of {type(self).__name__} is not defined: for the square of the length of a "
+            "vector a metric is missing, `vector.flat(metric)(vector)`, and for the length, "
+            "`vf.geometry.norm(metric, space, vector)`."
+        )
 
     def __repr__(self) -> str:
         if is_derivative(self.space.witness):
@@ -214,7 +215,7 @@ def components_at(space: Any, kind: type[Tensor], thing: Any, argument: str) -> 
     )
 
 
-def product(tensor: Tensor, kind: type[Tensor], vector: Any) -> PyTree:
+def applied_to(tensor: Tensor, kind: type[Tensor], vector: Any) -> PyTree:
     """The matrix of a tensor times a vector of a kind, laid out like the point."""
     held = components_at(tensor.space, kind, vector, f"The argument of `{type(tensor).__name__}`")
     numbers, unravel = ravel_pytree(held)

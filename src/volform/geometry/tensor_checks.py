@@ -61,7 +61,7 @@ def floats_like(tree: PyTree, like: PyTree, argument: str, owner: str) -> PyTree
     return structure.unflatten(finite_or_traced(arrays, argument, owner))
 
 
-def square(point: Point, components: Any, kind: str) -> Any:
+def square_matrix(point: Point, components: Any, kind: str) -> Any:
     """A matrix with a row for each coordinate of a point.
 
     Raises:
