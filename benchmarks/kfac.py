@@ -14,7 +14,6 @@ import argparse
 import datetime
 import itertools
 import math
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -333,12 +332,11 @@ def main() -> None:
     print(f"loss at the start {float(loss(w, everything)):.4f}\n\n{text}")
     if out is not None:
         page = out.read_text()
-        before, after = map(re.escape, MARKS)
-        made = re.sub(
-            f"({before}).*?({after})", lambda m: m[1] + "\n" + text + "\n" + m[2], page, flags=re.S
-        )
-        if made == page:
-            raise SystemExit(f"`{out}` has no lines {MARKS[0].strip()} and {MARKS[1].strip()}.")
+        before, after = MARKS
+        if before not in page or after not in page:
+            raise SystemExit(f"`{out}` has no lines {before.strip()} and {after.strip()}.")
+        start, rest = page.split(before)
+        made = f"{start}{before}\n{text}\n{after}{rest.split(after, 1)[1]}"
         out.write_text(made)
 
 

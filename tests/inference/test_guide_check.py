@@ -116,7 +116,9 @@ def test_charts_of_sites():
 
 def spread(y):
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
-    numpyro.sample("y", dist.Normal(0.0, tau).expand([3]).to_event(1), obs=y)
+    numpyro.deterministic("variance", tau**2)
+    with numpyro.plate("data", 3):
+        numpyro.sample("y", dist.Normal(0.0, tau), obs=y)
 
 
 def test_beside_quadrature():
@@ -217,6 +219,10 @@ def not_a_number(y):
     numpyro.factor("f", jnp.nan)
 
 
+def without_sites(y):
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
 LOC = {"loc": jnp.array(0.3)}
 MISUSE = {
     "no parameters": (two, of_one, {}, r"`params` of check_guide are \[\], and .* \['loc'\]"),
@@ -227,6 +233,9 @@ MISUSE = {
     "a site too many": (two, with_a_third, LOC, "`c` is not in both"),
     "a point": (two, with_a_point, LOC | {"point": 1.0}, "draws 1 numbers, .*2.*`AutoDelta`"),
     "counts": (of_counts, with_counts, LOC | {"rate": 2.0}, "`k` is discrete.*sum it out"),
+    "no guide": (two, None, LOC, "`guide` of check_guide is None; it should be a function"),
+    "no model": (3, of_one, LOC, "`model` of check_guide is 3; it"),
+    "nothing latent": (without_sites, without_sites, {}, "has no latent site"),
     "a part of the data": (in_parts, of_one, LOC, "plate `data` takes a part.*subsample_size"),
 }
 

@@ -185,6 +185,12 @@ def _require_fit(
     kwargs: dict[str, Any],
 ) -> None:
     """Check that a guide with parameters is a density of all latent values of a model."""
+    for name, given in (("model", model), ("guide", guide)):
+        if not callable(given):
+            raise ModelError(
+                f"`{name}` of check_guide is {given!r}; it should be a function with sites of "
+                "NumPyro, as the `guide` that `SVI` was given, and not what its run returned."
+            )
     leaves = jax.tree.leaves(params)
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise ModelError(
@@ -202,9 +208,8 @@ def _require_fit(
             f"`params` of check_guide are {given}, and guide and model have {sorted(names)}; give "
             "`svi.run(...).params`, or `guide.params` of `approx.guide()`."
         )
-    sampled = [
-        n for n, s in of_model.items() if s["type"] == "plate" and s["args"][0] != s["args"][1]
-    ]
+    plates = {n: s for n, s in of_model.items() if s["type"] == "plate"}
+    sampled = [n for n, s in plates.items() if np.size(s["value"]) < s["args"][0]]
     if sampled:
         raise ModelError(
             f"The plate `{sampled[0]}` takes a part of the data at random, so that no draw has the "
@@ -230,6 +235,11 @@ def _require_density(latent: dict[str, Any], of_guide: dict[str, Any]) -> None:
                 f"The site `{name}` is discrete, and has no gradient that would train a guide; sum "
                 "it out, as NumPyro's `TraceEnum_ELBO` does."
             )
+    if not latent:
+        raise ModelError(
+            "`model` of check_guide has no latent site, so that there is nothing for a guide to "
+            "draw; give the model that the guide was trained for."
+        )
     auxiliary = {n for n, s in of_guide.items() if s["infer"].get("is_auxiliary")}
     lacking = sorted(set(latent) ^ (set(of_guide) - auxiliary))
     if lacking:
