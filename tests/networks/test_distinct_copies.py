@@ -74,6 +74,13 @@ def test_layers_of_one_unit_have_signs_too(layers: tuple[nn.Layer, ...], count: 
     assert not posterior.provenance.uncounted
 
 
+def test_two_hundred_units_that_are_all_zero_are_one_mode() -> None:
+    posterior = _posterior(nn.Dense(200), nn.Erf(), nn.Dense(1))
+    declared = posterior.provenance.equivalent_modes
+    assert declared == math.factorial(200) * 2**200
+    assert count_copies(posterior, jnp.zeros(posterior.dim), declared) == 1
+
+
 def _branch(n: int) -> nn.Layer:
     return nn.serial(nn.Dense(n), nn.Erf(), nn.Dense(1))
 

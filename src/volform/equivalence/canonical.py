@@ -34,7 +34,10 @@ class Stabilizer:
     @property
     def order(self) -> int:
         """Number of exchanges and changes of sign."""
-        return round(math.exp(self.log_order))
+        sizes = [len(units) for _, units in self.alike]
+        signs = self.log_order - sum(math.lgamma(size + 1) for size in sizes)
+        # Of 200 units that are zero it is 10^435: no number of floating point.
+        return math.prod(map(math.factorial, sizes)) << round(signs / math.log(2.0))
 
 
 def element_to_canonical(group: Any, params: PyTree) -> Any:

@@ -105,11 +105,8 @@ def _has_branches(arrays: Sequence[list[np.ndarray]], values: Any) -> bool:
     as two biases that are added, are no copies.
     """
     shapes = [x.shape for x in arrays[0]]
-    pairs = [
-        p
-        for p in itertools.combinations(range(len(shapes)), 2)
-        if len({*map(shapes.__getitem__, p)}) == 1
-    ]
+    both = itertools.combinations(range(len(shapes)), 2)
+    pairs = [(i, j) for i, j in both if shapes[i] == shapes[j]]
     several = (c for k in (1, 2, 3, 4) for c in itertools.combinations(pairs, k))
     tried = [c for c in itertools.islice(several, _MOST_TRIED) if len({*sum(c, ())}) == 2 * len(c)]
     if not tried:
@@ -117,9 +114,8 @@ def _has_branches(arrays: Sequence[list[np.ndarray]], values: Any) -> bool:
     at, other = arrays[-1], arrays[0]
     before, *after = values([at, *(_exchanged(at, several) for several in tried)])
     changes = defects(np.reshape(after, (len(tried), -1)), before)
-    for several in (
-        one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)
-    ):
+    same = [one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)]
+    for several in same:
         before, *changed = values(
             [other, _exchanged(other, several), _exchanged(other, several, 6)]
         )
@@ -164,9 +160,9 @@ def _has_more(
     at, other = arrays[-1], arrays[0]
     moved = [_along(factors, at, f, lambda x, i=part: _rolled(x, i)) for f, part in tried]
     before, *after = values([at, *moved])
-    same = np.max(np.abs(np.reshape(after, (len(moved), -1)) - before), axis=1, initial=0.0)
-    limit = rounding_of(at) * np.max(np.abs(before))
-    for factor, part in (one for one, change in zip(tried, same, strict=True) if change <= limit):
+    changes = defects(np.reshape(after, (len(moved), -1)), before)
+    same = [one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)]
+    for factor, part in same:
         swapped = _along(factors, other, factor, lambda x, i=part: _rolled(x, i))
         spread = _along(factors, other, factor, lambda x, i=part: _turned_about_mean(x, i))
         before, *changed = values([other, swapped, spread])
