@@ -15,7 +15,8 @@ from volform.geometry.metric import Metric
 from volform.linalg.structured import Point, whiten
 
 # Relative to the length of the path: by how much it may miss its end.
-REACHED, SINGLE_REACHED = 1e-8, 1e-5
+REACHED = 1e-8
+SINGLE_REACHED = 1e-5  # in single precision
 MOST_STEPS = 4096  # a geodesic of length 8 of the hyperbolic plane takes 30, of ten layers 600
 
 
