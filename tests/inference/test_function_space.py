@@ -384,3 +384,14 @@ def test_digits_that_precise_data_take_are_missed_before_they_are_gone() -> None
             continue
         approx = vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=structure)
         assert_allclose(approx.evidence.log_z, 19.202, atol=1e-3)  # of float64
+
+
+@pytest.mark.float32
+def test_digits_are_missed_of_an_odd_function_at_inputs_on_both_sides_of_zero() -> None:
+    """The largest eigenvector of the kernel is odd, at right angles to all that is even."""
+    net = nn.MLP(widths=(6,), activation=jnp.tanh, w_std=1.5)
+    x = jax.random.normal(jax.random.key(0), (20, 2))
+    x, at = jnp.concatenate([x, -x]), net.init(jax.random.key(0), 2)
+    posterior = vf.condition(nn.regression(net, 0.003), x, net.apply(at, x))
+    with pytest.raises(StructureError, match="is beyond the digits of float32"):
+        vf.laplace(posterior, at=at, curvature=vf.GGN(), structure=FunctionSpace())

@@ -15,11 +15,15 @@ from volform.equivalence.alignment import representatives
 from volform.equivalence.group import Group
 from volform.errors import ModelError
 from volform.inference import arviz_compat
-from volform.inference.axis_names import constant_data, labelled, labels_of_model, plates_of
+from volform.inference.axis_names import (
+    constant_data,
+    labelled,
+    labels_of_model,
+    observed_and_plates,
+)
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
-from volform.models.model_with_batches import first_of
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
@@ -182,23 +186,13 @@ def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], d
     # Other sites, and the data, are not those of the first batch of several.
     names = posterior.names if posterior.in_batches else posterior.known
     named = jax.vmap(lambda u: posterior.values(u, names))(samples.u)
-    trace = first_of(posterior.program).run(posterior.values(samples.u[0]))
-    observed = {
-        name: np.asarray(trace[name]["value"])
-        for name in posterior.observed
-        if np.size(trace[name]["value"]) and not posterior.in_batches
-    }
+    observed, dims = observed_and_plates(posterior, posterior.values(samples.u[0]), named)
     pointwise = _pointwise(posterior, samples.u, tuple(observed)) if observed else {}
     groups = {
         "posterior": {name: _by_chain(samples, value) for name, value in named.items()},
         "log_likelihood": {name: _by_chain(samples, value) for name, value in pointwise.items()},
         "observed_data": observed,
     }
-    dims = {
-        name: plates_of(trace[name], np.ndim(trace[name]["value"])) for name in groups["posterior"]
-    }
-    dims |= {name: plates_of(trace[name], value.ndim) for name, value in observed.items()}
-    dims = {name: plates for name, plates in dims.items() if plates}
     return {name: group for name, group in groups.items() if group}, dims
 
 

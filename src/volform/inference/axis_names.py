@@ -1,7 +1,7 @@
 """Names of the axes of sites, and of their elements, by plates and by what the data are called."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,20 +23,13 @@ def names_of_elements(posterior: Posterior | None) -> dict[str, list[str]]:
     if posterior is None or not (posterior.labels.axes or labels_of_model(posterior.model)):
         return {}
     values = posterior.values(jnp.zeros(posterior.dim))
-    trace = first_of(posterior.program).run(values)
-    observed = (
-        {}
-        if posterior.in_batches
-        else {name: np.asarray(trace[name]["value"]) for name in posterior.observed}
-    )
+    observed, plates = observed_and_plates(posterior, values, posterior.names)
     groups = {
         "posterior": {name: np.empty((1, 1, *np.shape(values[name]))) for name in posterior.names},
         "observed_data": observed,
         "constant_data": constant_data(posterior, observed),
     }
-    plates = {n: plates_of(trace[n], np.ndim(trace[n]["value"])) for n in (*values, *observed)}
-    known = {name: own for name, own in plates.items() if own}
-    dims, coords = labelled(posterior, groups, known, {}, {})
+    dims, coords = labelled(posterior, groups, plates, {}, {})
     found = {}
     for name in posterior.names:
         own, shape = dims.get(name, ()), np.shape(values[name])
@@ -98,7 +91,21 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, float | int)
 
 
-def plates_of(site: dict[str, Any], ndim: int) -> list[str] | None:
+def observed_and_plates(
+    posterior: Posterior, values: dict[str, Any], names: Iterable[str]
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Values of the observed sites, none of data in batches; and plates of these and of `names`."""
+    trace = first_of(posterior.program).run(values)
+    observed = {
+        name: np.asarray(trace[name]["value"])
+        for name in posterior.observed
+        if np.size(trace[name]["value"]) and not posterior.in_batches
+    }
+    found = {n: _plates_of(trace[n], np.ndim(trace[n]["value"])) for n in (*names, *observed)}
+    return observed, {name: own for name, own in found.items() if own}
+
+
+def _plates_of(site: dict[str, Any], ndim: int) -> list[str] | None:
     """Names of the plates along the leading dimensions of a site's value.
 
     Between plates, as behind the outer of two, an axis of length one has ArviZ's own name.

@@ -23,6 +23,7 @@ from volform.inference.laplace.jacobian_rows import (
 )
 from volform.inference.laplace.layer_kernel import uniform_sites
 from volform.inference.laplace.output_roots import require_roots
+from volform.inference.laplace.pieces import scattered
 from volform.inference.laplace.structure import Structure
 from volform.inference.laplace.sums import comes_in_batches, over_chunks, some_of, stacked_chunks
 from volform.linalg.operator import fits, gib_of
@@ -228,7 +229,9 @@ def _rounding_of(factor: Float[Array, "k k"]) -> Float[Array, ""]:
         moved = factor @ (v @ factor)
         return moved / jnp.sqrt(moved @ moved)
 
-    v = jax.lax.fori_loop(0, 8, step, jnp.ones(len(factor), factor.dtype))
+    # Ones are at right angles to an odd eigenvector, as of inputs on both sides of zero.
+    first = scattered(1, len(factor), factor.dtype)[0]
+    v = jax.lax.fori_loop(0, 8, step, first)
     largest = jnp.sum((v @ factor) ** 2) / (v @ v)
     rounding = largest * jnp.finfo(factor.dtype).eps
     return jnp.where(jnp.isfinite(rounding), rounding, jnp.inf)
