@@ -1,5 +1,6 @@
 """Number of equivalent modes that the units of a network make of one."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,116 +95,95 @@ def _counted(
     if not _keeps(group, arrays[-1], values):
         each = [_keeps(replace(group, units=(u,)), arrays[-1], values) for u in group.units]
         group = _without(group, [number for number, one in enumerate(each) if not one])
-    is_all = not unknown and not _has_more(factors, arrays, values)
-    return group, arrays, is_all and not _has_branches(arrays, values)
-
-
-def _has_branches(arrays: Sequence[list[np.ndarray]], values: Any) -> bool:
-    """Tell whether exchanges of whole arrays leave the density as it is.
-
-    As of branches that are summed or multiplied. Arrays of which the density sees the mean alone,
-    as two biases that are added, are no copies.
-    """
-    shapes = [x.shape for x in arrays[0]]
-    both = itertools.combinations(range(len(shapes)), 2)
-    pairs = [(i, j) for i, j in both if shapes[i] == shapes[j]]
-    several = (c for k in (1, 2, 3, 4) for c in itertools.combinations(pairs, k))
-    tried = [c for c in itertools.islice(several, _MOST_TRIED) if len({*sum(c, ())}) == 2 * len(c)]
-    if not tried:
-        return False
-    at, other = arrays[-1], arrays[0]
-    before, *after = values([at, *(_exchanged(at, several) for several in tried)])
-    changes = defects(np.reshape(after, (len(tried), -1)), before)
-    same = [one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)]
-    for several in same:
-        before, *changed = values(
-            [other, _exchanged(other, several), _exchanged(other, several, 6)]
-        )
-        is_same = defects(np.reshape(changed, (2, -1)), before) <= rounding_of(other)
-        if is_same[0] and not is_same[1]:
-            return True
-    return False
-
-
-def _exchanged(
-    at: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], seed: int | None = None
-) -> list[np.ndarray]:
-    """The arrays with pairs exchanged, or by a seed reflected together about their means."""
-    found = list(at)
-    both = [np.concatenate([np.ravel(at[p[side]]) for p in pairs]) for side in (0, 1)]
-    mean, apart = 0.5 * (both[0] + both[1]), 0.5 * (both[0] - both[1])
-    turned = -apart
-    if seed is not None:
-        normal = np.random.default_rng(seed).normal(size=len(apart))
-        normal = (normal / np.linalg.norm(normal)).astype(apart.dtype)
-        turned = apart - 2.0 * (apart @ normal) * normal
-    ends = np.cumsum([at[i].size for i, _ in pairs])[:-1]
-    for (i, j), a, b in zip(
-        pairs, np.split(mean + turned, ends), np.split(mean - turned, ends), strict=True
-    ):
-        found[i], found[j] = a.reshape(at[i].shape), b.reshape(at[j].shape)
-    return found
+    return group, arrays, not unknown and not _has_more(factors, arrays, values)
 
 
 def _has_more(
     factors: Sequence[Sequence[Factor]], arrays: Sequence[list[np.ndarray]], values: Any
 ) -> bool:
-    """Tell whether exchanges along an axis that was taken for fixed leave the density as it is.
+    """Tell whether other exchanges leave the density as it is.
 
-    As of taps of a transposed convolution before a mean over pixels. Slices of which the density
-    sees the mean alone, as those of pixels that are the same in all examples, are no copies.
+    Of slices along an axis that was taken for fixed, as of taps of a transposed convolution before
+    a mean over pixels; and of whole arrays, as of branches that are summed or multiplied. Slices of
+    which the density sees the mean alone, as those of pixels that are the same in all examples or
+    two biases that are added, are no copies.
     """
     fixed = dict.fromkeys(f for own in factors for f in own if f.fixed and f.size > 1)
-    tried = [(f, part) for f in fixed for part in ([0, 1], [-2, -1], [*range(f.size)])]
+    tried = [
+        functools.partial(_along, factors, f, part)
+        for f in fixed
+        for part in ([0, 1], [-2, -1], [*range(f.size)])
+    ]
+    tried += [
+        functools.partial(_between, pairs) for pairs in _pairs_of([x.shape for x in arrays[0]])
+    ]
     if not tried:
         return False
     at, other = arrays[-1], arrays[0]
-    moved = [_along(factors, at, f, lambda x, i=part: _rolled(x, i)) for f, part in tried]
-    before, *after = values([at, *moved])
-    changes = defects(np.reshape(after, (len(moved), -1)), before)
-    same = [one for one, change in zip(tried, changes, strict=True) if change <= rounding_of(at)]
-    for factor, part in same:
-        swapped = _along(factors, other, factor, lambda x, i=part: _rolled(x, i))
-        spread = _along(factors, other, factor, lambda x, i=part: _turned_about_mean(x, i))
-        before, *changed = values([other, swapped, spread])
-        is_same = defects(np.reshape(changed, (2, -1)), before) <= rounding_of(other)
+    before, *after = values([at, *(move(_rolled, at) for move in tried)])
+    changes = defects(np.reshape(after, (len(tried), -1)), before)
+    same = [move for move, change in zip(tried, changes, strict=True) if change <= rounding_of(at)]
+    for move in same:
+        before, *after = values([other, move(_rolled, other), move(_reflected, other)])
+        is_same = defects(np.reshape(after, (2, -1)), before) <= rounding_of(other)
         if is_same[0] and not is_same[1]:
             return True
     return False
 
 
+def _pairs_of(shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, int], ...]]:
+    """Sets of pairs of arrays of one shape, no array in two."""
+    both = itertools.combinations(range(len(shapes)), 2)
+    pairs = [(i, j) for i, j in both if shapes[i] == shapes[j]]
+    sets = (c for k in (1, 2, 3, 4) for c in itertools.combinations(pairs, k))
+    return [c for c in itertools.islice(sets, _MOST_TRIED) if len({*sum(c, ())}) == 2 * len(c)]
+
+
+_Move = Callable[[np.ndarray], np.ndarray]  # of slices, as rows
+
+
+def _between(
+    pairs: Sequence[tuple[int, int]], move: _Move, at: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The arrays with the first ones of pairs in a row, and the second ones, moved as slices."""
+    found = list(at)
+    sides = [np.concatenate([np.ravel(at[pair[side]]) for pair in pairs]) for side in (0, 1)]
+    ends = np.cumsum([at[i].size for i, _ in pairs])[:-1]
+    for side, row in enumerate(move(np.stack(sides))):
+        for pair, part in zip(pairs, np.split(row, ends), strict=True):
+            found[pair[side]] = part.reshape(at[pair[side]].shape)
+    return found
+
+
 def _along(
     factors: Sequence[Sequence[Factor]],
-    at: Sequence[np.ndarray],
     factor: Factor,
-    move: Callable[[np.ndarray], np.ndarray],
+    part: list[int],
+    move: _Move,
+    at: Sequence[np.ndarray],
 ) -> list[np.ndarray]:
-    """The arrays with slices moved along a factor, of those that have it: shape (size, m)."""
+    """The arrays with some slices moved along a factor, of those that have it."""
     found = list[np.ndarray]()
     for x, own in zip(at, factors, strict=True):
         moved = x.reshape([f.size for f in own])
         for place in (p for p, f in enumerate(own) if f is factor):
-            first = np.moveaxis(moved, place, 0)
-            rows = move(first.reshape(factor.size, -1)).reshape(first.shape)
-            moved = np.moveaxis(rows, 0, place)
+            first = np.moveaxis(moved, place, 0).copy()
+            first[part] = move(first[part].reshape(len(part), -1)).reshape(first[part].shape)
+            moved = np.moveaxis(first, 0, place)
         found.append(moved.reshape(x.shape))
     return found
 
 
-def _rolled(rows: np.ndarray, part: Sequence[int]) -> np.ndarray:
-    found = rows.copy()
-    found[part] = np.roll(rows[part], 1, axis=0)
-    return found
+def _rolled(rows: np.ndarray) -> np.ndarray:
+    return np.roll(rows, 1, axis=0)
 
 
-def _turned_about_mean(rows: np.ndarray, part: Sequence[int]) -> np.ndarray:
+def _reflected(rows: np.ndarray) -> np.ndarray:
     """Slices reflected about their mean, which keeps it, and the sum of squares."""
-    found, normal = rows.copy(), np.random.default_rng(5).normal(size=rows.shape[1])
+    normal = np.random.default_rng(5).normal(size=rows.shape[1])
     normal = (normal / np.linalg.norm(normal)).astype(rows.dtype)
-    mean = rows[part].mean(axis=0)
-    apart = rows[part] - mean
-    found[part] = mean + apart - 2.0 * np.outer(apart @ normal, normal).astype(rows.dtype)
-    return found
+    apart = rows - rows.mean(axis=0)
+    return rows - (2.0 * np.outer(apart @ normal, normal)).astype(rows.dtype)
 
 
 def _without(group: Group, numbers: Sequence[int]) -> Group:
