@@ -1,5 +1,6 @@
 """Laplace in function space: against matrices written out, and against all parameters."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -36,7 +37,11 @@ X = jnp.asarray(RNG.normal(size=(12, 2)))
 NEW = jnp.asarray(RNG.normal(size=(5, 2)))
 NET = nn.MLP(widths=(6,), outputs=3, w_std=1.5, b_std=0.5)
 AT = NET.init(jax.random.key(1), 2)
-CLASSES = vf.condition(nn.classification(NET), X, jnp.arange(12) % 3)
+
+
+@functools.cache
+def of_classes() -> vf.models.Posterior:
+    return vf.condition(nn.classification(NET), X, jnp.arange(12) % 3)
 
 
 def curved(a, x, y=None):
@@ -65,26 +70,26 @@ def covariances(approx, x):
 @pytest.mark.parametrize("structure", [FunctionSpace(), Nystrom(36)])
 def test_it_is_the_whole_matrix(structure):
     """Evidence, predictions of classes by their joint covariance, and the covariance itself."""
-    full, found = of_one(CLASSES, AT, None), of_one(CLASSES, AT, structure)
+    full, found = of_one(of_classes(), AT, None), of_one(of_classes(), AT, structure)
     assert_allclose(found.evidence.log_z, full.evidence.log_z, rtol=1e-10)
     assert_allclose(covariances(found, NEW), covariances(full, NEW), rtol=1e-9)
     assert_allclose(found.covariance, full.covariance, rtol=1e-8, atol=1e-10)
-    v = jnp.asarray(RNG.normal(size=CLASSES.dim))
+    v = jnp.asarray(RNG.normal(size=of_classes().dim))
     assert_allclose(found.precision.mv(v), full.precision.mv(v), rtol=1e-9)
 
 
 def test_chunks_are_the_whole():
-    whole, chunked = (of_one(CLASSES, AT, FunctionSpace(), vf.GGN(chunk=c)) for c in (None, 5))
+    whole, chunked = (of_one(of_classes(), AT, FunctionSpace(), vf.GGN(chunk=c)) for c in (None, 5))
     assert_allclose(chunked.evidence.log_z, whole.evidence.log_z, rtol=1e-11)
     assert_allclose(covariances(chunked, NEW), covariances(whole, NEW), rtol=1e-9)
-    v = jnp.asarray(RNG.normal(size=CLASSES.dim))
+    v = jnp.asarray(RNG.normal(size=of_classes().dim))
     assert_allclose(chunked.precision.mv(v), whole.precision.mv(v), rtol=1e-10)
 
 
 def test_draws_have_the_covariance_of_all_parameters():
-    full, found = of_one(CLASSES, AT, None), of_one(CLASSES, AT, FunctionSpace())
+    full, found = of_one(of_classes(), AT, None), of_one(of_classes(), AT, FunctionSpace())
     root = vf.linalg.whitening_maps(found.precision)[0]
-    half = jax.vmap(root)(jnp.eye(CLASSES.dim))
+    half = jax.vmap(root)(jnp.eye(of_classes().dim))
     assert_allclose(half @ half.T, full.covariance, rtol=1e-8, atol=1e-10)
     assert found.sample(jax.random.key(0), 7).values["layer0.w"].shape == (7, 6, 2)
 
@@ -228,7 +233,7 @@ def columns_of(precision: Any) -> jax.Array:
 
 def test_tuning_is_that_of_the_whole_matrix():
     full, found = (
-        vf.tune(of_one(CLASSES, AT, s), scales=PerLayer()) for s in (None, FunctionSpace())
+        vf.tune(of_one(of_classes(), AT, s), scales=PerLayer()) for s in (None, FunctionSpace())
     )
     assert_allclose(found.log_z, full.log_z, rtol=1e-9)
     assert_allclose(found.approx.evidence.log_z, full.approx.evidence.log_z, rtol=1e-9)
@@ -236,7 +241,7 @@ def test_tuning_is_that_of_the_whole_matrix():
 
 def test_the_last_layer():
     full, found = (
-        of_one(CLASSES, AT, LastLayer(s)) for s in (vf.inference.Full(), FunctionSpace())
+        of_one(of_classes(), AT, LastLayer(s)) for s in (vf.inference.Full(), FunctionSpace())
     )
     assert_allclose(found.evidence.log_z, full.evidence.log_z, rtol=1e-10)
 
@@ -270,7 +275,7 @@ def largest(jaxpr) -> int:
 
 @pytest.mark.float32
 def test_single_precision():
-    full, found = of_one(CLASSES, AT, None), of_one(CLASSES, AT, FunctionSpace())
+    full, found = of_one(of_classes(), AT, None), of_one(of_classes(), AT, FunctionSpace())
     assert_allclose(found.evidence.log_z, full.evidence.log_z, rtol=1e-5)
     assert_allclose(covariances(found, NEW), covariances(full, NEW), rtol=1e-4)
 
@@ -356,7 +361,7 @@ def test_too_many_rows():
 
 def test_what_is_refused():
     with pytest.raises(StructureError, match="needs `curvature=GGN"):
-        vf.laplace(CLASSES, at=AT, structure=FunctionSpace(), refuse=False)
+        vf.laplace(of_classes(), at=AT, structure=FunctionSpace(), refuse=False)
     batches = vf.condition(nn.classification(NET), vf.Batches.of(X, jnp.arange(12) % 3, size=6))
     with pytest.raises(StructureError, match="`Batches`"):
         of_one(batches, AT, FunctionSpace())

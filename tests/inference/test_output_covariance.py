@@ -1,5 +1,6 @@
 """Covariance of outputs by the factors of layers, against Jacobians and matrices written out."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -26,11 +27,20 @@ class Case:
     """A classifier with data, and new inputs."""
 
     def __init__(self, function: Any, params: Any, x: Any, new: Any, classes: int):
-        self.function, self.new = function, new
-        self.net = nn.from_function(function, params, 0.8)
-        y = jnp.asarray(RNG.integers(0, classes, size=len(x)))
-        self.posterior = vf.condition(nn.classification(self.net), x, y)
-        self.at = self.net.init(jax.random.key(3))
+        self.function, self.params, self.x, self.new = function, params, x, new
+        self.y = jnp.asarray(RNG.integers(0, classes, size=len(x)))
+
+    @functools.cached_property
+    def net(self) -> nn.Network:
+        return nn.from_function(self.function, self.params, 0.8)
+
+    @functools.cached_property
+    def posterior(self) -> vf.models.Posterior:
+        return vf.condition(nn.classification(self.net), self.x, self.y)
+
+    @functools.cached_property
+    def at(self) -> Any:
+        return self.net.init(jax.random.key(3))
 
     def laplace(self, structure: Structure) -> Any:
         return vf.laplace(self.posterior, at=self.at, curvature=GGN(), structure=structure)

@@ -1,5 +1,6 @@
 """Structures of the precision: against matrices written out, and which charts leave them alone."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,11 +41,23 @@ class Case:
     """A network with data, its posterior, and what Gauss-Newton is made of, by hand."""
 
     def __init__(self, net: nn.Network, model: Any, x: Any, y: Any):
-        self.net, self.x, self.y = net, jnp.asarray(x), jnp.asarray(y)
-        self.posterior = vf.condition(model(net), self.x, self.y)
-        self.at = net.init(jax.random.key(1), self.x.shape[1:])
-        self.u = self.posterior.unconstrain(self.at)
-        self.split = GGN().split(self.posterior, self.u)
+        self.net, self.model, self.x, self.y = net, model, jnp.asarray(x), jnp.asarray(y)
+
+    @functools.cached_property
+    def posterior(self) -> vf.models.Posterior:
+        return vf.condition(self.model(self.net), self.x, self.y)
+
+    @functools.cached_property
+    def at(self) -> Any:
+        return self.net.init(jax.random.key(1), self.x.shape[1:])
+
+    @functools.cached_property
+    def u(self) -> Any:
+        return self.posterior.unconstrain(self.at)
+
+    @functools.cached_property
+    def split(self) -> Any:
+        return GGN().split(self.posterior, self.u)
 
     def outputs(self, u: Any) -> Any:
         return self.net.apply(self.posterior.values(u), self.x)

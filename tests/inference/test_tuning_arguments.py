@@ -1,5 +1,6 @@
 """Tuning with wrong arguments, masked data, and where there is no maximum."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,22 +47,25 @@ def regression(y: Any = Y, at: Any = W) -> Any:
     return vf.laplace(posterior, at={"w": at[:, None]}, curvature=GGN(), structure=Full())
 
 
-CLASSES = vf.laplace(
-    vf.condition(nn.classification(linear(3)), X, LABELS), at={"w": jnp.eye(3)}, curvature=GGN()
-)
-APPROX = regression()
+@functools.cache
+def of_classes() -> Any:
+    posterior = vf.condition(nn.classification(linear(3)), X, LABELS)
+    return vf.laplace(posterior, at={"w": jnp.eye(3)}, curvature=GGN())
+
+
+of_numbers = functools.cache(regression)
 
 
 def mean_log_density(temperature: float, y: Any) -> float:
     """Of the held-out data, by the matrices written out."""
-    scale = vf.tune(APPROX).scales["w"].item()
+    scale = vf.tune(of_numbers()).scales["w"].item()
     P = X.T @ X / 0.09 / temperature + jnp.eye(3) / scale**2
     variance = 0.09 + jnp.einsum("ni,ij,nj->n", Z, jnp.linalg.inv(P), Z)
     return float(jnp.mean(dist.Normal(Z @ W, jnp.sqrt(variance)).log_prob(y)))
 
 
 def test_temperature_of_data_held_out() -> None:
-    tuned = vf.tune(APPROX, temperature=HeldOut(Z, ZY[:, None]))
+    tuned = vf.tune(of_numbers(), temperature=HeldOut(Z, ZY[:, None]))
     assert tuned.converged
     found = tuned.temperature
     assert_allclose(found, 5.236, rtol=1e-3)
@@ -72,36 +76,40 @@ def test_temperature_of_data_held_out() -> None:
 def test_temperature_at_an_end_is_no_maximum() -> None:
     noisy = ZY + 9.0 * jnp.sign(ZY)
     for y, end in [(Z @ W, 1e-3), (noisy, 1e3)]:
-        tuned = vf.tune(APPROX, temperature=HeldOut(Z, y[:, None]))
+        tuned = vf.tune(of_numbers(), temperature=HeldOut(Z, y[:, None]))
         assert_allclose(tuned.temperature, end)
         assert not tuned.converged
         assert "no maximum of their density in the temperature, from 0.001 to 1000" in repr(tuned)
-    flat = vf.tune(CLASSES, temperature=HeldOut(X, LABELS, Linearized(link=AtMode())))
+    flat = vf.tune(of_classes(), temperature=HeldOut(X, LABELS, Linearized(link=AtMode())))
     assert not flat.converged  # that link does not see the temperature
 
 
 @pytest.mark.parametrize(
     ("approx", "held_out", "message"),
     [
-        (APPROX, (Z, ZY), r"of shape \(20,\), but its distribution has shape \(20, 1\)"),
-        (APPROX, (Z, ZY[:3, None]), r"of shape \(3, 1\), but its distribution has shape"),
-        (APPROX, (Z, ZY[:1, None]), r"shape \(1, 1\), but the predictions of `y`"),
-        (APPROX, (Z, ZY[:, None].at[1].set(jnp.nan)), r"NaN or infinite, the first at index \(1,"),
-        (APPROX, (Z[:, :2], ZY[:, None]), r"could not run `model` with `x` of shape \(20, 2\)"),
-        (APPROX, (Z[:0], ZY[:0, None]), r"`predictive` has no examples"),
+        (of_numbers, (Z, ZY), r"of shape \(20,\), but its distribution has shape \(20, 1\)"),
+        (of_numbers, (Z, ZY[:3, None]), r"of shape \(3, 1\), but its distribution has shape"),
+        (of_numbers, (Z, ZY[:1, None]), r"shape \(1, 1\), but the predictions of `y`"),
         (
-            CLASSES,
+            of_numbers,
+            (Z, ZY[:, None].at[1].set(jnp.nan)),
+            r"NaN or infinite, the first at index \(1,",
+        ),
+        (of_numbers, (Z[:, :2], ZY[:, None]), r"could not run `model` with `x` of shape \(20, 2\)"),
+        (of_numbers, (Z[:0], ZY[:0, None]), r"`predictive` has no examples"),
+        (
+            of_classes,
             (X, LABELS[:, None]),
             r"of shape \(12, 1\), but its distribution has shape \(12,",
         ),
-        (CLASSES, (X, jax.nn.one_hot(LABELS, 3)), "of the type float"),
-        (CLASSES, (X, LABELS + 1), r"4 values outside the support .* index \(2,\)"),
+        (of_classes, (X, jax.nn.one_hot(LABELS, 3)), "of the type float"),
+        (of_classes, (X, LABELS + 1), r"4 values outside the support .* index \(2,\)"),
     ],
     ids=["row", "few", "one", "NaN", "columns", "none", "column", "one-hot", "outside"],
 )
 def test_held_out_data_are_checked_as_in_training(approx: Any, held_out: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        vf.tune(approx, temperature=HeldOut(*held_out))
+        vf.tune(approx(), temperature=HeldOut(*held_out))
 
 
 def test_a_column_of_labels_for_a_model_without() -> None:
@@ -125,7 +133,7 @@ def test_a_column_of_labels_for_a_model_without() -> None:
 )
 def test_arguments_of_another_kind(arguments: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        vf.tune(APPROX, **arguments)
+        vf.tune(of_numbers(), **arguments)
 
 
 def test_values_of_another_kind() -> None:
@@ -148,15 +156,15 @@ def two_sites(x: Any, y: Any = None, z: Any = None) -> None:
 def test_linearized_predictions_that_are_not_known() -> None:
     by = Linearized()
     with pytest.raises(DataError, match=r"1 of the 12 .* NaN, the first at index \(2, 0\)"):
-        APPROX.predictive(X.at[2, 1].set(jnp.nan), by=by)
+        of_numbers().predictive(X.at[2, 1].set(jnp.nan), by=by)
     with pytest.raises(DataError, match=r"NaN, .* `x` of shape \(12, 3\) and 1 NaN"):
-        CLASSES.predictive(X.at[2, 1].set(jnp.nan), by=by)
+        of_classes().predictive(X.at[2, 1].set(jnp.nan), by=by)
     with pytest.raises(DataError, match=r"could not run `model` with `x` of shape \(0, 3\)"):
-        CLASSES.predictive(X[:0], by=by)
+        of_classes().predictive(X[:0], by=by)
     with pytest.raises(DataError, match=r"no examples, with `x` of shape \(0, 3\)"):
-        APPROX.predictive(X[:0], by=by)
+        of_numbers().predictive(X[:0], by=by)
     with pytest.raises(DataError, match=r"could not run `model` with `x` of shape \(12, 2\)"):
-        APPROX.predictive(X[:, :2], by=by)
+        of_numbers().predictive(X[:, :2], by=by)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bool"])
@@ -218,14 +226,14 @@ def test_a_perfect_fit_has_no_maximum_in_the_noise(count: int) -> None:
 
 
 def test_the_noise_has_its_entries_and_its_row() -> None:
-    tuned = vf.tune(APPROX, noise=True)
+    tuned = vf.tune(of_numbers(), noise=True)
     again = vf.tune(tuned.approx, noise=True)
     for found in (tuned, again):
         assert set(found.factors) == set(found.scales) == {"w", "y"}
         assert_allclose(found.scales["y"], 0.3 * tuned.noise, rtol=1e-8)
         assert "noise of y" in repr(found)
-    assert set(vf.tune(APPROX).factors) == {"w"}
-    assert "noise" not in repr(vf.tune(APPROX))
+    assert set(vf.tune(of_numbers()).factors) == {"w"}
+    assert "noise" not in repr(vf.tune(of_numbers()))
 
 
 def test_equivalent_modes_are_said() -> None:
@@ -234,7 +242,7 @@ def test_equivalent_modes_are_said() -> None:
     at = network.init(jax.random.key(0), 3)
     tuned = vf.tune(vf.laplace(posterior, at=at, curvature=GGN(), structure=Diagonal()))
     assert "`approx.evidence` adds 2.079 for equivalent modes" in repr(tuned)
-    assert "equivalent modes" not in repr(vf.tune(APPROX))
+    assert "equivalent modes" not in repr(vf.tune(of_numbers()))
 
 
 PAIRS = np.array([[0.5, 0.5], [0.2, 0.8], [1.0, 0.0]])

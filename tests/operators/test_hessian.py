@@ -16,7 +16,7 @@ from volform.operators import hessian
 
 FLAT, UNRAVEL = ravel_pytree(PARAMS)
 N = FLAT.size
-DENSE = jax.hessian(lambda flat: loss(UNRAVEL(flat)))(FLAT)
+DENSE = jax.jit(jax.hessian(lambda flat: loss(UNRAVEL(flat))))(FLAT)
 ROOT = jnp.sin(jnp.arange(N * N)).reshape(N, N) + 3.0 * jnp.eye(N)
 METRICS = {
     "identity": vf.Euclidean(),
