@@ -166,12 +166,12 @@ def _aimed(
         strays = (tries >= FREE_CORRECTIONS) & (change > jnp.maximum(before_change, STRAYING))
         return nodes, matrix[:n], jnp.where(strays, jnp.nan, change), tries + 1
 
-    def goes_on(state: tuple) -> Array:
+    def should_continue(state: tuple) -> Array:
         _, _, change, tries = state
         return (change > tolerance) & (tries < MOST_CORRECTIONS)
 
     start = (nodes, eye, jnp.full((), jnp.inf, b.dtype), 0)
-    nodes, jacobian, change, _ = jax.lax.while_loop(goes_on, step, start)
+    nodes, jacobian, change, _ = jax.lax.while_loop(should_continue, step, start)
     lowered = jax.vmap(lambda v: frame.lower(a, v), out_axes=1)(eye)
     return frame.lift(a, nodes[0, n:]), jacobian @ lowered, change <= tolerance
 

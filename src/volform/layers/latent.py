@@ -291,10 +291,10 @@ def _relaxed(
             shorter = jnp.where(tries > 0, 0.5 * length, secant)
             return jnp.where(ends, length, shorter), tries + 1, ends, found
 
-        goes_on = lambda search: ~search[2] & (search[0] > SHORTEST)  # noqa: E731
+        should_continue = lambda search: ~search[2] & (search[0] > SHORTEST)  # noqa: E731
         one = jnp.ones_like(value)
         first = (one, 0, False, (one, jnp.zeros_like(slope)))
-        length, _, is_low, found = jax.lax.while_loop(goes_on, tried, first)
+        length, _, is_low, found = jax.lax.while_loop(should_continue, tried, first)
         lower = (inner + length * along, *found)
         return jax.tree.map(
             lambda new, old: jnp.where(is_low, new, old), lower, (inner, value, slope)
@@ -323,8 +323,8 @@ def _relaxed(
     zero, infinite = jnp.zeros_like(inner), jnp.full((), jnp.inf, start.dtype)
     slope, one = jnp.zeros((segments + 1, start.size), start.dtype), jnp.ones((), start.dtype)
     state = (inner, infinite, slope, (zero, one), zero, infinite, 0)  # the first step has no length
-    goes_on = lambda state: (state[5] > tolerance) & (state[6] < MOST_TRIES)  # noqa: E731
-    inner, value, slope, _, _, change, _ = jax.lax.while_loop(goes_on, step, state)
+    should_continue = lambda state: (state[5] > tolerance) & (state[6] < MOST_TRIES)  # noqa: E731
+    inner, value, slope, _, _, change, _ = jax.lax.while_loop(should_continue, step, state)
     return path_of(inner), jnp.where(change <= tolerance, value, jnp.nan), slope[0]
 
 

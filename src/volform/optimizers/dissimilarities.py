@@ -116,11 +116,11 @@ def _root(
         done = jnp.where(is_last & solves, 1, jnp.where(stuck | is_last, 2, 0))
         return u + fraction * step, done, steps + 1
 
-    def goes_on(carry: tuple[Array, Array, Array]) -> Array:
+    def should_continue(carry: tuple[Array, Array, Array]) -> Array:
         return (carry[1] == 0) & (carry[2] < _MOST_STEPS)
 
     begin = (start, jnp.zeros((), int), jnp.zeros((), int))
-    found, done, _ = jax.lax.while_loop(goes_on, improved, begin)
+    found, done, _ = jax.lax.while_loop(should_continue, improved, begin)
     return jnp.where((done == 1) & allowed(found), found, jnp.nan)
 
 

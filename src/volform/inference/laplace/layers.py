@@ -130,7 +130,7 @@ def layers_of(
 
     closed = written_out(leaves, values)
     count = counts[0] if counts else 0
-    flow = _Flow(closed, tuple(sorted(values)), count)
+    flow = _Backpropagated(closed, tuple(sorted(values)), count)
     readings = flow.readings() if count else []
     sources, pieces = _pieces(readings, flow)
     of = tuple(flow.sites[source] for source in sources)
@@ -139,7 +139,7 @@ def layers_of(
     )
 
 
-class _Flow:
+class _Backpropagated:
     """The sites that each variable is made of, and the examples that flow through the program.
 
     Attributes:
@@ -225,7 +225,9 @@ class _Flow:
         return frozenset[str]().union(*(self.sites[r.source] for r in chosen))
 
 
-def _pieces(readings: Sequence[Reading], flow: _Flow) -> tuple[tuple[Any, ...], tuple[Piece, ...]]:
+def _pieces(
+    readings: Sequence[Reading], flow: _Backpropagated
+) -> tuple[tuple[Any, ...], tuple[Piece, ...]]:
     """The sources that are read in known ways only, and their pieces."""
     by_source: dict[Any, list[Reading]] = defaultdict(list)
     for reading in readings:

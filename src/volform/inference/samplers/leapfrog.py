@@ -235,12 +235,12 @@ def _fixed_point(
         following = jnp.where(usable & (size > tolerance), secant, value)
         return following, value, change, size, count + 1
 
-    def goes_on(state: tuple) -> Bool[Array, ""]:
+    def should_continue(state: tuple) -> Bool[Array, ""]:
         size, count = state[3:]
         return is_asked & (size > tolerance) & (count < MOST_ITERATIONS)
 
     begin = guess, guess, guess, jnp.full((), jnp.inf, guess.dtype), jnp.zeros((), int)
-    x, _, _, size, count = jax.lax.while_loop(goes_on, step, begin)
+    x, _, _, size, count = jax.lax.while_loop(should_continue, step, begin)
     return x, count, (size <= tolerance) | ~is_asked
 
 
@@ -262,7 +262,7 @@ def travel(
     """
     several = jax.vmap(advance, (None, 0, 0, None, None))
 
-    def goes_on(state: tuple[Any, Trajectory]) -> Bool[Array, ""]:
+    def should_continue(state: tuple[Any, Trajectory]) -> Bool[Array, ""]:
         step, at = state
         return (step <= steps) & ~jnp.all(at.is_lost)
 
@@ -276,4 +276,4 @@ def travel(
         )
         return step + 1, kept
 
-    return jax.lax.while_loop(goes_on, step, (jnp.zeros((), int), jax.vmap(start)(u)))[1]
+    return jax.lax.while_loop(should_continue, step, (jnp.zeros((), int), jax.vmap(start)(u)))[1]
