@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from numpy.testing import assert_allclose, assert_array_equal
 from tests.compilations import compilations
 from tests.schools import SIGMA, Y, eight_schools
@@ -31,10 +32,10 @@ def test_conditioning_hardly_compiles():
     assert len(again) <= 2  # the data
 
 
-@pytest.mark.parametrize("limit", [0, 100])
-def test_a_recording_is_evaluated_whole(limit, monkeypatch):
+@pytest.mark.parametrize("together", [0.0, 1.0])
+def test_a_recording_is_evaluated_whole(together, monkeypatch):
     """As one program or, a long one, equation by equation; what is not traced is kept."""
-    monkeypatch.setattr(recording, "COMPILED_UP_TO", limit)
+    monkeypatch.setattr(recording, "TOGETHER", together)
 
     def f(x, y):
         return {"sum": x + y, "same": x, "name": "f", "one": jnp.ones(2), "plain": 3}
@@ -71,6 +72,28 @@ def test_python_on_values(model, monkeypatch):
     posterior = vf.condition(model, y)
     assert len(eager) == 1
     assert posterior.dim == (1 if model is on_data else 3)
+
+
+def on_levels(group, y):
+    z = numpyro.sample("z", dist.LKJCholesky(2, 1.0))
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0).expand([len(np.unique(group))]))
+    numpyro.sample("y", dist.Normal(mu[group], 1.0 + z[1, 0] ** 2), obs=y)
+
+
+@pytest.mark.standard_promotion
+def test_functions_of_numpy_of_the_data_are_traced_with_constants():
+    """Of which no operation is compiled by itself: NumPyro's own trace compiles some sixty."""
+    group, y = np.array([0, 1, 1, 2]), np.arange(4.0)
+    with compilations() as programs:
+        posterior = vf.condition(on_levels, group, y)
+    assert len(programs) <= 12
+    assert posterior.dim == 4
+    u = np.array([0.3, -1.0, 0.2, 0.5])
+    z = np.tanh(0.3)
+    # LKJ with concentration one is uniform in the correlation, whose slope in u is 1 - z^2.
+    expected = np.log(0.5 * (1.0 - z**2)) + scipy.stats.norm.logpdf(u[1:]).sum()
+    expected += scipy.stats.norm.logpdf(y, u[1:][group], 1.0 + z**2).sum()
+    assert_allclose(posterior.log_density_lebesgue(u), expected, rtol=1e-12)
 
 
 # --- What NumPyro refuses at one point is refused when a model is conditioned

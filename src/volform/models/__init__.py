@@ -24,6 +24,9 @@ from volform.models.conditioned_again import (
     with_model as with_model,
     with_sites_fixed as with_sites_fixed,
 )
+from volform.models.constant import (
+    ById as ById,
+)
 from volform.models.curvature_metrics import (
     ObservedInformation as ObservedInformation,
     SoftAbs as SoftAbs,
@@ -71,7 +74,6 @@ from volform.models.model_with_batches import (
 )
 from volform.models.model_with_data import (
     UNTRACEABLE as UNTRACEABLE,
-    ById as ById,
     ModelWithData as ModelWithData,
     make_program as make_program,
 )

@@ -16,6 +16,7 @@ from numpyro.distributions.transforms import Transform
 from volform.errors import DataError, MetricError, ModelError, VolformError
 from volform.geometry.dependence import dependence, moves
 from volform.models.attaching import require_metric
+from volform.models.constant import ById
 from volform.models.data_checks import (
     has_valid_arguments,
     is_circular,
@@ -71,7 +72,8 @@ def inspect_model(program: ModelWithData) -> Inspection:
         DataError: observed values that are NaN, infinite, empty, outside the support or of the
             wrong length.
     """
-    first = _compiled_trace(program) or _first_trace(program)
+    constant = with_constant_data(program, ById)
+    first = _compiled_trace(program) or _compiled_trace(constant) or _first_trace(program)
     trace = first.sites
     for name, metric in first.metrics.items():
         require_metric(metric, f"`infer` of the site `{name}`")
@@ -225,12 +227,14 @@ def _require_all_data(trace: dict[str, Any]) -> None:
 def _recorded(program: ModelWithData, layout: Layout) -> ModelWithData:
     """The program, recorded with its data as leaves if the model can be traced so."""
     values = jax.eval_shape(layout.constrain, layout.point)
-    try:
-        return program.record(values)
-    except ModelError:
-        raise
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ValueError):
-        program = with_constant_data(program)
+    for spelled in (program, with_constant_data(program, ById)):
+        try:
+            return spelled.record(values)
+        except ModelError:
+            raise
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ValueError):
+            continue
+    program = with_constant_data(program)
     try:
         return program.record(values)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:

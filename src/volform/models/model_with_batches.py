@@ -15,6 +15,7 @@ from numpyro.distributions import Unit
 from volform.compilation import is_traced, steady
 from volform.errors import DataError, ModelError
 from volform.models.batches import Arguments, Batches, no_batch
+from volform.models.constant import ById
 from volform.models.data_checks import (
     advice_on,
     all_inside,
@@ -26,7 +27,6 @@ from volform.models.data_checks import (
 )
 from volform.models.layout import Layout
 from volform.models.model_with_data import (
-    ById,
     Findings,
     ModelWithData,
     make_program,

@@ -19,6 +19,7 @@ from numpyro.infer.util import compute_log_probs
 
 from volform.errors import DataError, ModelError, VolformError
 from volform.geometry.dependence import dependence, holds_open_loop, moves
+from volform.models.constant import ById, Eager
 from volform.models.data_checks import advice_on, all_inside, require_no_table, value_in_words
 from volform.models.observing import Observer
 from volform.models.recording import Recording, recorded
@@ -35,19 +36,6 @@ UNTRACEABLE = (
     LookupError,
 )
 _ONE_STACK = threading.RLock()  # NumPyro's stack of handlers is one for all threads
-
-
-class ById:
-    """Hashes an object by identity, so that it can be static under `jit`."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ById) and self.value is other.value
 
 
 class Source:
@@ -300,12 +288,12 @@ class ModelWithData(eqx.Module):
     def staging(self) -> Iterator[None]:
         """Context to run the model in: no other thread does, for NumPyro has one stack of handlers.
 
-        Constants stay concrete under `jit` and `lax.map`.
+        Functions of data that are `Eager` stay concrete under `jit` and `lax.map`.
         """
-        is_constant = isinstance(self.data, ById)
+        is_eager = isinstance(self.data, ById) and self.data.is_eager
         with (
             _ONE_STACK,
-            jax.ensure_compile_time_eval() if is_constant else contextlib.nullcontext(),
+            jax.ensure_compile_time_eval() if is_eager else contextlib.nullcontext(),
         ):
             yield
 
@@ -365,9 +353,14 @@ def make_program(model: Callable, args: tuple, kwargs: dict[str, Any]) -> ModelW
     return ModelWithData(_static(model), jax.tree.map(_leaf, (args, kwargs)))
 
 
-def with_constant_data(program: ModelWithData) -> ModelWithData:
-    """The same program with its arrays as compile-time constants."""
-    return ModelWithData(program.model, ById(program.arguments()))
+def with_constant_data(program: ModelWithData, kind: type[ById] = Eager) -> ModelWithData:
+    """The same program with its arrays as constants; `Eager` ones where it reads what it computes.
+
+    `ById` is enough for NumPy's functions of the data, and spares compiling each operation on
+    constants: the model of NumPyro's example of admissions, with an LKJ prior, is conditioned in
+    2.5 s instead of 8.4.
+    """
+    return ModelWithData(program.model, kind(program.arguments()))
 
 
 def _static(model: Callable) -> Callable:

@@ -16,9 +16,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from volform.compilation import QUICK, Compiled
 from volform.models.digests import digest_of
 
-# Equations that are compiled together. For a chain of 200 XLA takes .5 s and for one of 1,600 a
-# minute; one after the other they take .1 s and .6 s.
-COMPILED_UP_TO = 100
+# Seconds of XLA for a program of n equations in a chain, as a loop of Python makes them, by n^2: .5
+# for 200, a minute for 1,600; and for each kind of equation, where one after the other is run.
+TOGETHER, ALONE = 2e-5, 0.035
 
 
 class Slot:
@@ -86,9 +86,13 @@ class Recording:
     def evaluated(self, *args: Any) -> Any:
         """The function's value, by one program, which equal recordings share.
 
-        Long ones are evaluated equation by equation.
+        Long ones that repeat themselves are evaluated equation by equation.
         """
-        is_short = len(self._whole.eqns) <= COMPILED_UP_TO
+        eqns = self._whole.eqns
+        kinds = {
+            (e.primitive, e.params.get("name"), *(str(v.aval) for v in e.invars)) for e in eqns
+        }
+        is_short = TOGETHER * len(eqns) ** 2 <= ALONE * len(kinds)
         outputs = (_compiled if is_short else _evaluated)(self, jax.tree.leaves(args))
         return _filled(self.structure, self.leaves, dict(enumerate(outputs)))
 

@@ -20,8 +20,9 @@ from volform.inference.laplace.links import Link, Probit
 from volform.inference.laplace.output_covariance import OutputPrecision, covariance_by_factors
 from volform.linalg.operator import fits, gib_of
 from volform.linalg.under_metric import whitening_maps
+from volform.models.constant import ById
 from volform.models.data_checks import advice_on, core_of
-from volform.models.model_with_data import UNTRACEABLE, ById, ModelWithData, make_program
+from volform.models.model_with_data import UNTRACEABLE, ModelWithData, make_program
 from volform.models.posterior import Posterior
 
 
