@@ -2,9 +2,10 @@
 
 import functools
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -32,6 +33,7 @@ QUICK = STEADY | {"xla_backend_optimization_level": 0}
 # thousand times, at 5 ns of a number and operation more: above, a second is lost that was gained.
 QUICK_UP_TO = 10_000
 _OUTSIDE = get_opaque_trace_state()  # of all traces
+T = TypeVar("T")
 WORTH_KEEPING = 0.1  # seconds of a compilation, of which reading the program back takes a third
 
 
@@ -99,6 +101,33 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
         return programs(numbers)(data, *args, **kwargs)
 
     return chosen
+
+
+class cached_by_identity(Generic[T]):  # noqa: N801  as functools.cached_property
+    """A property of an Equinox module that is computed once for each object.
+
+    `functools.cached_property` keeps its value in the object's `__dict__`, by whose length Equinox
+    0.13 tells modules apart: a module that has been asked for one is compiled for anew. Of eight
+    schools that was a second in three of the first evidence. The value must not hold the object.
+
+    Args:
+        fn: of the object.
+    """
+
+    def __init__(self, fn: Callable[[Any], T]):
+        self._fn = fn
+        self._found: dict[int, T] = {}
+        self.__doc__ = fn.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> T:
+        """The value, computed where it is asked for first."""
+        if instance is None:  # of the class, as documentation asks
+            return self  # pyright: ignore[reportReturnType]
+        key = id(instance)
+        if key not in self._found:
+            self._found[key] = self._fn(instance)
+            weakref.finalize(instance, self._found.pop, key, None)
+        return self._found[key]
 
 
 def keep_compiled() -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 from numpyro.distributions import Unit
 
+from volform.compilation import cached_by_identity
 from volform.errors import ModelError, TrustWarning
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.questions import name_of
@@ -120,7 +120,7 @@ class Posterior(eqx.Module):
         """As `bound_model`, of the first batch where data come in batches."""
         return BoundModel(first_of(self.program), self.layout, self.observed, self.known)
 
-    @cached_property
+    @cached_by_identity
     def data_sites(self) -> tuple[str, ...]:
         """Observed sites with a distribution: all but those of `numpyro.factor`."""
         found: list[str] = []
@@ -148,7 +148,7 @@ class Posterior(eqx.Module):
         """The equivalent modes of a network, by its symmetries; None where no site leaves them."""
         return self._origin[1]
 
-    @cached_property
+    @cached_by_identity
     def _origin(self) -> tuple[Provenance, Counted | None]:
         return provenance_of(self.bound_model, self.held)
 
