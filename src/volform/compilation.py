@@ -79,7 +79,7 @@ def steady(fn: Callable[..., Any]) -> Compiled:
     return Compiled(fn, STEADY)
 
 
-def by_numbers(fn: Callable[..., Any]) -> Callable[[int], Compiled]:
+def by_numbers(fn: Callable[..., Any]) -> Callable[[float], Compiled]:
     """The function compiled quickly, or to run fast: which, by the numbers that it reads."""
     quick, steady = Compiled(fn, QUICK), Compiled(fn, STEADY)
     return lambda numbers: quick if numbers <= QUICK_UP_TO else steady
@@ -96,11 +96,15 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def chosen(data: Any, *args: Any, **kwargs: Any) -> Any:
-        leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
-        numbers = sum(leaf.size for leaf in leaves) + getattr(data, "numbers_read", 0)
-        return programs(numbers)(data, *args, **kwargs)
+        return programs(numbers_in(data))(data, *args, **kwargs)
 
     return chosen
+
+
+def numbers_in(data: Any) -> float:
+    """Numbers in the arrays of a pytree, and those that it says are read besides."""
+    leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
+    return sum(leaf.size for leaf in leaves) + getattr(data, "numbers_read", 0)
 
 
 class cached_by_identity(Generic[T]):  # noqa: N801  as functools.cached_property

@@ -5,7 +5,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import lax
 
-from volform.geometry import dependence, moves
+from volform.geometry import dependence, moves, numbers_computed
 
 X = jnp.array([0.3, 1.7])
 DATA = jnp.arange(3.0)
@@ -95,3 +95,17 @@ def test_nothing_is_evaluated():
         return x
 
     assert dependence(f, X)
+
+
+def test_numbers_that_a_program_computes():
+    """Each element of each result once, and those in a loop at each of its steps."""
+
+    def f(x):
+        y = jnp.sin(x) + 1.0  # 2 + 2
+
+        def step(c, _):
+            return jax.jit(jnp.cos)(c * 2.0), c  # 1 + 1, five times
+
+        return y, lax.scan(step, 0.5, None, length=5)[0]
+
+    assert numbers_computed(jax.make_jaxpr(f)(X).jaxpr) == 2 + 2 + 5 * 2

@@ -188,6 +188,8 @@ def test_an_unbounded_density_is_not_called_converged() -> None:
     assert not fit.converged
     assert isinstance(fit.verdict, NotConverged)
     assert "rises toward an edge" in str(fit.verdict)
+    assert fit.starts <= 80
+    assert np.log(float(fit.values["tau"])) > -210.0  # where every start ends that runs off
     with pytest.raises(ConvergenceError, match="is no strict mode"):
         vf.laplace(fit)
     told = vf.laplace(fit, refuse=False)

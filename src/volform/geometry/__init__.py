@@ -12,6 +12,7 @@ from volform.geometry.dependence import (
     has_open_loop as has_open_loop,
     holds_open_loop as holds_open_loop,
     moves as moves,
+    numbers_computed as numbers_computed,
 )
 from volform.geometry.fisher import (
     Fisher as Fisher,

@@ -1,5 +1,6 @@
 """Dependence of a function's outputs on its inputs, read off the jaxpr, nothing is evaluated."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,14 +41,24 @@ def has_open_loop(f: Callable[..., Any], *args: Any) -> bool:
 def holds_open_loop(jaxpr: Jaxpr) -> bool:
     """Tell whether a program holds a loop of unknown length."""
     return any(
-        eqn.primitive.name == "while"
-        or any(
-            holds_open_loop(getattr(inner, "jaxpr", inner))
-            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
-            if _is_program(inner)
-        )
+        eqn.primitive.name == "while" or any(map(holds_open_loop, _programs_in(eqn)))
         for eqn in jaxpr.eqns
     )
+
+
+def numbers_computed(jaxpr: Jaxpr) -> int:
+    """Number of elements that a run of a program computes, those in its loops each time."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(map(numbers_computed, _programs_in(eqn)))
+        own = 0 if inner else sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
+        count += own + inner * eqn.params.get("length", 1)
+    return count
+
+
+def _programs_in(eqn: JaxprEqn) -> list[Jaxpr]:
+    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
+    return [getattr(inner, "jaxpr", inner) for inner in leaves if _is_program(inner)]
 
 
 def _is_program(value: Any) -> bool:

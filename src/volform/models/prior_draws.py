@@ -29,17 +29,25 @@ def prior_draws(model: BoundModel, key: PRNGKeyArray, count: int) -> Float[Array
     return jax.lax.map(draw, jax.random.split(key, count), batch_size=PRIOR_DRAWS_AT_ONCE)
 
 
-@compiled
 def weighed_draws(
-    model: BoundModel, key: PRNGKeyArray, fold: int | Int[Array, ""] = 0
+    model: BoundModel, key: PRNGKeyArray, fold: int | Int[np.ndarray, ""] = 0
 ) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
     """Prior draws in u, and the log likelihood at them; minus infinity where it is not finite.
+
+    One program serves every fold.
 
     Args:
         model: the model with its data.
         key: key of the draws.
         fold: a number that is folded into the key; other draws for each.
     """
+    return _weighed_draws(model, key, np.asarray(fold, np.int32))
+
+
+@compiled
+def _weighed_draws(
+    model: BoundModel, key: PRNGKeyArray, fold: Int[Array, ""]
+) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
     draws = prior_draws(model, jax.random.fold_in(key, fold), PRIOR_DRAWS)
     fit = jax.lax.map(model.log_likelihood, draws, batch_size=PRIOR_DRAWS_AT_ONCE)
     usable = jnp.isfinite(fit) & jnp.all(jnp.isfinite(draws), axis=1)
