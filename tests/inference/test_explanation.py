@@ -244,6 +244,28 @@ def test_where_the_second_order_is_the_estimate(monkeypatch: pytest.MonkeyPatch)
     assert_allclose(sum(found.terms.values()), found.log_z, rtol=1e-12)
 
 
+@pytest.mark.standard_promotion
+def test_a_good_bridge_above_the_tolerance_gets_the_draws_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(automatic, "_ladder", lambda dim: iter([vf.Bridge(draws=1000, warmup=500)]))
+
+    def model(y: Any) -> None:
+        rate = numpyro.sample("rate", dist.Gamma(jnp.array([3.0, 5.0]), 1.0).to_event(1))
+        numpyro.sample("y", dist.Gamma(4.0, rate), obs=y)
+
+    problem = problem_of(vf.condition(model, jnp.array([2.0, 1.0])))
+    first = Automatic(tolerance=1.0).estimate(problem)
+    assert first.trust.level is Level.GOOD
+    assert "1,000 draws" in str(first)
+    found = Automatic(tolerance=0.6 * float(first.error)).estimate(problem)
+    assert found.trust.level is Level.GOOD
+    assert float(found.error) < 0.6 * float(first.error)
+    count = math.ceil(1.25 * 1000 / 0.6**2)
+    assert f"({4 * (count // 4):,} draws)" in str(found).splitlines()[0]
+    assert f"bridge sampling (1,000 draws) {float(first.log_z):.3f} (good)" in found.note
+
+
 def test_an_improper_prior_is_refused_as_in_the_evidence() -> None:
     def model(y: Any) -> None:
         mu = numpyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
