@@ -175,6 +175,8 @@ def _kernel(count: int) -> Callable[[], tuple[Call, Any]]:
     def prepare() -> tuple[Call, Any]:
         import numpy as np
 
+        from volform import kernels as k
+
         net = _network()
         x = np.random.default_rng(0).normal(size=(count, 10))
         return lambda x: float(k.kernel(net, x).nngp[0, 0]), x
@@ -184,6 +186,8 @@ def _kernel(count: int) -> Callable[[], tuple[Call, Any]]:
 
 def _kernel_again() -> tuple[Call, Any]:
     import numpy as np
+
+    from volform import kernels as k
 
     net = _network()
     x = np.random.default_rng(0).normal(size=(103, 10))

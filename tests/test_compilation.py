@@ -1,13 +1,20 @@
 """Options of the compiler: where they are allowed, and where a trace has none."""
 
-import gc
+import copy
+import functools
+import pickle
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jaxtyping import Array
 
-from volform.compilation import cached_by_identity, safe, steady
+from volform.compilation import Remembering, remembered, safe, steady
+from volform.inference.laplace.samples import Samples
+from volform.models import Posterior
 
 
 @pytest.mark.parametrize("compiled", [safe, steady])
@@ -36,29 +43,44 @@ def test_errors_of_the_function_are_its_own():
         fails(jnp.ones(2))
 
 
-class Squared(eqx.Module):
-    """A number, and how often its square was computed."""
+class Sum(Remembering):
+    x: Array
+    count: list[int] = eqx.field(static=True, default_factory=list)
 
-    number: jax.Array
-    counts: list[int] = eqx.field(static=True)
-
-    @cached_by_identity
-    def square(self):
-        self.counts.append(1)
-        return self.number**2
+    @remembered
+    def total(self) -> Array:
+        """Sum of x."""
+        self.count.append(1)
+        return jnp.sum(self.x)
 
 
-def test_what_is_cached_by_identity_leaves_a_module_as_it_was():
-    one, counts = Squared(jnp.array(3.0), []), []
-    two = Squared(jnp.array(4.0), counts)
-    before = jax.tree.structure(one)
-    assert [float(one.square), float(one.square), float(two.square)] == [9.0, 9.0, 16.0]
-    assert (len(one.counts), len(counts)) == (1, 1)
-    assert jax.tree.structure(one) == before
-    moved = jax.tree.map(lambda x: x + 1.0, one)  # another object, another value
-    assert float(moved.square) == 16.0
-    kept = type(one).__dict__["square"]._found
-    assert len(kept) == 3
-    del one, two, moved
-    gc.collect()
-    assert not kept
+def test_what_is_remembered_is_computed_once_and_changes_no_tree():
+    of = Sum(jnp.ones(3))
+    before = jax.tree.structure(of)
+    assert (float(of.total), float(of.total), len(of.count)) == (3.0, 3.0, 1)
+    assert jax.tree.structure(of) == before
+    assert float(eqx.tree_at(lambda s: s.x, of, jnp.zeros(3)).total) == 0.0
+    assert float(jax.grad(lambda s: s.total)(of).x.sum()) == 3.0
+
+
+def test_copies_find_by_themselves_what_is_remembered():
+    of = Sum(np.ones(3))  # pyright: ignore[reportArgumentType]
+    assert of.total == 3.0
+    for other in (copy.copy(of), copy.deepcopy(of), pickle.loads(pickle.dumps(of))):
+        count = len(other.count)
+        assert other.total == 3.0
+        assert len(other.count) == count + 1
+
+
+def _modules(of: Any = eqx.Module) -> set[type]:
+    return {of}.union(*map(_modules, of.__subclasses__()))
+
+
+def test_no_module_of_ours_keeps_values_among_its_fields():
+    """By which all compiled functions of it would be compiled again."""
+    ours = {of for of in _modules() if of.__module__.startswith("volform.")}
+    assert Posterior in ours
+    for of in ours - {Samples}:  # draws in NumPy, which no program takes
+        kept = [v for v in vars(of).values() if isinstance(v, functools.cached_property)]
+        assert all(isinstance(v, remembered) for v in kept), of
+        assert not kept or issubclass(of, Remembering), of

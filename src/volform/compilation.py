@@ -2,10 +2,9 @@
 
 import functools
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -33,8 +32,37 @@ QUICK = STEADY | {"xla_backend_optimization_level": 0}
 # thousand times, at 5 ns of a number and operation more: above, a second is lost that was gained.
 QUICK_UP_TO = 10_000
 _OUTSIDE = get_opaque_trace_state()  # of all traces
-T = TypeVar("T")
 WORTH_KEEPING = 0.1  # seconds of a compilation, of which reading the program back takes a third
+T = TypeVar("T")
+
+
+class Remembering(eqx.Module):
+    """A module with properties that are `remembered`."""
+
+    __slots__ = ("_found",)  # beside `__dict__`
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)  # a copy finds them itself
+
+
+class remembered(functools.cached_property[T]):  # noqa: N801 - as functools writes it
+    """A property of a `Remembering` module that is computed when it is first asked for.
+
+    `functools.cached_property` leaves its value in `__dict__`. Equinox takes a module with more in
+    there than its fields for a function's wrapper, of another tree structure: after
+    `posterior.provenance` all programs of a posterior were compiled once more.
+    """
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The value; of the class, the property itself."""
+        if instance is None:
+            return self
+        if not hasattr(instance, "_found"):
+            object.__setattr__(instance, "_found", {})
+        found, name = instance._found, self.attrname
+        if name not in found:
+            found[name] = self.func(instance)
+        return found[name]
 
 
 class Compiled:
@@ -105,33 +133,6 @@ def numbers_in(data: Any) -> float:
     """Numbers in the arrays of a pytree, and those that it says are read besides."""
     leaves = (leaf for leaf in jax.tree.leaves(data) if eqx.is_array(leaf))
     return sum(leaf.size for leaf in leaves) + getattr(data, "numbers_read", 0)
-
-
-class cached_by_identity(Generic[T]):  # noqa: N801  as functools.cached_property
-    """A property of an Equinox module that is computed once for each object.
-
-    `functools.cached_property` keeps its value in the object's `__dict__`, by whose length Equinox
-    0.13 tells modules apart: a module that has been asked for one is compiled for anew. Of eight
-    schools that was a second in three of the first evidence. The value must not hold the object.
-
-    Args:
-        fn: of the object.
-    """
-
-    def __init__(self, fn: Callable[[Any], T]):
-        self._fn = fn
-        self._found: dict[int, T] = {}
-        self.__doc__ = fn.__doc__
-
-    def __get__(self, instance: Any, owner: type) -> T:
-        """The value, computed where it is asked for first."""
-        if instance is None:  # of the class, as documentation asks
-            return self  # pyright: ignore[reportReturnType]
-        key = id(instance)
-        if key not in self._found:
-            self._found[key] = self._fn(instance)
-            weakref.finalize(instance, self._found.pop, key, None)
-        return self._found[key]
 
 
 def keep_compiled() -> None:

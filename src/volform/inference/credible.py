@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from scipy.stats import chi2
 
-from volform.compilation import compiled
+from volform.compilation import Remembering, compiled, remembered
 from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry.metric import Metric
 from volform.geometry.questions import name_of
@@ -40,7 +39,7 @@ _NODES, _SHARES = np.polynomial.legendre.leggauss(3)
 _NODES, _SHARES = 0.5 + 0.5 * _NODES, 0.5 * _SHARES
 
 
-class CredibleRegion(eqx.Module):
+class CredibleRegion(Remembering):
     """The smallest region of a given probability, in the volume of the metric.
 
     `{theta : log q^G(theta) >= threshold}`, with q^G the joint density against dV_G. Of all regions
@@ -120,7 +119,7 @@ class CredibleRegion(eqx.Module):
         """
         return self._samples.marginal(name)
 
-    @cached_property
+    @remembered
     def _samples(self) -> Samples:
         if isinstance(self.source, Samples):
             return self.source

@@ -1,6 +1,5 @@
 """Precision matrices with a structure of their own: Kronecker factors, and low rank on a base."""
 
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -8,13 +7,14 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
+from volform.compilation import Remembering, remembered
 from volform.linalg.generalized import generalized_eigh
 from volform.linalg.operator import Operator, register_operator, require_dense
 from volform.linalg.structured import dense_logdet, exact_logdet, whiten
 from volform.linalg.under_metric import whitening_maps
 
 
-class KroneckerSum(Operator):
+class KroneckerSum(Operator, Remembering):
     """`C x D + A x B` on flat vectors, x the Kronecker product: `X -> C X D + A X B` on matrices.
 
     C and D are positive definite, A and B symmetric. Determinant, root and solve cost
@@ -57,7 +57,7 @@ class KroneckerSum(Operator):
         """A flat vector."""
         return jax.ShapeDtypeStruct((len(self.left) * len(self.right),), self.left.dtype)
 
-    @cached_property
+    @remembered
     def pencils(self) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         """Eigenvalues and vectors of (A, C) and of (B, D), by which all else is cheap."""
         return _pencil(self.left, self.base_left), _pencil(self.right, self.base_right)

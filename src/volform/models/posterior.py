@@ -11,7 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 from numpyro.distributions import Unit
 
-from volform.compilation import cached_by_identity
+from volform.compilation import Remembering, remembered
 from volform.errors import ModelError, TrustWarning
 from volform.geometry.metric import Euclidean, Metric
 from volform.geometry.questions import name_of
@@ -56,7 +56,7 @@ class Attachment(eqx.Module):
     metric: Metric
 
 
-class Posterior(eqx.Module):
+class Posterior(Remembering):
     """A model, its data and a metric, as functions on unconstrained points u in R^d.
 
     Built by `condition`. u is flat: the latent sites in the order in which the model samples
@@ -120,7 +120,7 @@ class Posterior(eqx.Module):
         """As `bound_model`, of the first batch where data come in batches."""
         return BoundModel(first_of(self.program), self.layout, self.observed, self.known)
 
-    @cached_by_identity
+    @remembered
     def data_sites(self) -> tuple[str, ...]:
         """Observed sites with a distribution: all but those of `numpyro.factor`."""
         found: list[str] = []
@@ -148,7 +148,7 @@ class Posterior(eqx.Module):
         """The equivalent modes of a network, by its symmetries; None where no site leaves them."""
         return self._origin[1]
 
-    @cached_by_identity
+    @remembered
     def _origin(self) -> tuple[Provenance, Counted | None]:
         return provenance_of(self.bound_model, self.held)
 
@@ -216,7 +216,7 @@ class Posterior(eqx.Module):
 
     __deepcopy__ = __copy__
 
-    __hash__ = object.__hash__  # arrays have none, and `jax.jit(posterior.log_density)` asks
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType] - `jax.jit` of methods asks
 
     def _repr_html_(self) -> str:
         sites = [[site.name, str(site.shape), str(site.size)] for site in self.layout.sites]

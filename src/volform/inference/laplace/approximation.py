@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from volform.checks import key_of, require_key, require_whole
+from volform.compilation import Remembering, remembered
 from volform.errors import ModelError, VolformError
 from volform.inference.laplace.acceptance import (
     compiled_logdet,
@@ -53,7 +53,7 @@ from volform.models.posterior import Posterior
 from volform.results import Evidence, Regime, html_notes, in_words
 
 
-class LaplaceApproximation(eqx.Module):
+class LaplaceApproximation(Remembering):
     """Gaussian approximation in the tangent space at the mode of q^G; built by `laplace`.
 
     Attributes:
@@ -103,7 +103,7 @@ class LaplaceApproximation(eqx.Module):
         """Coordinates in which draws are Gaussian: those the metric is flat in, if known."""
         return sampling_chart(self.posterior)
 
-    @cached_property
+    @remembered
     def at(self) -> FirstOrder:
         """-log q^G at the mode, with the precision for its Hessian where that is a matrix."""
         return expanded(self.mode, self.precision)
@@ -113,7 +113,7 @@ class LaplaceApproximation(eqx.Module):
         """The inverse of the precision matrix, in u; a SizeError above 8 GiB."""
         return self.gaussian.covariance
 
-    @cached_property
+    @remembered
     def evidence(self) -> Evidence:
         """First-order evidence at this mode, and the second-order correction up to 60 parameters.
 
@@ -178,11 +178,11 @@ class LaplaceApproximation(eqx.Module):
         require_whole(draws, "draws", "sample", ModelError)
         return draw(self.posterior, self.gaussian.carried(along), key, draws)
 
-    @cached_property
+    @remembered
     def _log_det(self) -> Float[Array, ""]:
         return compiled_logdet(self.precision)
 
-    @cached_property
+    @remembered
     def _rotated(self) -> lx.AbstractLinearOperator:
         return rotated_blocks(self.precision)
 

@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from volform.checks import require_whole
-from volform.compilation import steady
+from volform.compilation import Remembering, remembered, steady
 from volform.errors import ModelError, StructureError
 from volform.geometry.connection import christoffel_along
 from volform.inference.laplace.observed_sites import ObservedSites, SiteOutputs
@@ -106,7 +105,7 @@ class Curvature(eqx.Module):
         return None
 
 
-class DataPriorSplit(eqx.Module):
+class DataPriorSplit(Remembering):
     """`-log q^G = loss(outputs) + rest` at u, and the curvature of the two.
 
     Attributes:
@@ -123,7 +122,7 @@ class DataPriorSplit(eqx.Module):
     curvature: Curvature | None = None
     chunk: int | None = eqx.field(static=True, default=None)
 
-    @cached_property
+    @remembered
     def count(self) -> int:
         """Number of the examples.
 

@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from volform.compilation import Remembering, remembered
 from volform.errors import ModelError, StructureError
 from volform.inference.laplace.acceptance import note_on
 from volform.inference.laplace.approximation import LaplaceApproximation
@@ -83,7 +83,7 @@ class PerLayer(PriorScales):
         return tuple(map(tuple, found.values()))
 
 
-class Tuned(eqx.Module):
+class Tuned(Remembering):
     """Scales of highest evidence at the point and curvature of an approximation; built by `tune`.
 
     Attributes:
@@ -111,7 +111,7 @@ class Tuned(eqx.Module):
     converged: bool
     unmoved: tuple[str, ...]
 
-    @cached_property
+    @remembered
     def approx(self) -> LaplaceApproximation:
         """The approximation with these scales, at the same point and with the same curvature.
 
@@ -136,7 +136,7 @@ class Tuned(eqx.Module):
         c = jnp.asarray(self.noise**-2.0 / temperature, weights.dtype)
         return moved(before, self._rest, weights, c)
 
-    @cached_property
+    @remembered
     def _rest(self) -> Float[Array, " d"]:  # of which each temperature that is tried makes use
         return _rest_of(self.start)
 

@@ -1,7 +1,6 @@
 """The local expansion of -log q^G: gradient, Hessian, metric, spectrum of E = G^-1 H."""
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from volform.compilation import steady
+from volform.compilation import Remembering, remembered, steady
 from volform.geometry.fisher_routes import MonteCarlo
 from volform.geometry.jacobians import lacks_forward_mode
 from volform.linalg.generalized import cholesky_or_nan, generalized_eigh, solve_lower
@@ -49,7 +48,7 @@ class FirstOrder(eqx.Module):
         return cls(u, value, gradient, norm, volume)
 
 
-class SecondOrder(FirstOrder):
+class SecondOrder(FirstOrder, Remembering):
     """l = -log q^G at u to second order.
 
     What follows from the matrices is computed when it is first asked for: a Cholesky factor
@@ -63,21 +62,21 @@ class SecondOrder(FirstOrder):
     hessian: Float[Array, "d d"]
     gram: Float[Array, "d d"]
 
-    @cached_property
+    @remembered
     def log_det(self) -> Float[Array, ""]:
         """log det E = log det H - log det G; NaN where H is not positive definite."""
         units, lower = self._root
         half = np.sum(np.log(np.diagonal(lower))) + np.sum(np.log(units))
         return jax.device_put(2.0 * (half - np.asarray(self.log_volume)))
 
-    @cached_property
+    @remembered
     def whitener(self) -> Float[Array, "d d"]:
         """W with W^T H W = I; NaN where H is not positive definite."""
         units, lower = self._root
         eye = np.eye(units.size, dtype=units.dtype)
         return jax.device_put(solve_lower(lower, eye).T / units[:, None])
 
-    @cached_property
+    @remembered
     def decrement(self) -> Float[Array, ""]:
         """Newton decrement sqrt(dl^T |H|^-1 dl): distance to the mode in standard deviations."""
         units, lower = self._root
@@ -91,7 +90,7 @@ class SecondOrder(FirstOrder):
         with np.errstate(divide="ignore", invalid="ignore"):  # at a flat direction
             return jax.device_put(np.linalg.norm(vectors.T @ slope / np.sqrt(np.abs(values))))
 
-    @cached_property
+    @remembered
     def _root(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
         """Units s and lower triangular L with `H = diag(s) L L^T diag(s)`."""
         hessian = np.asarray(self.hessian)
@@ -109,7 +108,7 @@ class SecondOrder(FirstOrder):
         """Eigenvectors of E as columns, orthonormal in the metric, in u. Not differentiable."""
         return self._spectrum[1]
 
-    @cached_property
+    @remembered
     def _spectrum(self) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
         return generalized_eigh(self.hessian, self.gram)
 
