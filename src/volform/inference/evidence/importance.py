@@ -79,7 +79,13 @@ class Importance(Estimator):
             )
 
     def weighted(self, problem: Problem) -> "SmoothedWeights":
-        """Draws around the modes with their weights."""
+        """Draws around the modes with their weights; of one problem, they are drawn once."""
+        asked = self.draws, self.df, self.rounds, self.along
+        if asked not in problem.weighted:
+            problem.weighted[asked] = self._weighted(problem)
+        return problem.weighted[asked]
+
+    def _weighted(self, problem: Problem) -> "SmoothedWeights":
         posterior = problem.posterior
         chart = sampling_chart(posterior)
         if self.along is not None:

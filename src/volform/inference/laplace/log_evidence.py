@@ -15,7 +15,7 @@ from volform.geometry.jacobians import lacks_forward_mode
 from volform.inference.attached_metrics import metric_of_model
 from volform.inference.laplace.correction import correction
 from volform.inference.laplace.equivalent_modes import OVERLAP_WITHIN, Total, total, without_copies
-from volform.inference.laplace.slices import DRAWS, SLICE_POINTS, gap_of_expansion
+from volform.inference.laplace.slices import gap_of_expansion
 from volform.inference.laplace.stencil import correction_by_differences
 from volform.inference.modes.expansion import (
     FirstOrder,
@@ -193,20 +193,19 @@ def errors_of(c: float, gap: float) -> tuple[float, float]:
 
 def _correction(posterior: Posterior, at: SecondOrder) -> tuple[float, float, Cost]:
     """The coefficient c at a mode, the gap of the expansion, and what it took."""
-    d, spent = posterior.dim, Cost()
+    d, spent, near = posterior.dim, Cost(), None
     if at.u.dtype != jnp.float64:  # of whose fourth differences rounding leaves nothing
         return float(exact_correction(posterior, at.u, at.whitener)), 0.0, Cost(0, d**2)
+    c = math.nan
     if d <= DIFFERENCES_UP_TO:
         found = correction_by_differences(posterior, at)
-        spent = Cost(0, found.hessians * (d + 1))
-        if found.is_accurate:
-            return (
-                found.c,
-                gap_of_expansion(posterior, at, found.c),
-                spent + Cost(SLICE_POINTS * d + DRAWS),
-            )
-    c = float(exact_correction(posterior, at.u, at.whitener))
-    return c, gap_of_expansion(posterior, at, c), spent + Cost(SLICE_POINTS * d + DRAWS, d**2)
+        spent, near = Cost(0, found.hessians * (d + 1)), found.losses
+        c = found.c if found.is_accurate else c
+    if math.isnan(c):
+        c = float(exact_correction(posterior, at.u, at.whitener))
+        spent += Cost(0, d**2)
+    gap = gap_of_expansion(posterior, at, c, near)
+    return c, gap.nats, spent + gap.cost
 
 
 exact_correction = Compiled(correction, STEADY)

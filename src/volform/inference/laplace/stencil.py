@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from volform.inference.laplace.slices import POINTS, WIDEST
+from volform.inference.laplace.near_points import POINTS, WIDEST
 from volform.inference.modes.expansion import SecondOrder
 from volform.inference.modes.newton import expansions
 from volform.models.posterior import Posterior
@@ -27,11 +27,13 @@ class Differences(NamedTuple):
         c: its value.
         error: an estimate of its error, by the order of the differences and their symmetry.
         hessians: number of Hessians that were evaluated.
+        losses: -log q^G at the points of the first step, on each axis from the lowest on.
     """
 
     c: float
     error: float
     hessians: int
+    losses: Float[np.ndarray, "d n"]
 
     @property
     def is_accurate(self) -> bool:
@@ -50,14 +52,16 @@ def correction_by_differences(posterior: Posterior, at: SecondOrder) -> Differen
         posterior: densities and metric in u.
         at: the expansion at the mode of q^G.
     """
-    best, used = Differences(math.nan, math.inf, 0), 0
-    for halvings in range(STEP_SIZES):
-        found = _with_step(posterior, at, WIDEST / 2**halvings)
-        used += found.hessians
-        best = found if found.error < best.error else best
+    best = first = _with_step(posterior, at, WIDEST)
+    used = first.hessians
+    for halvings in range(1, STEP_SIZES):
         if best.is_accurate:
             break
-    return best._replace(hessians=used)
+        found = _with_step(posterior, at, WIDEST / 2**halvings)
+        used += found.hessians
+        # Beyond an edge it is NaN.
+        best = found if found.error < best.error or math.isnan(best.error) else best
+    return best._replace(hessians=used, losses=first.losses)
 
 
 def _with_step(posterior: Posterior, at: SecondOrder, step: float) -> Differences:
@@ -74,7 +78,9 @@ def _with_step(posterior: Posterior, at: SecondOrder, step: float) -> Difference
     with np.errstate(invalid="ignore"):  # beyond an edge, where c is NaN
         c, error = _contracted(hessians, volumes, center, step, POINTS)
         lower, _ = _contracted(hessians, volumes, center, step, POINTS - 1)
-    return Differences(c, error + abs(c - lower), len(points))
+    losses = np.reshape([end.value for end in found], (d, 2, POINTS))
+    losses = np.concatenate([losses[:, 1, ::-1], losses[:, 0]], axis=1)
+    return Differences(c, error + abs(c - lower), len(points), losses)
 
 
 def _contracted(

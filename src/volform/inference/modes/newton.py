@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
-from volform.compilation import by_numbers, numbers_in
+from volform.compilation import QUICK_UP_TO, by_numbers, numbers_in
 from volform.inference.modes.expansion import SecondOrder, expand_second
 from volform.inference.modes.trust_region import TrialStep, initial_step
 from volform.limits import NEWTON_FROM_ALL_UP_TO
@@ -101,8 +101,17 @@ def expansions(posterior: Posterior, points: Points) -> list[SecondOrder]:
 
 
 def _newton_each(posterior: Posterior, starts: Points, *rest: Any) -> Any:
-    numbers = numbers_in(posterior) * max(1.0, starts.shape[1] / GRADIENTS)
-    return _each_by_numbers(numbers)(posterior, starts, *rest)
+    return _each_by_numbers(_numbers_of(posterior, starts.shape[1]))(posterior, starts, *rest)
+
+
+def has_quick_hessians(posterior: Posterior) -> bool:
+    """Tell whether Hessians take little time beside the compilation of another program."""
+    return _numbers_of(posterior, posterior.dim) <= QUICK_UP_TO
+
+
+def _numbers_of(posterior: Posterior, dim: int) -> float:
+    """Numbers that a Hessian reads."""
+    return numbers_in(posterior) * max(1.0, dim / GRADIENTS)
 
 
 @by_numbers
