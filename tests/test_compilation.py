@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from volform.compilation import Remembering, remembered, safe, steady
+from volform.compilation import Compiled, Remembering, remembered, safe, steady
 from volform.inference.laplace.samples import Samples
 from volform.models import Posterior
 
@@ -32,6 +32,11 @@ def test_within_a_trace(compiled):
     assert double(jnp.ones(2)).tolist() == [2.0, 2.0]
     assert traced(jnp.ones(2)).tolist() == [6.0, 6.0]
     assert jax.vmap(double)(jnp.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_options_that_this_compiler_does_not_know_are_left_out():
+    options = {"xla_backend_optimization_level": 2, "xla_no_such_option": 1}
+    assert float(Compiled(lambda x: 2.0 * x, options)(jnp.ones(()))) == 2.0
 
 
 def test_errors_of_the_function_are_its_own():

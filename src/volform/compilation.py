@@ -87,7 +87,7 @@ class Compiled:
 
     @functools.cached_property
     def _with_options(self) -> Callable[..., Any]:
-        known = {name: value for name, value in self._options.items() if _is_known(name, value)}
+        known = _known(tuple(self._options.items()))
         extra: Any = {"compiler_options": known} if known else {}
         return eqx.filter_jit(self.__wrapped__, **extra)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -190,11 +190,13 @@ def parts_of_scan(eqn: JaxprEqn) -> tuple[int, int]:
 
 
 @functools.cache
-def _is_known(name: str, value: Any) -> bool:
-    """Tell whether this XLA has the option: jaxlib 0.12 has no choice of emitters."""
-    trial: Any = jax.jit(lambda x: x, compiler_options={name: value})
+def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Those options that this XLA has: jaxlib 0.12 has no choice of emitters."""
+    trial: Any = jax.jit(lambda x: x, compiler_options=dict(options))
     try:
         trial.lower(np.float32(0.0)).compile()
     except jax.errors.JaxRuntimeError:
-        return False
-    return True
+        if len(options) == 1:
+            return {}
+        return {name: value for option in options for name, value in _known((option,)).items()}
+    return dict(options)
