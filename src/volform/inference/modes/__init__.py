@@ -27,6 +27,7 @@ from volform.inference.modes.mode import (
 )
 from volform.inference.modes.newton import (
     expansions as expansions,
+    has_quick_hessians as has_quick_hessians,
     newton as newton,
 )
 from volform.inference.modes.search import (
