@@ -108,11 +108,26 @@ def test_draws_go_into_predictive(approx):
     assert set(dict(draws)) == {"slope", "a"}
     found = Predictive(linear, dict(draws))(jax.random.key(1), X)["y"]
     assert found.shape == (5, 4)
-    assert_allclose(Predictive(linear, draws.values)(jax.random.key(1), X)["y"], found)
+    for given in (draws, draws.values):
+        assert_allclose(Predictive(linear, given)(jax.random.key(1), X)["y"], found)
+    assert "a" in draws
+    assert "b" not in draws
+    assert len(list(draws)) == len(draws) == 2
+    assert draws.get("b") is None
     # Mapped over as a pytree they stay draws, with all that makes them.
     again = jax.tree.map(lambda leaf: leaf, draws)
     assert_allclose(again["slope"], draws["slope"])
     assert_allclose(again.log_q, draws.log_q)
+    first = jax.tree.map(lambda leaf: leaf[0], draws)
+    assert_allclose(first["a"], draws["a"][0])
+
+
+def test_weights_are_not_left_out_of_draws_by_site(approx):
+    drawn = vf.evidence(approx, by=vf.Importance()).draws
+    with pytest.raises(ModelError, match="`draws` have weights, and by site they would count"):
+        Predictive(linear, drawn)
+    again = drawn.resampled(jax.random.key(0), 7)
+    assert Predictive(linear, again)(jax.random.key(1), X)["y"].shape == (7, 4)
 
 
 # --- blackjax

@@ -19,7 +19,7 @@ from scipy.stats import multivariate_normal, norm
 import volform as vf
 from volform.errors import ModelError, SaddleError, TrustWarning
 from volform.geometry import DiagonalField
-from volform.inference import Comparison, SiteMetrics
+from volform.inference import Automatic, Comparison, SiteMetrics
 from volform.inference.attached_metrics import metric_of_model
 from volform.results import Cost, Level, Trust
 
@@ -358,3 +358,16 @@ def test_text() -> None:
     assert "best" in rows[0]
     assert f"{exact(1.0) - exact(30.0):.2f}" in rows[2]
     assert "strong" in rows[2]
+
+
+def test_an_approximation_is_not_estimated_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its evidence is there, whatever its curvature; another estimator is asked for by `by`."""
+    approx = vf.laplace(vf.condition(normal, Y, 1.0), curvature=vf.GGN())
+    with monkeypatch.context() as patch:
+        patch.setattr(Automatic, "estimate", None)  # would fail if it were called
+        table = vf.compare({"a": approx, "b": approx.evidence})
+    assert [row.evidence.method for row in table.rows] == ["Laplace with GGN()"] * 2
+    assert_allclose([row.probability for row in table.rows], 0.5)
+    assert any("another curvature than the Hessian, GGN()" in text for text in table.cautions)
+    sampled = vf.compare({"a": approx}, by=vf.Importance(), loo=False)
+    assert "importance" in sampled.rows[0].evidence.method

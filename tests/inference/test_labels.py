@@ -4,6 +4,7 @@ import pickle
 import warnings
 from typing import Any
 
+import arviz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from tests.compilations import compilations
 import volform as vf
 from volform.errors import TrustWarning
 from volform.models import with_arguments, with_model, with_sites_fixed
+from volform.models.labels import axis_of
 
 NAMES = ["Uppsala", "Lund", "Visby"]
 FRAME = pd.DataFrame(
@@ -399,3 +401,34 @@ def test_labels_in_another_order_are_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vf.condition(towns, FRAME["sigma"], y=FRAME["y"])
+
+
+def test_labels_that_come_again_are_numbered() -> None:
+    """ArviZ's summary raises an error of NumPy's where two are alike."""
+    index = pd.Index(["Lund", "Visby", "Lund", "Lund (2)"], name="town")
+    frame = pd.DataFrame({"y": [1.0, 2.0, 0.5, 0.1]}, index=index)
+
+    def model(y: Any) -> None:
+        with numpyro.plate("town", 4):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    approx = vf.laplace(vf.condition(model, frame["y"]))
+    names = [f"theta[{name}]" for name in ("Lund", "Visby", "Lund (3)", "Lund (2)")]
+    assert list(approx.summary().to_dataframe().index) == names
+    table: Any = arviz.summary(vf.to_arviz(approx, draws=200, key=jax.random.key(0)))
+    assert list(table.index) == names
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (pd.MultiIndex.from_tuples([("a", 1), ("a", 2)]), ["a, 1", "a, 2"]),
+        (pd.Index([0, 1, 0]), ["0", "1", "0 (2)"]),
+    ],
+    ids=["levels", "numbers"],
+)
+def test_labels_of_an_index(index: Any, expected: list[str]) -> None:
+    found = axis_of(None, index).labels
+    assert found is not None
+    assert found.tolist() == expected

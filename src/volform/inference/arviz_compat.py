@@ -15,25 +15,26 @@ from jaxtyping import Float
 
 def built(
     groups: dict[str, Any],
-    attributes: dict[str, Any],
+    attributes: dict[str, dict[str, Any]],
     dims: dict[str, Any],
     coords: dict[str, Any] | None = None,
 ) -> Any:
-    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x; attributes are the posterior's.
+    """An `InferenceData` on ArviZ 0.x, a `DataTree` on 1.x, with attributes of its groups.
 
     A tree has slashes between its groups and none in names: `scope/mu` becomes `scope_mu` there.
     """
     import arviz  # noqa: PLC0415
 
     if not _is_one():
-        return arviz.from_dict(**groups, posterior_attrs=attributes, coords=coords, dims=dims)
+        named = {f"{group}_attrs": own for group, own in attributes.items()}
+        return arviz.from_dict(**groups, **named, coords=coords, dims=dims)
     coords = coords or {}
     names = [name for group in groups.values() for name in group]
     new = without_slashes({*names, *coords, *(dim for own in dims.values() for dim in own)})
     groups = {key: {new[n]: value for n, value in group.items()} for key, group in groups.items()}
     return arviz.from_dict(
         groups,
-        attrs={"posterior": attributes},
+        attrs=attributes,
         coords={new[name]: labels for name, labels in coords.items()},
         dims={new.get(name, name): [new[dim] for dim in own] for name, own in dims.items()},
     )
@@ -57,7 +58,17 @@ def of_chains(mcmc: Any, dims: dict[str, Any], coords: dict[str, Any]) -> Any:
     """Draws of NumPyro's `MCMC`, by ArviZ."""
     import arviz  # noqa: PLC0415
 
-    return arviz.from_numpyro(mcmc, coords=coords, dims=dims)
+    options = {"log_likelihood": True} if _is_one() else {}  # which 0.x computes by itself
+    # Where dimensions are given ArviZ looks for no plates.
+    return arviz.from_numpyro(mcmc, coords=coords, dims=dims or None, **options)
+
+
+def stats_of_chains(mcmc: Any) -> dict[str, np.ndarray]:
+    """Extra fields of NumPyro's `MCMC`, such as `diverging`, by ArviZ's names."""
+    import arviz  # noqa: PLC0415
+
+    group = arviz.from_numpyro(mcmc, log_likelihood=False)["sample_stats"]
+    return {str(name): np.asarray(group[name]) for name in group.data_vars}
 
 
 def psis_loo(data: Any) -> tuple[float, float, bool, Float[np.ndarray, " n"]]:

@@ -1,13 +1,13 @@
 """Results as ArviZ objects."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 
 from volform.checks import key_of
@@ -15,23 +15,18 @@ from volform.equivalence.alignment import representatives
 from volform.equivalence.group import Group
 from volform.errors import ModelError
 from volform.inference import arviz_compat
-from volform.inference.axis_names import (
-    constant_data,
-    labelled,
-    labels_of_model,
-    observed_and_plates,
-)
+from volform.inference.arviz_groups import by_chain, data_again, groups_of, prior_groups
+from volform.inference.axis_names import constant_data, labelled, labels_of_model
+from volform.inference.evidence.comparison import Comparison
+from volform.inference.given_draws import samples_of
 from volform.inference.laplace.approximation import LaplaceApproximation
-from volform.inference.laplace.draws import predicted
 from volform.inference.laplace.samples import Samples
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
-AGAIN = 5  # of a key, whose other streams are those of draws
-
 
 def to_arviz(
-    target: LaplaceApproximation | Evidence | Samples | MCMC,
+    target: LaplaceApproximation | Evidence | Samples | MCMC | Mapping[str, Any] | Comparison,
     *,
     key: PRNGKeyArray | None = None,
     draws: int = 1000,
@@ -39,6 +34,8 @@ def to_arviz(
     dims: Mapping[str, Sequence[str]] | None = None,
     symmetry: Group | None = None,
     predictive: bool = False,
+    prior: bool = False,
+    posterior: Posterior | None = None,
 ) -> Any:
     """Draws of a posterior as an ArviZ object.
 
@@ -50,7 +47,9 @@ def to_arviz(
     Args:
         target: a Laplace approximation, which is drawn from; an evidence with draws, or those
             draws: chains as they are, weighted ones and nodes drawn again by their weights, since
-            ArviZ knows no weights; or an `MCMC` of NumPyro, by ArviZ's own `from_numpyro`.
+            ArviZ knows no weights. An `MCMC` of NumPyro, or a dictionary of draws by site, with
+            `posterior`; an `MCMC` alone by ArviZ's own `from_numpyro`, which knows no data but the
+            observed. A comparison, whose models become a dictionary for `arviz.compare`.
         key: key of the draws; `jax.random.key(0)` by default.
         draws: number of draws, in one chain; chains keep theirs.
         coords: labels along dimensions, plates among them: `{"school": names}`. They win over
@@ -61,17 +60,23 @@ def to_arviz(
             draw is the copy nearest to the mean of all (`equivalence.representatives`), so that
             means, r-hat and effective sizes of weights mean something. Deterministic sites stay.
         predictive: whether the data are drawn again at each draw, `posterior_predictive`.
+        prior: whether to add as many draws from the prior, `prior`, and data at these,
+            `prior_predictive`.
+        posterior: from `condition`, what an `MCMC` or a dictionary of draws is of, or draws that
+            were pickled: has the names and labels of the data, which a sampler of NumPyro lost.
 
     Returns:
         An `InferenceData` on arviz 0.x, an xarray `DataTree` on arviz 1.x, with the groups
         posterior (deterministic sites included), sample_stats (`lp`, the log joint density with
         respect to Lebesgue measure in u, and `log_q`, that of what the draws are from, where it is
-        known), log_likelihood, observed_data and constant_data (the model's other arguments). The
-        attributes of the posterior hold the evidence with its trust and diagnostics, the metric,
-        and the number of draws outside of the support.
+        known; of an `MCMC` its own, such as `diverging`), log_likelihood, observed_data and
+        constant_data (the model's other arguments). The attributes of the posterior hold the
+        evidence with its trust and diagnostics, the metric, and the number of draws outside of the
+        support; those of sample_stats `k_hat`.
 
     Raises:
-        ModelError: a target without draws, or of another type.
+        ModelError: a target without draws, or of another type; a comparison some model of which has
+            none; groups of an `MCMC` that need its `posterior`; an improper `prior`.
         UnknownSiteError: when `dims` names no site.
         DataError: when `dims` or `coords` do not fit, or the draws do not fit `symmetry`.
         ConvergenceError: when hardly any draw lies inside the support.
@@ -87,44 +92,72 @@ def to_arviz(
     >>> list(data["sample_stats"].data_vars)
     ['lp', 'log_q']
     """
-    given_coords, given_dims = dict(coords or {}), dict(dims or {})
-    if isinstance(target, MCMC):
-        formula = labels_of_model(getattr(target.sampler, "model", None))
-        if formula is not None:  # ArviZ does not see plates
-            given_dims = formula.dims | given_dims
-            given_coords = formula.coords | given_coords
-        data = arviz_compat.of_chains(target, given_dims, given_coords)
-        chains = data["posterior"]
-        for name, value in _aligned(target.get_samples(group_by_chain=True), symmetry).items():
-            if name in chains:
-                chains[name] = (chains[name].dims, value)
-        return data
     key = key_of(key, "to_arviz", ModelError)
-    samples, attributes = _drawn(target, key, draws)
-    if samples.posterior is None:
-        raise ModelError(
-            "`target` of to_arviz was pickled, without its model, which the groups are computed "
-            "by; export before, or take `draws.values`."
-        )
-    groups, plates = groups_of(samples.posterior, samples)
-    groups["posterior"] |= _aligned(groups["posterior"], symmetry, samples.posterior)
-    stats = {} if samples.posterior.in_batches else {"lp": samples.log_p}
+    labels = dict(coords or {}), dict(dims or {})
+    if isinstance(target, Comparison):
+        each = {row.name: _of_row(row) for row in target.rows}
+        options = {"key": key, "draws": draws, "coords": coords, "dims": dims}
+        options |= {"symmetry": symmetry, "predictive": predictive, "prior": prior}
+        return {name: to_arviz(own, **options) for name, own in each.items()}
+    if isinstance(target, MCMC) and posterior is None:
+        posterior = getattr(target.sampler, "posterior", None)
+        if posterior is None:
+            return _of_chains(target, labels, symmetry, needs_model=predictive or prior)
+    samples, attributes = _drawn(target, key, draws, posterior)
+    posterior = samples.posterior
+    groups, plates = groups_of(posterior, samples)
+    groups["posterior"] |= _aligned(groups["posterior"], symmetry, posterior)
+    stats = {} if posterior.in_batches else {"lp": samples.log_p}
     if samples.log_q is not None:
         stats["log_q"] = samples.log_q
-    groups["sample_stats"] = {name: _by_chain(samples, value) for name, value in stats.items()}
+    groups["sample_stats"] = {name: by_chain(samples, value) for name, value in stats.items()}
+    if isinstance(target, MCMC):
+        groups["sample_stats"] = arviz_compat.stats_of_chains(target) | groups["sample_stats"]
     if predictive:
-        groups["posterior_predictive"] = _drawn_again(samples, key)
-    if constant := constant_data(samples.posterior, groups.get("observed_data", {})):
+        again = data_again(posterior, samples.values, key)
+        groups["posterior_predictive"] = {n: by_chain(samples, x) for n, x in again.items()}
+    if prior:
+        groups |= prior_groups(posterior, key, draws)
+    if constant := constant_data(posterior, groups.get("observed_data", {})):
         groups["constant_data"] = constant
-    named, own = labelled(samples.posterior, groups, plates, given_dims, given_coords)
-    return arviz_compat.built(groups, attributes, named, own | given_coords)
+    given_coords, given_dims = labels
+    named, own = labelled(posterior, groups, plates, given_dims, given_coords)
+    of_stats = {"k_hat": attributes["k_hat"]} if "k_hat" in attributes else {}
+    of_groups = {"posterior": attributes, "sample_stats": of_stats}
+    return arviz_compat.built(groups, of_groups, named, own | given_coords)
 
 
-def _drawn_again(samples: Samples, key: PRNGKeyArray) -> dict[str, np.ndarray]:
-    """Draws of the data at each draw of the parameters."""
-    posterior, (args, kwargs) = samples.posterior, samples.posterior.program.arguments()
-    found = predicted(posterior, samples.values, jax.random.fold_in(key, AGAIN), args, kwargs)
-    return {n: _by_chain(samples, found[n]) for n in posterior.data_sites if np.size(found[n])}
+def _of_chains(
+    mcmc: MCMC, labels: tuple[dict[str, Any], ...], symmetry: Group | None, needs_model: bool
+) -> Any:
+    """Chains as ArviZ takes them, with the names of a formula."""
+    if needs_model:
+        raise ModelError(
+            "`predictive` and `prior` of to_arviz need the model of the `MCMC` with its data: give "
+            "`posterior=vf.condition(model, ...)`."
+        )
+    coords, dims = labels
+    formula = labels_of_model(getattr(mcmc.sampler, "model", None))
+    if formula is not None:  # ArviZ does not see plates where it is given dimensions
+        dims, coords = formula.dims | dims, formula.coords | coords
+    data = arviz_compat.of_chains(mcmc, dims, coords)
+    chains = data["posterior"]
+    for name, value in _aligned(mcmc.get_samples(group_by_chain=True), symmetry).items():
+        if name in chains:
+            chains[name] = (chains[name].dims, value)
+    return data
+
+
+def _of_row(row: Any) -> Any:
+    """What of a compared model is drawn from."""
+    source = row.approx if row.evidence.draws is None else row.evidence
+    if source is None:
+        raise ModelError(
+            f"The model {row.name!r} of this comparison has an evidence by {row.evidence.method} "
+            "without draws, or one that was read from a file; to_arviz needs `vf.compare` of "
+            "posteriors."
+        )
+    return source
 
 
 def _aligned(
@@ -149,68 +182,30 @@ def _deviations(posterior: Posterior, names: Sequence[str]) -> dict[str, np.ndar
     return None
 
 
-def _drawn(target: Any, key: PRNGKeyArray, draws: int) -> tuple[Samples, dict[str, Any]]:
+def _drawn(
+    target: Any, key: PRNGKeyArray, draws: int, posterior: Posterior | None
+) -> tuple[Samples, dict[str, Any]]:
     """Draws that count alike, and the attributes of the posterior."""
     attributes: dict[str, Any] = {"inference_library": "volform"}
     if isinstance(target, LaplaceApproximation):
         samples = target.sample(key, draws)
         attributes |= {"approximation": "invariant Laplace", "metric": target.posterior.metric_name}
-        with_evidence = _evidence_or_note(target)
-    elif isinstance(target, Evidence):
-        samples = target.draws
-        if samples is None:
-            raise ModelError(
-                f"`target` of to_arviz is an evidence by {target.method}, which has no draws; give "
-                "the Laplace approximation of `vf.laplace`, or an evidence by another estimator, "
-                "such as `by=vf.Importance()`."
-            )
-        with_evidence = _of_evidence(target) | {"metric": target.metric_name}
-    elif isinstance(target, Samples):
-        samples, with_evidence = target, {}
+        attributes |= _evidence_or_note(target)
     else:
-        raise ModelError(
-            "`target` of to_arviz should be a result of `vf.laplace` or `vf.evidence`, draws of "
-            f"one, or a NumPyro `MCMC`; got {type(target).__name__}."
-        )
+        samples, own = samples_of(target, posterior, "to_arviz")
+        if samples.posterior is not own:
+            samples = dataclasses.replace(samples, posterior=own)
+        if isinstance(target, Evidence):
+            attributes |= _of_evidence(target) | {"metric": target.metric_name}
+        if isinstance(target, MCMC):
+            attributes["inference_library"] = "numpyro"
     attributes["draws_replaced_outside_support"] = samples.outside
     if samples.log_weights is not None:
         attributes["effective_draws"] = samples.effective
         if samples.k_hat is not None:
             attributes["k_hat"] = samples.k_hat
         samples = samples.resampled(key, draws)
-    return samples, attributes | with_evidence
-
-
-def groups_of(posterior: Posterior, samples: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The groups of an ArviZ object, and the dimensions of their variables."""
-    # Other sites, and the data, are not those of the first batch of several.
-    names = posterior.names if posterior.in_batches else posterior.known
-    named = jax.vmap(lambda u: posterior.values(u, names))(samples.u)
-    observed, dims = observed_and_plates(posterior, posterior.values(samples.u[0]), named)
-    pointwise = _pointwise(posterior, samples.u, tuple(observed)) if observed else {}
-    groups = {
-        "posterior": {name: _by_chain(samples, value) for name, value in named.items()},
-        "log_likelihood": {name: _by_chain(samples, value) for name, value in pointwise.items()},
-        "observed_data": observed,
-    }
-    return {name: group for name, group in groups.items() if group}, dims
-
-
-def _by_chain(samples: Samples, value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return array.reshape(samples.chains, -1, *array.shape[1:])
-
-
-def _pointwise(
-    posterior: Posterior, u: Float[np.ndarray, "n d"], names: tuple[str, ...]
-) -> dict[str, Array]:
-    """Log likelihood of each datum at each draw."""
-
-    def of_draw(u: Float[Array, " d"]) -> dict[str, Array]:
-        trace = posterior.program.run(posterior.values(u))
-        return {name: trace[name]["fn"].log_prob(trace[name]["value"]) for name in names}
-
-    return jax.jit(lambda u: jax.lax.map(of_draw, u))(u)
+    return samples, attributes
 
 
 def _evidence_or_note(approx: LaplaceApproximation) -> dict[str, Any]:

@@ -17,17 +17,13 @@ from volform.compilation import Remembering, compiled, remembered
 from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry.metric import Metric
 from volform.geometry.questions import name_of
+from volform.inference.given_draws import points_of, samples_of
 from volform.inference.laplace.approximation import LaplaceApproximation
-from volform.inference.laplace.draws import draws_of_sites, located
-from volform.inference.laplace.gaussian_chart import LEBESGUE
-from volform.inference.laplace.samples import (
-    FEWEST_FOR_TIMES,
-    Samples,
-    weighted_quantiles,
-)
+from volform.inference.laplace.draws import draws_of_sites
+from volform.inference.laplace.samples import FEWEST_FOR_TIMES, Samples
+from volform.inference.laplace.weighing import weighted_quantiles
 from volform.inference.summary import require_probability
 from volform.linalg.structured import exact_logdet
-from volform.models.layout import Layout
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
@@ -75,7 +71,7 @@ class CredibleRegion(Remembering):
             DataError: when a value has the wrong shape.
         """
         flat, lead = draws_of_sites(self.posterior.layout, values)
-        u, inside = _points(self.posterior, flat)
+        u, inside = points_of(self.posterior, flat)
         return (inside & (_log_density(self.posterior, u) >= self.threshold)).reshape(lead)
 
     def interval(
@@ -181,7 +177,7 @@ def credible_region(
     if isinstance(target, LaplaceApproximation):
         return _of_laplace(target, probability)
     log_z = float(target.log_z) if isinstance(target, Evidence) else None
-    samples, posterior = _drawn(target, posterior)
+    samples, posterior = samples_of(target, posterior, "credible_region")
     log_q = _log_density(posterior, samples.u)
     kept = samples.weights > 0.0
     (threshold,) = weighted_quantiles(log_q[kept], samples.weights[kept], (1.0 - probability,))
@@ -237,55 +233,6 @@ def _require_a_boundary(
             f"`q^G >= c` has the probability {probability:g}, and those that have it are many. "
             "Take `interval` of a region of another posterior, or quantiles."
         )
-
-
-def _drawn(target: Any, posterior: Posterior | None) -> tuple[Samples, Posterior]:
-    if isinstance(target, Evidence):
-        if target.draws is None:
-            raise ModelError(
-                f"`target` of credible_region is an evidence by {target.method}, which has no "
-                "draws; give the approximation of `vf.laplace`, or an evidence by "
-                "`vf.Importance()`."
-            )
-        target = target.draws
-    if isinstance(target, Samples):
-        posterior = target.posterior if posterior is None else posterior
-        if posterior is None:
-            raise ModelError(
-                "`target` of credible_region was pickled, without its model; give `posterior=`."
-            )
-        return target, posterior
-    if not isinstance(target, MCMC | Mapping):
-        raise ModelError(
-            "`target` of credible_region should be a result of `vf.laplace` or `vf.evidence`, "
-            f"draws of one, an `MCMC` or a dictionary of draws; got {type(target).__name__}."
-        )
-    if posterior is None:
-        raise ModelError(
-            "`target` of credible_region has no metric; give `posterior=`, the result of "
-            "`vf.condition`."
-        )
-    if not isinstance(posterior, Posterior):
-        raise ModelError(
-            f"`posterior` of credible_region should be the result of `vf.condition`; got "
-            f"{type(posterior).__name__}."
-        )
-    if isinstance(target, MCMC) and target.post_warmup_state is None and target.last_state is None:
-        raise ModelError("`target` of credible_region is an `MCMC` that was not run; run it.")
-    values = target.get_samples(group_by_chain=True) if isinstance(target, MCMC) else target
-    flat, lead = draws_of_sites(posterior.layout, values)
-    u, inside = _points(posterior, flat) if 0 not in lead else (np.zeros((0, 0)), np.ones(0, bool))
-    if not lead or not len(u):
-        raise ModelError(
-            "`target` of credible_region should hold draws, on a first axis of each site; got "
-            f"{'one value' if not lead else 'none'} of each."
-        )
-    if not inside.all():
-        raise ModelError(
-            f"`target` of credible_region has {np.sum(~inside)} of {len(u)} draws outside of the "
-            "support of the posterior; give draws of this posterior."
-        )
-    return Samples(posterior, LEBESGUE, u, chains=lead[0] if len(lead) > 1 else 1), posterior
 
 
 def _error(samples: Samples, inside: np.ndarray) -> float:
@@ -344,16 +291,6 @@ def _line_density(measure: Metric, x: Float[np.ndarray, "n k"], name: str) -> np
             f"finite at {x[~(found > 0.0)][0]:.6g}, between two draws."
         )
     return found
-
-
-def _points(posterior: Posterior, values: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    u, _, inside = map(np.asarray, _located(posterior.layout, values))
-    return u, inside
-
-
-@eqx.filter_jit
-def _located(layout: Layout, values: dict[str, Any]) -> tuple[Array, Array, Array]:
-    return jax.vmap(lambda values: located(layout, values))(values)
 
 
 def _log_density(posterior: Posterior, u: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

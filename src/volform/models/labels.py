@@ -1,6 +1,7 @@
 """Names and labels of the axes of data, kept for the export."""
 
 import abc
+import collections
 import contextlib
 import dataclasses
 import inspect
@@ -161,10 +162,32 @@ def _of_data_array(array: Any) -> tuple[NamedAxis, ...]:
 
 
 def axis_of(name: Any, index: Any) -> NamedAxis:
-    """An axis with the labels of an index of pandas; none where they count from zero."""
+    """An axis with the labels of an index of pandas; none where they count from zero.
+
+    Labels that come again are numbered, `Lund` and `Lund (2)`: ArviZ's tables stop at two alike.
+    """
     labels = None if index is None else np.array(index)
     if labels is not None and labels.dtype.kind not in PLAIN:
-        labels = np.array([str(label) for label in labels])
+        labels = np.array([_as_text(label) for label in labels])
     if labels is not None and labels.dtype.kind in "iu":
         labels = None if np.array_equal(labels, np.arange(len(labels))) else labels
+    if labels is not None and len(np.unique(labels)) < len(labels):
+        labels = _numbered(labels)
     return NamedAxis(None if name is None else str(name), labels)
+
+
+def _as_text(label: Any) -> str:
+    return ", ".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    texts = [str(label) for label in labels]
+    taken, times = set(texts), collections.Counter[str]()
+    for i, text in enumerate(texts):
+        times[text] += 1
+        if times[text] > 1:
+            while (new := f"{text} ({times[text]})") in taken:
+                times[text] += 1
+            texts[i] = new
+            taken.add(new)
+    return np.array(texts)

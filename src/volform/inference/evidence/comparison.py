@@ -220,7 +220,8 @@ def compare(
     standard error carries those of the log evidences, by the delta method.
 
     Args:
-        models: a `Posterior`, `MAP`, Laplace approximation or `Evidence` for each name.
+        models: a `Posterior`, `MAP`, Laplace approximation or `Evidence` for each name. An evidence
+            is taken as it is, and so is that of an approximation where `by` is left out.
         key: key of searches and draws; `jax.random.key(0)` by default.
         by: the estimator; by default the cheapest that can be trusted, tried in the order
             Laplace, importance sampling, bridge sampling.
@@ -262,7 +263,7 @@ def compare(
         )
     require_names(models, "models", "compare", ModelError)
     require_executor(executor, "compare", ModelError)
-    estimator = estimator_of(by, Automatic())
+    estimator = None if by is None else estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
     shares = _prior(prior, list(models))
     tasks = {

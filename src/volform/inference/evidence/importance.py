@@ -14,7 +14,8 @@ from volform.inference.evidence.estimator import Estimator, Problem
 from volform.inference.laplace.gaussian_chart import LEBESGUE, densities_at, sampling_chart
 from volform.inference.laplace.geodesic_chart import ExponentialMap, NormalChart, placed_at
 from volform.inference.laplace.mixture import Proposal, adapted, proposal_at
-from volform.inference.laplace.samples import Samples, widening
+from volform.inference.laplace.samples import Samples
+from volform.inference.laplace.weighing import widening
 from volform.models.posterior import Posterior
 from volform.results import Cost, Evidence, Level, Trust
 

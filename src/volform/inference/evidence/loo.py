@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from volform.generators import generator
 from volform.inference import arviz_compat
-from volform.inference.arviz_export import groups_of
+from volform.inference.arviz_groups import groups_of
 from volform.inference.evidence.estimator import Problem
 from volform.inference.laplace.gaussian_chart import sampling_chart
 from volform.inference.laplace.samples import Samples

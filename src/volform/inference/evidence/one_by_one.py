@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from jaxtyping import PRNGKeyArray
 
 from volform.errors import VolformError
-from volform.inference.evidence.estimator import Estimator, problem_of
+from volform.inference.evidence.automatic import Automatic
+from volform.inference.evidence.estimator import Estimator, Problem, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
 from volform.inference.laplace.approximation import LaplaceApproximation
@@ -33,10 +34,13 @@ class Estimated(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The work on one model: a target, an estimator, its key, and whether LOO is asked for."""
+    """The work on one model: a target, an estimator, its key, and whether LOO is asked for.
+
+    Without an estimator a Laplace approximation has the evidence that it has already.
+    """
 
     target: Any
-    estimator: Estimator
+    estimator: Estimator | None
     key: PRNGKeyArray
     loo: bool
 
@@ -50,17 +54,23 @@ class Task:
             self.target.provenance.require_proper(allow_improper=False)
             return Estimated(self.target)
         problem = problem_of(self.target, self.key)
-        found = self.estimator.estimate(problem)
-        approx = problem.approx if found.draws is None and problem.modes_so_far else None
-        if not self.loo:
-            return Estimated(found, approx)
+        if self.estimator is None and isinstance(self.target, LaplaceApproximation):
+            found, approx = self.target.evidence, self.target
+        else:
+            found = (self.estimator or Automatic()).estimate(problem)
+            approx = problem.approx if found.draws is None and problem.modes_so_far else None
+        return Estimated(found, approx, self._score(problem, approx) if self.loo else None)
+
+    def _score(self, problem: Problem, approx: LaplaceApproximation | None) -> Loo | str:
+        if approx is not None and approx.title:
+            return f"another curvature than the Hessian, {approx.title}"
         try:
             drawn = Importance().weighted(problem)
         except VolformError:
-            return Estimated(found, approx, "no mode to draw around")
+            return "no mode to draw around"
         if not drawn.k_hat <= K_HAT_LIMIT:
-            return Estimated(found, approx, f"k-hat {drawn.k_hat:.2f} of draws around the modes")
-        return Estimated(found, approx, loo_of(problem, drawn.w, drawn.log_weights))
+            return f"k-hat {drawn.k_hat:.2f} of draws around the modes"
+        return loo_of(problem, drawn.w, drawn.log_weights)
 
 
 def in_turn(tasks: Mapping[str, Task], phase: Phase) -> Iterator[tuple[str, Estimated]]:

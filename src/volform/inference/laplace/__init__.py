@@ -81,8 +81,6 @@ from volform.inference.laplace.mixture import (
 from volform.inference.laplace.samples import (
     FEWEST_FOR_TIMES as FEWEST_FOR_TIMES,
     Samples as Samples,
-    weighted_quantiles as weighted_quantiles,
-    widening as widening,
 )
 from volform.inference.laplace.structure import (
     Structure as Structure,
@@ -104,6 +102,10 @@ from volform.inference.laplace.tuning import (
     PriorScales as PriorScales,
     Tuned as Tuned,
     tune as tune,
+)
+from volform.inference.laplace.weighing import (
+    weighted_quantiles as weighted_quantiles,
+    widening as widening,
 )
 from volform.inference.laplace.woodbury import (
     is_few as is_few,

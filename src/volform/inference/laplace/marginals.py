@@ -17,7 +17,8 @@ from volform.geometry.questions import is_elementwise
 from volform.inference.axis_names import names_of_elements
 from volform.inference.laplace.draws import TangentGaussian
 from volform.inference.laplace.gaussian_chart import FlatChart
-from volform.inference.laplace.samples import Samples, notes_on_angles
+from volform.inference.laplace.samples import Samples
+from volform.inference.laplace.weighing import notes_on_angles
 from volform.inference.summary import Summary, require_probability
 from volform.limits import EXPLAINED_UP_TO
 from volform.linalg.generalized import cholesky_or_nan, solve_lower

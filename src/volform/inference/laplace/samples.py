@@ -1,14 +1,14 @@
 """Draws of a posterior: with weights, in chains, or as the nodes of a quadrature rule."""
 
-import math
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import ItemsView, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.diagnostics import effective_sample_size
 
@@ -22,25 +22,32 @@ from volform.inference.laplace.gaussian_chart import (
     UnconstrainedChart,
     densities_at,
 )
+from volform.inference.laplace.weighing import (
+    around_direction,
+    notes_on_angles,
+    quantiles_of_cells,
+    weighted_quantiles,
+    widening,
+)
 from volform.inference.summary import Summary, require_probability
 from volform.models.posterior import Posterior
 
 MAPPED_AT_ONCE = 1000  # mapped to values at once; bounds the memory, and one program serves all
 RESAMPLING = 7  # of a key, whose other streams are those of searches and estimators
-WIDENED_FROM = 0.3  # k-hat, from which on the error of the mean is more than the sample tells
 FEWEST_FOR_TIMES = 8  # draws of a chain below which no autocorrelation is estimated
 
 
-class Samples(eqx.Module):
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Samples:
     """Draws of a posterior, with weights where they do not count alike.
 
     Kept as NumPy arrays in coordinates of a chart. Values, u and log densities are computed when
     they are first asked for. Pickled, they are kept and the posterior is not.
 
-    NumPyro's `Predictive` takes `draws.values`, and those of `draws.resampled(key)` where they have
-    weights, of which it knows nothing. The draws themselves it cannot take: it maps over the leaves
-    of a pytree, each a site's draws, and the leaves of these are what makes them again (posterior,
-    points, weights), for whatever maps over the evidence that they are a part of.
+    A mapping from sites to draws, which NumPyro's `Predictive(model, draws)` takes; those with
+    weights, of which it knows nothing, as `draws.resampled(key)`. As a pytree each leaf has the
+    draws along its first axis, so that whatever maps over that axis sees one draw, by its sites.
 
     Attributes:
         posterior: the posterior; None of draws that were unpickled.
@@ -59,7 +66,7 @@ class Samples(eqx.Module):
     posterior: Posterior
     chart: GaussianChart
     points: Float[np.ndarray, "n d"]
-    chains: int = eqx.field(static=True, default=1)
+    chains: int = 1
     outside: int = 0
     log_weights: Float[np.ndarray, " n"] | None = None
     log_q_points: Float[np.ndarray, " n"] | None = None
@@ -71,7 +78,7 @@ class Samples(eqx.Module):
         """The draws in unconstrained coordinates."""
         return self.points if self._is_in_u else self._located[0]
 
-    @property
+    @cached_property
     def values(self) -> dict[str, np.ndarray]:
         """Draws of the latent sites, each of shape (n, ...)."""
         return self._located[2]
@@ -218,7 +225,7 @@ class Samples(eqx.Module):
             return np.array([weighted_quantiles(x, weights, at) for x in columns]).T
         cells = np.reshape(self._located[3][name], x.shape)[kept].T
         pairs = zip(columns, cells, strict=True)
-        return np.array([_quantiles_of_cells(x, weights, cell, at) for x, cell in pairs]).T
+        return np.array([quantiles_of_cells(x, weights, cell, at) for x, cell in pairs]).T
 
     def _moments(self, x: Float[np.ndarray, "n k"]) -> tuple[np.ndarray, ...]:
         """Means, standard deviations, and standard errors of the means."""
@@ -266,17 +273,55 @@ class Samples(eqx.Module):
         return {site.name: (site.shape, site.circular) for site in self.posterior.layout.sites}
 
     def keys(self) -> tuple[str, ...]:
-        """Names of the latent sites, so that `dict(draws)` is what NumPyro's `Predictive` takes."""
+        """Names of the latent sites."""
         return tuple(self._sites)
+
+    def items(self) -> ItemsView[str, np.ndarray]:
+        """Sites with their draws, which count alike.
+
+        Raises:
+            ModelError: draws with weights, which whoever takes draws by site would leave out.
+        """
+        if self.log_weights is not None:
+            raise ModelError(
+                "`draws` have weights, and by site they would count alike: take "
+                "`draws.resampled(key)`, or `draws.values` beside `draws.weights`."
+            )
+        return self.values.items()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Draws of the site called `name`, or the default where there is none."""
+        return self.values.get(name, default)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Draws of the site called `name`, shape (n, ...)."""
         return self.values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
     def __getstate__(self) -> dict[str, Any]:
         # A posterior holds what cannot be pickled: functions of its model.
         _ = self._located, self.log_p_points, self._sites
-        return {**vars(self), "posterior": None}
+        return {n: part for n, part in vars(self).items() if n != "values"} | {"posterior": None}
+
+    def tree_flatten_with_keys(self) -> Any:
+        """What has the draws along its first axis, and what has not."""
+        children = [(GetAttrKey(name), getattr(self, name)) for name in _BY_DRAW]
+        return children, _Rest({n: getattr(self, n) for n in _NOT_BY_DRAW})
+
+    @classmethod
+    def tree_unflatten(cls, rest: "_Rest", children: Any) -> "Samples":
+        """The draws again."""
+        made = object.__new__(cls)
+        vars(made).update(rest.parts, **dict(zip(_BY_DRAW, children, strict=True)))
+        return made
 
     def __repr__(self) -> str:
         n = len(self.points)
@@ -289,71 +334,28 @@ class Samples(eqx.Module):
         return f"{text}, {self.outside} replaced outside the support"
 
 
+_BY_DRAW = ("points", "log_weights", "log_q_points", "cells", "values")
+_NOT_BY_DRAW = ("posterior", "chart", "chains", "outside", "k_hat", "_sites")
+
+
+class _Rest:
+    """What of draws is no leaf of their pytree, equal where all of it is the same."""
+
+    def __init__(self, parts: dict[str, Any]):
+        self.parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rest) and self._ids == other._ids
+
+    def __hash__(self) -> int:
+        return hash(self._ids)
+
+    @property
+    def _ids(self) -> tuple[int, ...]:
+        return tuple(map(id, self.parts.values()))
+
+
 _COLUMNS = ("mean", "sd", "error", "lower", "upper")
-
-
-def notes_on_angles(names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Note on angles whose interval goes beyond the cut at pi, where the draws begin again."""
-    beyond = [
-        name
-        for name in names
-        if max(np.max(np.abs(columns[end][name]), initial=0.0) for end in ("lower", "upper"))
-        > np.pi
-    ]
-    text = f"{', '.join(beyond)}: angles around their mean direction, to be taken modulo 2 pi"
-    return [text] if beyond else []
-
-
-def widening(k_hat: float, draws: int) -> float:
-    """Factor of the standard error of a mean by weights whose tail has the shape `k_hat`.
-
-    The variance of such weights has itself no variance above 1/4, and that of a sample falls short
-    of it. Of a change point's weights, k-hat .33 to .48 in 24 runs, the estimates of log Z were 1.3
-    errors low in the mean and 3.9 in one, without the factor.
-    """
-    return draws ** min(0.5 * max(k_hat - WIDENED_FROM, 0.0), 0.5)
-
-
-def around_direction(
-    x: Float[np.ndarray, "n k"], weights: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, "n k"]:
-    """Angles within half a turn of their mean direction, each column by itself."""
-    center = np.arctan2(weights @ np.sin(x), weights @ np.cos(x))
-    return center + np.mod(x - center + np.pi, 2.0 * np.pi) - np.pi
-
-
-def weighted_quantiles(
-    x: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], at: Sequence[float]
-) -> Float[np.ndarray, " q"]:
-    """Quantiles of weighted draws, linear between the middles of their weights."""
-    order = np.argsort(x)
-    below = np.cumsum(weights[order]) - 0.5 * weights[order]
-    return np.interp(at, below / weights.sum(), x[order])
-
-
-def _quantiles_of_cells(
-    x: Float[np.ndarray, " n"],
-    weights: Float[np.ndarray, " n"],
-    cells: Float[np.ndarray, " n"],
-    at: Sequence[float],
-) -> Float[np.ndarray, " q"]:
-    """Quantiles of nodes, the weight of each spread evenly over its cell.
-
-    The columns of a grid are steps otherwise, which in two dimensions moved the ends of 90 %
-    intervals by .016 standard deviations. The variance that is added is taken off again by
-    Richardson's rule, from cells of twice the width.
-    """
-    widths = np.maximum(math.sqrt(12.0) * cells, 1e-9 * np.ptp(x))
-
-    def spread(half: Float[np.ndarray, " n"]) -> np.ndarray:
-        ends = np.concatenate([x - half, x + half])
-        steps = np.concatenate([weights / half, -weights / half])
-        order = np.argsort(ends)
-        ends, density = ends[order], np.cumsum(steps[order])
-        below = np.cumsum(density[:-1] * np.diff(ends))
-        return np.interp(at, below / below[-1], ends[1:])
-
-    return (4.0 * spread(0.5 * widths) - spread(widths)) / 3.0
 
 
 def _in_pieces(
