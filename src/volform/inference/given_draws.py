@@ -64,10 +64,11 @@ def samples_of(
         raise ModelError(f"`target` of {function} is an `MCMC` that was not run; run it.")
     values = target.get_samples(group_by_chain=True) if isinstance(target, MCMC) else target
     flat, lead = draws_of_sites(posterior.layout, values)
-    if not lead or 0 in lead:
+    if not lead or 0 in lead or len(lead) > 2:
+        found = f"axes {lead} before those" if 0 not in lead else "none"
         raise ModelError(
-            f"`target` of {function} should hold draws, on a first axis of each site; got "
-            f"{'one value' if not lead else 'none'} of each."
+            f"`target` of {function} should hold draws, on a first axis of each site or two, chains "
+            f"and draws; got {found if lead else 'one value'} of each."
         )
     u, inside = points_of(posterior, flat)
     if not inside.all():

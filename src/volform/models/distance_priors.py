@@ -16,10 +16,18 @@ from numpyro.distributions.transforms import Transform
 from volform.checks import is_positive_number
 from volform.compilation import QUICK, STEADY, Compiled
 from volform.errors import ModelError
+from volform.models.distance_tables import TabulatedDistance, tabulated
 from volform.models.hidden_leaves import HiddenLeaves
 from volform.models.line_laws import bisected
-from volform.models.model_distances import ModelDistance, base_model, is_point, way_of
+from volform.models.model_distances import (
+    ModelDistance,
+    base_model,
+    is_by_quadrature,
+    is_point,
+    way_of,
+)
 
+AnyDistance = ModelDistance | TabulatedDistance
 _BESIDE = 0.25  # unconstrained distance from the base of values on both sides
 _CLOSE = 32  # halvings of a step before one of Newton's: of a step of 4 to 1e-9, and that squared
 _HALVINGS = 60
@@ -29,8 +37,8 @@ _AT_ONCE = 200  # values at once, which bounds the memory
 class DistanceTransform(Transform):
     """The value of a family as a function of its signed distance from the base model.
 
-    The inverse is `sqrt(2 KL)` in closed form or by quadrature; forwards it is solved for by
-    bisection, to rounding.
+    The inverse is `sqrt(2 KL)` in closed form, or by quadrature in a table; forwards it is solved
+    for by bisection, to rounding.
 
     Args:
         distance: the distance.
@@ -41,13 +49,13 @@ class DistanceTransform(Transform):
     """
 
     def __init__(
-        self, distance: ModelDistance, support: Any, start: Any, sign: Any, is_two_sided: bool
+        self, distance: AnyDistance, support: Any, start: Any, sign: Any, is_two_sided: bool
     ):
         self._hidden, self._support = HiddenLeaves.of(distance), support
         self._start, self._sign, self._is_two_sided = start, sign, is_two_sided
 
     @property
-    def distance(self) -> ModelDistance:
+    def distance(self) -> AnyDistance:
         """The distance."""
         return self._hidden.shown()
 
@@ -91,7 +99,7 @@ class DistanceTransform(Transform):
         return tuple(getattr(self, name) for name in names), (names, static)
 
 
-def _signed(distance: ModelDistance, values: Float[Array, " n"]) -> Any:
+def _signed(distance: AnyDistance, values: Float[Array, " n"]) -> Any:
     return _mapped(distance.signed, values)
 
 
@@ -104,7 +112,7 @@ _signed_at = Compiled(_signed, QUICK)
 
 
 def _solved(
-    distance: ModelDistance,
+    distance: AnyDistance,
     support: Any,
     start: Any,
     sign: Any,
@@ -162,7 +170,9 @@ def PCPrior(
     Returns:
         A NumPyro distribution, normalized, with a sampler: the `TransformedDistribution` of a
         signed distance. Evaluations cost one divergence of the family each; where it is neither
-        closed in NumPyro nor of a finite support, quadrature by 404 nodes, and draws forty.
+        closed in NumPyro nor of a finite support, one polynomial, of a table that is computed once
+        by some 6,000 quadratures; quadratures themselves, and forty of them for a draw, where what
+        `family` holds is traced, in single precision, or where the table is not right to 3e-11.
 
     Raises:
         ModelError: when `upper` or `tail` are outside their ranges, when the divergence at `upper`
@@ -187,7 +197,7 @@ def PCPrior(
         is_known = not isinstance(upper, Tracer)
         start = jnp.asarray(upper, float) if is_known else biject_to(support)(jnp.zeros(()))
         facts = _facts_of(distance, support, start, is_two_sided)
-    if not any(isinstance(fact, Tracer) for fact in jax.tree.leaves(facts)):
+    if not _is_traced(facts):
         facts = jax.tree.map(np.asarray, facts)  # which stay known inside `jit`
         _require_distance(facts)
         with jax.ensure_compile_time_eval():
@@ -195,8 +205,16 @@ def PCPrior(
     if not is_known:
         facts = facts._replace(beyond=jnp.abs(_signed_at(distance, jnp.reshape(upper, 1))[0][0]))
     rate = _rate(facts, jnp.asarray(tail, facts.beyond.dtype), is_two_sided)
+    if not _is_traced(start, rate, facts) and is_by_quadrature(family(start), model):
+        with jax.ensure_compile_time_eval():
+            table = tabulated(distance, support, start, rate, is_two_sided)
+        distance = distance if table is None else table
     transform = DistanceTransform(distance, support, start, facts.sign, is_two_sided)
     return dist.TransformedDistribution(_of_distance(facts, rate, is_two_sided), transform)
+
+
+def _is_traced(*values: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def _is_inside(base: Any, support: Any) -> bool:
@@ -224,7 +242,7 @@ class _Facts(NamedTuple):
 
 
 def _facts(
-    distance: ModelDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
+    distance: AnyDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
 ) -> _Facts:
     way = way_of(distance, support, upper, None, is_two_sided)
     ends = jnp.abs(way.ends[0]), jnp.abs(way.ends[1])
@@ -334,7 +352,7 @@ def _require_distance(facts: _Facts) -> None:
         )
 
 
-def _require_slopes(distance: ModelDistance, support: Any, start: Any, is_two_sided: bool) -> None:
+def _require_slopes(distance: AnyDistance, support: Any, start: Any, is_two_sided: bool) -> None:
     """The distance and its slope, beyond the base and on both sides of it."""
     chart, values = biject_to(support), [start]
     if is_two_sided:

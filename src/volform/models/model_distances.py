@@ -217,6 +217,19 @@ def divergence(fn: Any, base: Any) -> Float[Array, ""]:
     )
 
 
+def is_by_quadrature(fn: Any, base: Any) -> bool:
+    """Tell whether `divergence` has no closed form and is no sum over a finite support."""
+    fn, base = unwrapped(fn), unwrapped(base)
+    charts = [getattr(x, "transforms", None) for x in (fn, base)]
+    if charts[0] and charts[1] and _are_one(*charts):
+        return is_by_quadrature(fn.base_dist, base.base_dist)
+    try:
+        jax.eval_shape(lambda: dist.kl_divergence(fn, base))
+    except NotImplementedError:
+        return not (fn.has_enumerate_support and base.has_enumerate_support)
+    return False
+
+
 def _are_one(a: Any, b: Any) -> bool:
     return jax.tree.structure(a) == jax.tree.structure(b) and not jax.tree.leaves(a)
 
