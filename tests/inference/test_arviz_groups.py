@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from numpyro.infer import MCMC, NUTS
 
 import volform as vf
-from volform.errors import ModelError
+from volform.errors import DataError, ModelError
 
 NAMES = ["Uppsala", "Lund", "Visby"]
 Y = pd.Series([2.0, -1.0, 0.5], index=pd.Index(NAMES, name="town"))
@@ -136,3 +136,14 @@ def test_arvizs_comparison(posterior: Any) -> None:
     table = vf.compare({"a": vf.laplace(posterior), "b": posterior}, by=vf.Laplace(), loo=False)
     found: Any = arviz.compare(vf.to_arviz(table, draws=200))
     assert set(found.index) == {"a", "b"}
+
+
+def test_text_is_no_data() -> None:
+    text = pd.Series(["a", "b", "a"])
+    with pytest.raises(DataError, match=r"no numbers: give codes, `pd.factorize\(x\)\[0\]`"):
+        vf.condition(lambda x, y: towns(x * y, y), text, Y)
+
+
+def test_values_of_nan_have_no_density(posterior: Any) -> None:
+    with pytest.raises(DataError, match=r"`values` of \['mu'\] hold NaN"):
+        vf.laplace(posterior).log_prob({"mu": np.nan, "theta": np.zeros(3)})

@@ -236,8 +236,9 @@ def test_bad_input():
             run(vf.marginalize(schools, name), SIGMA, Y)
     with pytest.raises(ModelError, match="`phi` of `linked` depends on `theta`"):
         run(vf.marginalize(linked, "theta"), Y)
-    with pytest.raises(ModelError, match="`sites` of marginalize is empty"):
-        vf.marginalize(linked, ())
+    for sites in ((), 3, ["theta", "theta"]):
+        with pytest.raises(ModelError, match="`sites` of marginalize is"):
+            vf.marginalize(linked, sites)
     with pytest.raises(ModelError, match=r"`sites` .* names all latent sites"):
         run(vf.marginalize(linked, ["theta", "phi"]), Y)
     model = vf.marginalize(endless, "theta")

@@ -14,6 +14,7 @@ from scipy.stats import expon, kstest
 
 import volform as vf
 from volform.errors import ModelError
+from volform.models.distance_tables import TabulatedDistance
 from volform.models.model_distances import ModelDistance, divergence
 
 LINE = constraints.interval(-1.0, 1.0)
@@ -313,3 +314,60 @@ def test_divergence_is_infinite_where_the_base_has_no_density():
 def test_distance_is_finite_on_both_sides():
     with pytest.raises(ModelError, match=r"is inf with slope nan at 1.28.* on both sides"):
         vf.PCPrior(lambda b: dist.Uniform(0.0, b), base=1.0, upper=0.5, tail=0.05)
+
+
+# --- Distances in a table
+
+
+def tabulated_student(upper=10.0):
+    return vf.PCPrior(
+        student, dist.Normal(0.0, 1.0), upper, 0.5, support=constraints.greater_than(2.0)
+    )
+
+
+def test_distances_by_quadrature_are_tabulated():
+    """The distance in closed form; of the slope's logarithm, by quadratures, two derivatives."""
+    found = tabulated_student().transforms[0].distance
+    assert isinstance(found, TabulatedDistance)
+    nu = jnp.array([2.0001, 2.05, 2.5, 4.0, 10.0, 30.0])  # beyond, the closed form cancels
+    exact = np.sqrt(2.0 * divergence_of_student(np.asarray(nu)))
+    assert_allclose(jax.jit(jax.vmap(found.quick))(nu), exact, rtol=1e-10)
+    by_quadrature = ModelDistance(student, dist.Normal(0.0, 1.0), False)
+
+    def bend(distance):
+        log_slope = lambda nu: jnp.log(-distance.signed(nu)[1])  # noqa: E731
+        return jax.jit(jax.vmap(jax.grad(jax.grad(log_slope))))(nu)
+
+    assert_allclose(bend(found), bend(by_quadrature), rtol=1e-6)
+
+
+def test_beyond_the_table_the_distance_is_a_power():
+    """`KL = 3 / (4 nu^2)` for many degrees of freedom, where quadrature has lost its digits."""
+    found = tabulated_student().transforms[0].distance
+    nu = jnp.array([1e5, 1e7, 1e9])
+    assert_allclose(jax.vmap(found.quick)(nu), np.sqrt(1.5) / nu, rtol=1e-3)
+
+
+def test_a_base_inside_the_support_is_tabulated_too():
+    """Rates of an exponential law around one, `KL = log v + 1 / v - 1`, on both sides."""
+    prior = vf.PCPrior(dist.Exponential, 1.0, 3.0, 0.1)
+    assert isinstance(prior.transforms[0].distance, TabulatedDistance)
+    v = np.array([0.05, 0.5, 0.999, 1.0, 1.001, 2.0, 30.0])
+    distance = np.sign(v - 1.0) * np.sqrt(2.0 * (np.log(v) + 1.0 / v - 1.0).clip(0.0))
+    apart = np.abs(v - 1.0) > 0.01
+    found = np.asarray(prior.transforms[0].inv(jnp.array(v)))
+    assert_allclose(found[apart], distance[apart], rtol=1e-9)
+    assert_allclose(found[~apart], v[~apart] - 1.0, atol=1e-6)  # the Fisher information is one
+
+
+def test_no_table_of_what_is_traced():
+    """The numbers are those of the table, and the derivative is that of the rate."""
+    of_upper = lambda upper: tabulated_student(upper).log_prob(5.0)  # noqa: E731
+    found, slope = jax.jit(jax.value_and_grad(of_upper))(10.0)
+    assert_allclose(found, of_upper(10.0), rtol=1e-9)
+    # log p = log rate - rate d(5) + ..., rate = log 2 / d(upper).
+    near, at = np.sqrt(2.0 * divergence_of_student(np.array([5.0, 10.0])))
+    step = 1e-3
+    beside = np.sqrt(2.0 * divergence_of_student(np.array([10.0 - step, 10.0 + step])))
+    of_log = np.diff(np.log(beside))[0] / (2.0 * step)
+    assert_allclose(slope, -of_log * (1.0 - np.log(2.0) * near / at), rtol=1e-6)

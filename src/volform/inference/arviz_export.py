@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +17,29 @@ from volform.errors import ModelError
 from volform.inference import arviz_compat
 from volform.inference.arviz_groups import by_chain, data_again, groups_of, prior_groups
 from volform.inference.axis_names import constant_data, labelled, labels_of_model
-from volform.inference.evidence.comparison import Comparison
-from volform.inference.given_draws import samples_of
+from volform.inference.given_draws import given_draws
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.samples import Samples
 from volform.models.posterior import Posterior
 from volform.results import Evidence
 
 
+@runtime_checkable
+class Ranking(Protocol):
+    """A comparison, as far as its draws need it: `Comparison` stands above this file."""
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """Models with their evidence."""
+        ...
+
+    def predictive(self, key: PRNGKeyArray, *args: Any, draws: int, **kwargs: Any) -> Any:
+        """Draws of the data."""
+        ...
+
+
 def to_arviz(
-    target: LaplaceApproximation | Evidence | Samples | MCMC | Mapping[str, Any] | Comparison,
+    target: LaplaceApproximation | Evidence | Samples | MCMC | Mapping[str, Any] | Ranking,
     *,
     key: PRNGKeyArray | None = None,
     draws: int = 1000,
@@ -94,7 +107,7 @@ def to_arviz(
     """
     key = key_of(key, "to_arviz", ModelError)
     labels = dict(coords or {}), dict(dims or {})
-    if isinstance(target, Comparison):
+    if isinstance(target, Ranking):
         each = {row.name: _of_row(row) for row in target.rows}
         options = {"key": key, "draws": draws, "coords": coords, "dims": dims}
         options |= {"symmetry": symmetry, "predictive": predictive, "prior": prior}
@@ -149,7 +162,7 @@ def _of_chains(
 
 
 def _of_row(row: Any) -> Any:
-    """What of a compared model is drawn from."""
+    """Evidence with draws, or the approximation, of a compared model."""
     source = row.approx if row.evidence.draws is None else row.evidence
     if source is None:
         raise ModelError(
@@ -192,7 +205,7 @@ def _drawn(
         attributes |= {"approximation": "invariant Laplace", "metric": target.posterior.metric_name}
         attributes |= _evidence_or_note(target)
     else:
-        samples, own = samples_of(target, posterior, "to_arviz")
+        samples, own = given_draws(target, posterior, "to_arviz")
         if samples.posterior is not own:
             samples = dataclasses.replace(samples, posterior=own)
         if isinstance(target, Evidence):

@@ -17,7 +17,7 @@ from volform.compilation import Remembering, compiled, remembered
 from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry.metric import Metric
 from volform.geometry.questions import name_of
-from volform.inference.given_draws import points_of, samples_of
+from volform.inference.given_draws import points_of, given_draws
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import draws_of_sites
 from volform.inference.laplace.samples import FEWEST_FOR_TIMES, Samples
@@ -177,7 +177,7 @@ def credible_region(
     if isinstance(target, LaplaceApproximation):
         return _of_laplace(target, probability)
     log_z = float(target.log_z) if isinstance(target, Evidence) else None
-    samples, posterior = samples_of(target, posterior, "credible_region")
+    samples, posterior = given_draws(target, posterior, "credible_region")
     log_q = _log_density(posterior, samples.u)
     kept = samples.weights > 0.0
     (threshold,) = weighted_quantiles(log_q[kept], samples.weights[kept], (1.0 - probability,))

@@ -18,7 +18,7 @@ from volform.models.posterior import Posterior
 from volform.results import Evidence
 
 
-def samples_of(
+def given_draws(
     target: Any, posterior: Posterior | None, function: str
 ) -> tuple[Samples, Posterior]:
     """The draws that a result holds, or draws that were given, and the posterior that they are of.
@@ -67,8 +67,8 @@ def samples_of(
     if not lead or 0 in lead or len(lead) > 2:
         found = f"axes {lead} before those" if 0 not in lead else "none"
         raise ModelError(
-            f"`target` of {function} should hold draws, on a first axis of each site or two, chains "
-            f"and draws; got {found if lead else 'one value'} of each."
+            f"`target` of {function} should hold draws, on a first axis of each site or two, "
+            f"chains and draws; got {found if lead else 'one value'} of each."
         )
     u, inside = points_of(posterior, flat)
     if not inside.all():

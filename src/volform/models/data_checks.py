@@ -206,11 +206,17 @@ def value_in_words(value: Any) -> str:
     bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in jax.tree.leaves(value) if _is_real(leaf))
     if not hasattr(value, "shape"):
         return str(shapes)
-    return f"of shape {shapes}" + (f" and {bad} NaN or infinite values" if bad else "")
+    text = f"of shape {shapes}" + (f" and {bad} NaN or infinite values" if bad else "")
+    return text + (", no numbers: give codes, `pd.factorize(x)[0]`" if _is_text(value) else "")
 
 
 def _is_real(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and np.issubdtype(leaf.dtype, np.floating)
+    kind = getattr(leaf, "dtype", None)  # pandas has others than NumPy's
+    return isinstance(kind, np.dtype) and np.issubdtype(kind, np.floating)
+
+
+def _is_text(value: Any) -> bool:
+    return hasattr(value, "__array__") and np.asarray(value).dtype.kind in "OUST"
 
 
 def require_no_table(leaf: Any) -> None:

@@ -205,7 +205,8 @@ def PCPrior(
     if not is_known:
         facts = facts._replace(beyond=jnp.abs(_signed_at(distance, jnp.reshape(upper, 1))[0][0]))
     rate = _rate(facts, jnp.asarray(tail, facts.beyond.dtype), is_two_sided)
-    if not _is_traced(start, rate, facts) and is_by_quadrature(family(start), model):
+    is_still = not distance.is_limit and not _is_traced(start, rate, facts)
+    if is_still and is_by_quadrature(family(start), model):
         with jax.ensure_compile_time_eval():
             table = tabulated(distance, support, start, rate, is_two_sided)
         distance = distance if table is None else table

@@ -62,7 +62,7 @@ class TabulatedDistance(eqx.Module):
         t = jnp.clip(jnp.arcsinh(u - self.start), self.low, high)
         place = (t - self.low) / self.width
         cell = jnp.clip(jax.lax.stop_gradient(place).astype(int), 0, cells - 1)
-        kept = _sum(0, self.series, cell, place - cell - 0.5)
+        kept = _sum(0, self.series, cell, place - cell.astype(place.dtype) - 0.5)
         beyond = u - self.start - jnp.sinh(t)  # zero but for rounding inside of the table
         is_beyond = (t <= self.low) | (t >= high)
         slope = jnp.where(beyond < 0.0, self.slopes[0], self.slopes[1])

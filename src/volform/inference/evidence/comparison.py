@@ -263,11 +263,11 @@ def compare(
         )
     require_names(models, "models", "compare", ModelError)
     require_executor(executor, "compare", ModelError)
-    estimator = None if by is None else estimator_of(by, Automatic())
+    estimator = estimator_of(by, Automatic())
     key = key_of(key, "compare", ModelError)
     shares = _prior(prior, list(models))
     tasks = {
-        name: Task(model, estimator, jax.random.fold_in(key, index), loo)
+        name: Task(model, estimator, jax.random.fold_in(key, index), loo, kept=by is None)
         for index, (name, model) in enumerate(models.items())
     }
     with waiting("compare", show=True) as phase:

@@ -81,10 +81,14 @@ def marginalize(
     >>> round(float(numpyro.infer.util.log_density(marginal, (y,), {}, values)[0]), 3)
     -5.715
     """
-    names = (sites,) if isinstance(sites, str) else tuple(sites)
-    if not names:
-        raise ModelError("`sites` of marginalize is empty; name the latent sites to integrate out.")
-    return Marginalized(model, names, metric, second_order)
+    names = (sites,) if isinstance(sites, str) else sites
+    is_list = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+    if not is_list or not names or len(set(names)) < len(names):
+        raise ModelError(
+            f"`sites` of marginalize is {sites!r}; it should be the name of a latent site to "
+            "integrate out, or several, each of them once."
+        )
+    return Marginalized(model, tuple(names), metric, second_order)
 
 
 class Marginalized:

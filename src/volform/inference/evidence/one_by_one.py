@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from jaxtyping import PRNGKeyArray
 
 from volform.errors import VolformError
-from volform.inference.evidence.automatic import Automatic
 from volform.inference.evidence.estimator import Estimator, Problem, problem_of
 from volform.inference.evidence.importance import K_HAT_LIMIT, Importance
 from volform.inference.evidence.loo import Loo, loo_of
@@ -36,13 +35,14 @@ class Estimated(NamedTuple):
 class Task:
     """The work on one model: a target, an estimator, its key, and whether LOO is asked for.
 
-    Without an estimator a Laplace approximation has the evidence that it has already.
+    A Laplace approximation has the evidence that it has already, where that is to be `kept`.
     """
 
     target: Any
-    estimator: Estimator | None
+    estimator: Estimator
     key: PRNGKeyArray
     loo: bool
+    kept: bool = False
 
     def run(self) -> Estimated:
         """The evidence of the model.
@@ -54,10 +54,10 @@ class Task:
             self.target.provenance.require_proper(allow_improper=False)
             return Estimated(self.target)
         problem = problem_of(self.target, self.key)
-        if self.estimator is None and isinstance(self.target, LaplaceApproximation):
+        if self.kept and isinstance(self.target, LaplaceApproximation):
             found, approx = self.target.evidence, self.target
         else:
-            found = (self.estimator or Automatic()).estimate(problem)
+            found = self.estimator.estimate(problem)
             approx = problem.approx if found.draws is None and problem.modes_so_far else None
         return Estimated(found, approx, self._score(problem, approx) if self.loo else None)
 

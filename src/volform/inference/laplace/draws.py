@@ -115,6 +115,8 @@ def log_prob_of_values(tangent: TangentGaussian, values: Mapping[str, Any]) -> A
             "`vf.evidence(posterior, by=vf.Tempered())` for weighted draws."
         )
     flat, lead = draws_of_sites(tangent.posterior.layout, values)
+    if unknown := [name for name, value in flat.items() if np.isnan(np.asarray(value)).any()]:
+        raise DataError(f"`values` of {unknown} hold NaN, which has no density; give numbers.")
     found = np.asarray(_log_prob_of_values(tangent, flat))
     if np.isnan(found).any():
         raise ConvergenceError(

@@ -312,7 +312,7 @@ class Samples:
         return {n: part for n, part in vars(self).items() if n != "values"} | {"posterior": None}
 
     def tree_flatten_with_keys(self) -> Any:
-        """What has the draws along its first axis, and what has not."""
+        """Leaves, which have the draws along their first axis, and the rest."""
         children = [(GetAttrKey(name), getattr(self, name)) for name in _BY_DRAW]
         return children, _Rest({n: getattr(self, n) for n in _NOT_BY_DRAW})
 
@@ -339,7 +339,7 @@ _NOT_BY_DRAW = ("posterior", "chart", "chains", "outside", "k_hat", "_sites")
 
 
 class _Rest:
-    """What of draws is no leaf of their pytree, equal where all of it is the same."""
+    """Parts of draws that are no leaves of their pytree, equal where all are the same."""
 
     def __init__(self, parts: dict[str, Any]):
         self.parts = parts
