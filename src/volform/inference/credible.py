@@ -17,7 +17,7 @@ from volform.compilation import Remembering, compiled, remembered
 from volform.errors import MetricError, ModelError, UnknownSiteError
 from volform.geometry.metric import Metric
 from volform.geometry.questions import name_of
-from volform.inference.given_draws import points_of, given_draws
+from volform.inference.given_draws import given_draws, points_of
 from volform.inference.laplace.approximation import LaplaceApproximation
 from volform.inference.laplace.draws import draws_of_sites
 from volform.inference.laplace.samples import FEWEST_FOR_TIMES, Samples
