@@ -243,7 +243,7 @@ class _Facts(NamedTuple):
 
 
 def _facts(
-    distance: AnyDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
+    distance: ModelDistance, support: Any, upper: Float[Array, ""], is_two_sided: bool
 ) -> _Facts:
     way = way_of(distance, support, upper, None, is_two_sided)
     ends = jnp.abs(way.ends[0]), jnp.abs(way.ends[1])
@@ -353,7 +353,7 @@ def _require_distance(facts: _Facts) -> None:
         )
 
 
-def _require_slopes(distance: AnyDistance, support: Any, start: Any, is_two_sided: bool) -> None:
+def _require_slopes(distance: ModelDistance, support: Any, start: Any, is_two_sided: bool) -> None:
     """The distance and its slope, beyond the base and on both sides of it."""
     chart, values = biject_to(support), [start]
     if is_two_sided:

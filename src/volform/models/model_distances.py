@@ -1,7 +1,7 @@
 """Distances of the models of a family from a simpler one, `sqrt(2 KL)`, and their slopes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -119,7 +119,15 @@ class Way(NamedTuple):
     beyond: Float[Array, ""]
 
 
-def way_of(distance: ModelDistance, support: Any, start: Any, sign: Any, is_two_sided: Any) -> Way:
+class Quick(Protocol):
+    """A distance whose value is had without its slope."""
+
+    def quick(self, value: Float[Array, ""]) -> Float[Array, ""]:
+        """The signed distance."""
+        ...
+
+
+def way_of(distance: Quick, support: Any, start: Any, sign: Any, is_two_sided: Any) -> Way:
     """Distances on the way from `start` to both ends of the support; `sign` is found for None."""
     chart = biject_to(support)
     u = chart.inv(jnp.asarray(start, jnp.result_type(float)))
