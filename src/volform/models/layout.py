@@ -214,7 +214,9 @@ class Layout(eqx.Module):
         if not isinstance(values, Mapping):
             raise DataError(
                 f"`{argument}` is {type(values).__name__}; it should be a dict of the values of "
-                f"{list(self.names)}. Of a network by `from_function` it is `network.values(net)`."
+                f"{list(self.names)}. Of a network by `from_function` it is `network.values(net)`; "
+                "of `nn.Network(body)` draw it by `network.init(key, inputs)`, or take the leaves "
+                "of `body.init` by layer, whose sites are `layer0.w`, `layer0.b` and so on."
             )
         missing = [name for name in self.names if name not in values]
         if missing:
