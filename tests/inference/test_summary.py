@@ -604,7 +604,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(error, match=message):
             vf.to_arviz(approx, draws=10, **given)
-    with pytest.raises(ModelError, match="got dict"):
+    with pytest.raises(ModelError, match="`target` of to_arviz has no model"):
         vf.to_arviz({"mu": 0.0})
 
 
