@@ -26,7 +26,7 @@ def built(
     import arviz  # noqa: PLC0415
 
     if not _is_one():
-        named = {f"{group}_attrs": own for group, own in attributes.items()}
+        named: dict[str, Any] = {f"{group}_attrs": own for group, own in attributes.items()}
         return arviz.from_dict(**groups, **named, coords=coords, dims=dims)
     coords = coords or {}
     names = [name for group in groups.values() for name in group]
