@@ -116,12 +116,7 @@ def text_table(rows: Sequence[Sequence[str]], *, to_the_right: bool = False) -> 
 
 
 def html_table(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """A table as HTML, for notebooks: titles in the first row, a name first in each; notes below.
-
-    Args:
-        rows: texts, which are escaped here.
-        notes: lines under the table.
-    """
+    """A table as HTML, its texts escaped here: titles first, a name first in each row; notes."""
     titles, *body = [[html.escape(cell) for cell in row] for row in rows]
     head = "".join(f"<th>{title}</th>" for title in titles)
     lines = [
@@ -347,6 +342,24 @@ class Evidence(eqx.Module):
         c = float(self.correction)
         second = float(self.log_z) + (math.log1p(c) if c > -1.0 else math.nan)
         return scalar(second, jnp.result_type(self.log_z))
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame of one row, with the columns that a comparison has of each model."""
+        import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
+
+        row = {
+            "log_z": float(self.log_z),
+            "error": float(self.error),
+            "method": self.method,
+            "k_hat": self.diagnostics.get("k_hat", math.nan),
+            "trust": self.trust.level.value,
+            "reason": self.trust.reason,
+            "metric": self.metric_name,
+            "parameters": self.dim,
+            "densities": self.cost.densities,
+            "gradients": self.cost.gradients,
+        }
+        return pd.DataFrame([row])
 
     def __repr__(self) -> str:
         text = f"log Z {float(self.log_z):z.3f}"

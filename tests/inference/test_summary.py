@@ -624,3 +624,32 @@ def test_an_angle_beyond_the_cut_and_a_constant_are_told() -> None:
         row = next(line for line in repr(summary).split("\n") if line.startswith("L[0, 0]"))
         assert "e-" not in row
     assert np.abs(found.draws["a"]).max() <= np.pi
+
+
+# --- Data frames of results
+
+
+def test_every_result_is_a_data_frame() -> None:
+    def model(y: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        scale = numpyro.sample("scale", dist.Gamma(3.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu.sum(), scale), obs=y)
+
+    posterior = vf.condition(model, jnp.array([0.5, 1.5, 0.7]))
+    sites = posterior.to_dataframe()
+    assert sites.index.tolist() == ["mu", "scale"]
+    assert sites["shape"].tolist() == [(2,), ()]
+    assert sites["parameters"].tolist() == [2, 1]
+    fit = vf.find_map(posterior)
+    mode = fit.to_dataframe()["mode"]
+    assert mode.index.tolist() == ["mu[0]", "mu[1]", "scale"]
+    assert_allclose(mode, [*fit.values["mu"], fit.values["scale"]], rtol=1e-15)
+    approx = vf.laplace(fit)
+    frame = approx.to_dataframe()
+    assert frame.equals(approx.summary().to_dataframe())
+    assert_allclose(frame["mode"], mode, rtol=1e-15)
+    found = vf.evidence(fit, by=vf.Importance()).to_dataframe()
+    table = vf.compare({"one": vf.evidence(fit, by=vf.Importance())}).to_dataframe()
+    assert found.shape[0] == 1
+    assert_allclose(found["log_z"], table["log_z"], rtol=1e-15)
+    assert set(found.columns) <= set(table.columns)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cached_property, partial
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -20,7 +21,7 @@ from volform.inference.evidence.executing import by_executor, require_executor
 from volform.networks.activations import Activation, Erf, Relu
 from volform.networks.parametrization import NTP, SP, MuP, Parametrization
 from volform.progress import Phase, waiting
-from volform.results import text_table
+from volform.results import html_table, text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,21 @@ class Survey:
             models[name] = entry.evidence
         return compare(models)
 
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame, one row for each architecture, width and parametrization."""
+        import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
+
+        return pd.DataFrame([entry.record for entry in self.entries])
+
     def __repr__(self) -> str:
+        return "\n".join([*text_table(self._rows()), *self.summary()])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), self.summary())
+
+    def _rows(self) -> list[list[str]]:
         cells = [entry.cells for entry in self.entries]
-        table = [list(cells[0]), *(list(row.values()) for row in cells)]
-        return "\n".join([*text_table(table), *self.summary()])
+        return [list(cells[0]), *(list(row.values()) for row in cells)]
 
     def summary(self) -> list[str]:
         """Findings of the table, in sentences."""

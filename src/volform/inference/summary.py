@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,6 +151,30 @@ def require_probability(probability: Any, function: str) -> None:
             f"`probability` of {function} is {probability!r}; it should be a number between 0 and "
             "1, such as 0.9 for an interval that leaves out 5 % on either side."
         )
+
+
+class Summarized:
+    """A result with a `summary`, and the columns of it by name."""
+
+    summary: Callable[..., Summary]
+
+    @property
+    def mean(self) -> dict[str, np.ndarray]:
+        """Means of the latent sites, as in `summary`."""
+        return self.summary().mean
+
+    @property
+    def std(self) -> dict[str, np.ndarray]:
+        """Standard deviations of the latent sites, as in `summary`."""
+        return self.summary().sd
+
+    def interval(self, probability: float = 0.9) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Ends of the credible interval of each latent site, as in `summary`."""
+        return self.summary(probability).interval
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame of the `summary`, one row for each element of each site."""
+        return self.summary().to_dataframe()
 
 
 def element_labels(name: str, values: Any) -> list[str]:

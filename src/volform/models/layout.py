@@ -131,6 +131,18 @@ class Layout(eqx.Module):
         """Names of the latent sites."""
         return tuple(site.name for site in self.sites)
 
+    def rows(self) -> list[list[str]]:
+        """A table of name, shape and number of coordinates of each site, titles first."""
+        rows = [[site.name, str(site.shape), str(site.size)] for site in self.sites]
+        return [["", "shape", "parameters"], *rows]
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame, one row for each site: its shape and number of coordinates."""
+        import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
+
+        rows = [(site.shape, site.size) for site in self.sites]
+        return pd.DataFrame(rows, index=list(self.names), columns=["shape", "parameters"])
+
     @property
     def point(self) -> jax.ShapeDtypeStruct:
         """An abstract unconstrained point, for traces that evaluate nothing."""

@@ -215,13 +215,15 @@ class Posterior(Remembering):
         return self
 
     __deepcopy__ = __copy__
-
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType] - `jax.jit` of methods asks
 
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame of the latent sites: shapes and numbers of parameters."""
+        return self.layout.to_dataframe()
+
     def _repr_html_(self) -> str:
-        sites = [[site.name, str(site.shape), str(site.size)] for site in self.layout.sites]
         title, *notes = repr(self).split("\n")
-        return html_table([["", "shape", "parameters"], *sites], [title, *map(str.strip, notes)])
+        return html_table(self.layout.rows(), [title, *map(str.strip, notes)])
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name}{list(site.shape) or ''}" for site in self.layout.sites)
@@ -233,10 +235,8 @@ class Posterior(Remembering):
         ) + "".join(f"\n{note}" for note in self._notes())
 
     def _notes(self) -> list[str]:
-        notes, program = notes_on_held(self.held), self.program
-        if isinstance(program, ModelWithBatches):
-            notes.append(program.given.in_words())
-        return notes
+        given = [p.given.in_words() for p in [self.program] if isinstance(p, ModelWithBatches)]
+        return [*notes_on_held(self.held), *given]
 
 
 def condition(model: Callable, *args: Any, **kwargs: Any) -> Posterior:

@@ -47,13 +47,13 @@ from volform.inference.modes.expansion import FirstOrder, SecondOrder, expand_fi
 from volform.inference.modes.given_point import map_at, place_at
 from volform.inference.modes.mode import MAP, ExpansionPoint
 from volform.inference.modes.search import find_map, stationary_point
-from volform.inference.summary import Summary
+from volform.inference.summary import Summarized, Summary
 from volform.limits import HESSIAN_UP_TO
 from volform.models.posterior import Posterior
 from volform.results import Evidence, Regime, html_notes, in_words
 
 
-class LaplaceApproximation(Remembering):
+class LaplaceApproximation(Remembering, Summarized):
     """Gaussian approximation in the tangent space at the mode of q^G; built by `laplace`.
 
     Attributes:
@@ -228,20 +228,6 @@ class LaplaceApproximation(Remembering):
             title=f"{title}, {self.title}" if self.title else title,
             notes=[f"of the best of {modes} modes"] * (modes > 1) + [self.note] * bool(self.note),
         )
-
-    @property
-    def mean(self) -> dict[str, np.ndarray]:
-        """Means of the latent sites, as in `summary`."""
-        return self.summary().mean
-
-    @property
-    def std(self) -> dict[str, np.ndarray]:
-        """Standard deviations of the latent sites, as in `summary`."""
-        return self.summary().sd
-
-    def interval(self, probability: float = 0.9) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Ends of the credible interval of each latent site, as in `summary`."""
-        return self.summary(probability).interval
 
     def log_prob(
         self, values: Mapping[str, Any], *, along: ExponentialMap | None = None

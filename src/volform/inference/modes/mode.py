@@ -16,6 +16,7 @@ from volform.inference.modes.expansion import (
     OnOrbit,
     SecondOrder,
 )
+from volform.inference.summary import element_labels
 from volform.limits import DENSE_GIB
 from volform.linalg.operator import fits, gib_of
 from volform.models.posterior import Posterior
@@ -115,6 +116,14 @@ class ExpansionPoint(eqx.Module):
             f"  |gradient|   {self.gradient_norm:.1e} in the metric's norm",
             *self._facts(),
         ]
+
+    def to_dataframe(self) -> Any:
+        """A pandas DataFrame of the mode, one row for each element of each site."""
+        import pandas as pd  # noqa: PLC0415 - comes with arviz, and takes long to import
+
+        labels = [label for name, v in self.values.items() for label in element_labels(name, v)]
+        mode = np.concatenate([np.ravel(value) for value in self.values.values()])
+        return pd.DataFrame({"mode": mode}, index=labels)
 
     def _repr_html_(self) -> str:
         title, *lines = self.described([])
