@@ -30,7 +30,10 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent
 X64 = os.environ.get("VOLFORM_TEST_X64", "1") != "0"
-STRICT_RANKS = {"linalg", "geometry", "kernels", "layers", "propagation"}
+STRICT_RANKS = {
+    "architectures", "equivalence", "geometry", "kernels", "layers", "linalg", "operators",
+    "optimizers", "propagation",
+}  # fmt: skip
 SLOW = set((ROOT / "tests" / "slow.txt").read_text().splitlines())
 LEAKS = os.environ.get("VOLFORM_TEST_LEAKS", "0") != "0"
 

@@ -71,7 +71,7 @@ def _layers(activation: Any, *widths: int) -> tuple[Any, dict[str, jax.Array]]:
 
     def f(p: Any, x: Any) -> Any:
         for i in range(len(sizes)):
-            x = (activation(x) if i else x) @ p[f"w{i}"].T + p[f"b{i}"]
+            x = (activation(x) if i else x) @ p[f"w{i}"].T + p[f"b{i}"][None]
         return x
 
     return f, params

@@ -15,7 +15,7 @@ PARAMS = {
 
 def loss(params):
     """No quadratic, no symmetry, indefinite at PARAMS."""
-    z = jnp.tanh(X @ params["hidden"]) @ params["out"] + params["shift"]
+    z = jnp.tanh(X @ params["hidden"]) @ params["out"] + params["shift"][None]
     return jnp.sum(jnp.sin(z) * z) + 0.5 * jnp.sum(params["shift"] ** 4)
 
 

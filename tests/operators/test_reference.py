@@ -51,7 +51,7 @@ def test_evidence_by_gauss_newton(problem):
     for params in fits:
         volume = logdet(ggn(network, likelihood, params, (x, y)) + 1.0).value
         (w, b), (v, _) = (tuple(map(np.asarray, layer)) for layer in params)
-        hidden = np.tanh(x * w[:, 0] + b)
+        hidden = np.tanh(np.asarray(x) * w[:, 0] + b)
         slope = (1 - hidden**2) * v[0]
         rows = np.concatenate([slope * x, slope, hidden, np.ones((150, 1))], 1)
         assert_allclose(volume, np.linalg.slogdet(rows.T @ rows + np.eye(151))[1], rtol=1e-9)

@@ -181,8 +181,8 @@ def _search(
         throw=False,
     )
     # Beside the end, a factor of e to either side in each: of a maximum both are lower.
-    eye = jnp.eye(len(start), dtype=start.dtype)
-    sides = jnp.stack([found.value - eye, found.value + eye])
+    eye, value = jnp.eye(len(start), dtype=start.dtype), found.value[None]
+    sides = jnp.stack([value - eye, value + eye])
     beside = jax.lax.map(lambda logs: loss(logs, (x, y)), sides.reshape(-1, len(start)))
     log_z = -found.state.f_info.f
     return found.value, found.state.f_info.grad, log_z, -beside.reshape(2, -1) - log_z

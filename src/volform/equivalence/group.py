@@ -302,7 +302,7 @@ class Element:
             for (leaf, place), turned in zip(units.members, signs, strict=True):
                 part = parts[leaf]
                 if np.any(turned < 0.0):
-                    shape = (-1, *(1,) * (part.ndim - place - 1))
+                    shape = (*(1,) * place, -1, *(1,) * (part.ndim - place - 1))
                     part = part * turned.astype(part.dtype).reshape(shape)
                 parts[leaf] = part[(*(slice(None),) * place, self.orders[number])]
         return [x.reshape(shape) for x, shape in zip(parts, self.group.shapes, strict=True)]

@@ -223,7 +223,7 @@ def _require_nodes(nodes: int, of: str) -> None:
 
 def _line(a: Float[Array, " d"], b: Float[Array, " d"], nodes: int) -> Float[Array, "n d"]:
     at = jnp.linspace(0.0, 1.0, nodes, dtype=a.dtype)[:, None]
-    return (1.0 - at) * a + at * b
+    return (1.0 - at) * a[None] + at * b[None]
 
 
 @steady

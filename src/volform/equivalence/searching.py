@@ -151,7 +151,7 @@ def _starts(outputs: OnInputs, key: PRNGKeyArray, count: int, spread: float) -> 
     sizes = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.sqrt(jnp.mean(leaf**2))), params)
     size = ravel_pytree(sizes)[0]
     noise = jax.random.normal(key, (count, size.size), size.dtype)
-    return spread * jnp.where(size > 0.0, size, 1.0) * noise
+    return spread * jnp.where(size > 0.0, size, 1.0)[None] * noise
 
 
 @steady

@@ -99,7 +99,7 @@ def _root(
         slope = jax.jacfwd(missed)(u)
         diagonal = jnp.abs(jnp.diagonal(slope))
         unit = 1.0 / jnp.sqrt(jnp.where(diagonal > 0.0, diagonal, 1.0))
-        scaled = 0.5 * unit[:, None] * (slope + slope.T) * unit
+        scaled = 0.5 * jnp.outer(unit, unit) * (slope + slope.T)
         step = -unit * (jnp.linalg.pinv(scaled, hermitian=True) @ (unit * missed(u)))
         is_last = jnp.all(jnp.abs(step) <= tolerance * (1.0 + jnp.abs(u)))
         enough = (1.0 - 1e-4) * size(u)  # nearer by some of it: Armijo's condition
