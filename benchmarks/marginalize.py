@@ -33,14 +33,6 @@ Truth = dict[str, tuple[float, float]]  # mean and standard deviation of each hy
 GROUPS, EACH = 50, 5
 
 
-def eight_schools(sigma, y):
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
-    with numpyro.plate("school", 8):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
 def votes(group, x, vote):
     level = numpyro.sample("level", dist.Normal(0.0, 2.0))
     slope = numpyro.sample("slope", dist.Normal(0.0, 2.0))
@@ -84,8 +76,8 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    y = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
-    sigma = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    from small_models import SCHOOLS, SIGMA, eight_schools  # arrays, made once x64 is on
+
     random = np.random.default_rng(7)
     group = np.repeat(np.arange(GROUPS), EACH)
     x = random.normal(size=group.size)
@@ -96,7 +88,11 @@ def cases() -> dict[str, Case]:
     data = (jnp.asarray(group), jnp.asarray(x), jnp.asarray(vote))
     return {
         "eight": Case(
-            eight_schools, (sigma, y), "theta", spellings(eight_schools, "theta"), truth_of_schools
+            eight_schools,
+            (SIGMA, SCHOOLS),
+            "theta",
+            spellings(eight_schools, "theta"),
+            truth_of_schools,
         ),
         "votes": Case(votes, data, "effect", spellings(votes, "effect"), truth_of_votes),
         "process": Case(

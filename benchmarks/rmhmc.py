@@ -31,14 +31,6 @@ def funnel(n):
         numpyro.sample("x", dist.Normal(0.0, jnp.exp(v / 2)))
 
 
-def eight_schools(sigma, y):
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
-    with numpyro.plate("school", 8):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
 def logistic(group, x, groups, y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
@@ -73,8 +65,8 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    y = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
-    sigma = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+    from small_models import SCHOOLS, SIGMA, eight_schools  # arrays, made once x64 is on
+
     random = np.random.default_rng(7)
     group = np.repeat(np.arange(12), 4)
     x = random.normal(size=48)
@@ -92,7 +84,7 @@ def cases() -> dict[str, Case]:
         # Truths in closed form; by marginalization and a grid of 20,001 points in log tau; and by
         # long runs of NUTS, at a target of .95, on the non-centered spellings.
         "funnel": Case(funnel, (9,), lambda z: z["v"], 0.0, 3.0),
-        "eight": Case(eight_schools, (sigma, y), log_tau, 0.80214, 1.17121),
+        "eight": Case(eight_schools, (SIGMA, SCHOOLS), log_tau, 0.80214, 1.17121),
         "logistic": Case(logistic, grouped, log_tau, -1.243, 1.078),
         "poisson": Case(
             poisson_process, (jnp.array(grid), jnp.array(counts)), lambda z: z["ls"], np.nan, np.nan

@@ -49,9 +49,9 @@ class Automatic(Estimator):
     The first estimate whose trust is "good" and whose error is below `tolerance` is taken, unless
     the second-order Laplace evidence speaks against it: more than `3 errors + .02 + |c|/2` away,
     for |c| < 0.1 and one mode. Quadrature that converged is not asked, and two estimates that agree
-    with each other outvote Laplace's. A good bridge above the
-    tolerance is run with more draws. Where none is to be trusted, the most trusted of them is
-    taken, with the smallest error, widened where the next contradicts it.
+    with each other outvote Laplace's. A good bridge above the tolerance is run with more draws.
+    Where none is to be trusted, the most trusted of them is taken, with the smallest error, widened
+    where the next contradicts it.
 
     Attributes:
         tolerance: error in nats that is small enough.

@@ -177,12 +177,12 @@ def drawn(
     Raises:
         ConvergenceError: when none has one.
     """
-    parts = [weighed_draws(model, key, int(_number(random))) for _ in range(batches)]
+    parts = [weighed_draws(model, key, _number(random)) for _ in range(batches)]
     while True:
         u, fit = _joined(parts)
         if np.isfinite(fit).sum() >= FEWEST_POSSIBLE or len(parts) >= MOST_BATCHES:
             break
-        parts.append(weighed_draws(model, key, int(_number(random))))
+        parts.append(weighed_draws(model, key, _number(random)))
     if np.isfinite(fit).any():
         return u, fit
     raise ConvergenceError(

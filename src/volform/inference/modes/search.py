@@ -162,8 +162,9 @@ def find_map(
             modes = [Mode(at, count) for at, count in merged]
             if continuum is not None:
                 break
-            enough = seen_once(modes) <= SEEN_ONCE if modes else number or _agree_on_no_mode(found)
-            if enough:
+            if modes and seen_once(modes) <= SEEN_ONCE:
+                break
+            if not modes and (number > 0 or _agree_on_no_mode(found)):
                 break
     modes = _converged_first(modes, tolerance)
     if modes and isinstance(modes[0].at, OnOrbit):
